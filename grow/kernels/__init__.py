@@ -1,0 +1,10 @@
+"""How a sparse layer is computed. Every kernel equals the masked dense product, in its output and in all its gradients."""
+
+from grow.kernels.base import Kernel, KernelCase, Product, Storage
+from grow.kernels.choose import Timings, fastest
+from grow.kernels.csr import CSR
+from grow.kernels.dense import DENSE
+
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR)}
+
+__all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "fastest"]

@@ -1,0 +1,44 @@
+"""What a kernel is, and the case that it is chosen for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Storage: TypeAlias = Literal["dense", "compressed"]
+"""``dense``: a weight (O, I) with a mask. ``compressed``: values (E,) with their positions."""
+
+Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x (B, I), weight (O, I) or values (E,), bias (O,) or None -> (B, O)."""
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """What the time of a kernel depends on: the product (batch, columns) x (columns, rows) at a density, on a kind of device.
+
+    A convolution counts its input channels times its taps as columns, and its output positions times the samples as batch.
+    """
+
+    rows: int
+    columns: int
+    density: float
+    batch: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute ``y = x W^T + b`` and its gradients.
+
+    ``prepare`` takes sorted flat positions (E,) (None: all exist) and the shape (O, I) and returns the product for this
+    structure; it is called once per edit. Kernels refuse dtypes that they do not declare, and others take their place.
+    """
+
+    name: str
+    storage: Storage
+    dtypes: frozenset[torch.dtype]
+    prepare: Callable[[Tensor | None, tuple[int, int]], Product]

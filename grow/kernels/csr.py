@@ -1,0 +1,98 @@
+"""Compressed sparse rows through torch: MKL on the CPU, cuSPARSE on the GPU.
+
+All three products run feature-major, (features, batch), where the library's sparse times dense product is fastest. Outputs
+are returned as transposed views, so that activations stay feature-major from one sparse layer to the next at no cost.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grow.kernels.base import Kernel, Product
+
+with warnings.catch_warnings():  # torch says once per process that CSR tensors are in beta; the tested range of torch is pinned
+    warnings.simplefilter("ignore", UserWarning)
+    torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), (1, 1))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Row and column indices of W (O, I) and of its transpose; ``order`` takes values from W's order to the transpose's."""
+
+    shape: tuple[int, int]
+    row_starts: Tensor  # (O + 1,)
+    columns: Tensor  # (E,)
+    column_starts: Tensor  # (I + 1,)
+    rows: Tensor  # (E,) in the transpose's order
+    order: Tensor  # (E,)
+
+    @staticmethod
+    def of(positions: Tensor, shape: tuple[int, int]) -> Structure:
+        """Structure of sorted flat positions (E,) in a weight (O, I)."""
+        rows, columns = positions // shape[1], positions % shape[1]
+        order = torch.argsort(columns, stable=True)
+        return Structure(shape, _starts(rows, shape[0]), columns.int(), _starts(columns, shape[1]), rows[order].int(), order)
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """W as a CSR tensor (O, I)."""
+        return torch.sparse_csr_tensor(self.row_starts, self.columns, values, self.shape, check_invariants=False)
+
+    def transposed(self, values: Tensor) -> Tensor:
+        """W^T as a CSR tensor (I, O)."""
+        shape = (self.shape[1], self.shape[0])
+        return torch.sparse_csr_tensor(self.column_starts, self.rows, values[self.order], shape, check_invariants=False)
+
+
+def _starts(sorted_or_not: Tensor, length: int) -> Tensor:
+    counts = torch.bincount(sorted_or_not, minlength=length)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+
+
+class SparseProduct(torch.autograd.Function):
+    """``y = x W^T`` with W given by its structure and values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, structure: Structure) -> Tensor:
+        """x (B, I), values (E,) -> (B, O), a view of a (O, B) tensor."""
+        features = x.t().contiguous()  # (I, B)
+        ctx.save_for_backward(features, values)
+        ctx.structure = structure
+        if values.numel() == 0:
+            return x.new_zeros(structure.shape[0], x.shape[0]).t()
+        return (structure.matrix(values) @ features).t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Gradients of x (B, I) and values (E,)."""
+        features, values = ctx.saved_tensors
+        structure: Structure = ctx.structure
+        if values.numel() == 0:
+            return features.new_zeros(features.shape).t(), torch.zeros_like(values), None
+        upstream = gradients[0].t().contiguous()  # (O, B)
+        grad_x = (structure.transposed(values) @ upstream).t() if ctx.needs_input_grad[0] else None
+        grad_values = None
+        if ctx.needs_input_grad[1]:
+            pattern = structure.matrix(values)
+            grad_values = torch.sparse.sampled_addmm(pattern, upstream, features.t(), beta=0.0).values()
+        return grad_x, grad_values, None
+
+
+def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
+    """Product with values (E,)."""
+    if positions is None:
+        raise ValueError("the csr kernel was given no positions, but needs the layer's connections; store the layer compressed")
+    structure = Structure.of(positions, shape)
+
+    def product(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = SparseProduct.apply(x, values, structure)  # type: ignore[no-untyped-call]
+        return y if bias is None else y + bias
+
+    return product
+
+
+CSR = Kernel("csr", "compressed", frozenset({torch.float64, torch.float32}), prepare)

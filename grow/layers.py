@@ -1,0 +1,150 @@
+"""Linear and convolutional layers whose connections are a choice.
+
+One logical layer, two storages: ``dense`` keeps a weight (O, I, *kernel) that is zero where no connection exists, ``compressed``
+keeps the values (E,) of the existing connections in the order of their flat positions. Converting loses no bit.
+
+Legend: B batch, O / I target / source entries, T taps of the kernel, E connections, P output positions.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from grow.axes import IntArray
+from grow.kernels import KERNELS, Product, Storage
+from grow.kernels.dense import masked
+
+
+class SparseLayer(nn.Module):
+    """What linear and convolutional layers share: a weight in one of two storages, and the positions that it holds.
+
+    ``positions`` (E,) are the sorted flat positions of the connections in weight coordinates, None when all exist.
+    """
+
+    positions: Tensor | None
+    mask: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight_shape = tuple(weight.shape)
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.kernel = "dense"
+        self.register_buffer("positions", None)
+        self.register_buffer("mask", None, persistent=False)
+        self._product: Product | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """How the weight is held now."""
+        return KERNELS[self.kernel].storage
+
+    @property
+    def connections(self) -> int:
+        """Connections that exist."""
+        return prod(self.weight_shape) if self.positions is None else len(self.positions)
+
+    @property
+    def density(self) -> float:
+        """Share of the possible connections that exist."""
+        return self.connections / prod(self.weight_shape)
+
+    def index(self) -> IntArray | None:
+        """Sorted flat positions of the connections, None when all exist."""
+        return None if self.positions is None else self.positions.cpu().numpy()
+
+    def dense_weight(self) -> Tensor:
+        """The weight (O, I, *kernel), zero where no connection exists. Detached."""
+        weight = self.weight.detach()
+        return weight if self.storage == "dense" else expand(weight, self.positions, self.weight_shape)
+
+    def restructure(self, shape: tuple[int, ...], index: IntArray | None, kernel: str, weight: nn.Parameter) -> None:
+        """Take on another structure. ``weight`` is in the kernel's storage. Only the network's edits call this."""
+        if KERNELS[kernel].storage == "compressed" and index is None:
+            index = np.arange(prod(shape))
+        device = weight.device
+        self.weight_shape, self.kernel, self.weight = shape, kernel, weight
+        self.positions = None if index is None else torch.from_numpy(np.ascontiguousarray(index)).to(device)
+        self.mask = None
+        if self.storage == "dense" and self.positions is not None:
+            self.mask = torch.zeros(prod(shape), dtype=torch.bool, device=device)
+            self.mask[self.positions] = True
+            self.mask = self.mask.reshape(shape)
+        self._product = None
+
+    def product(self) -> Product:
+        """The kernel's product for the present structure, prepared once per edit."""
+        if self._product is None:
+            rows, columns = self.weight_shape[0], prod(self.weight_shape[1:])
+            self._product = KERNELS[self.kernel].prepare(self.positions, (rows, columns))
+        return self._product
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        """Moving a layer to another device or dtype takes its prepared product along by preparing it anew."""
+        self._product = None
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        """Shape, density and kernel."""
+        return f"{' x '.join(map(str, self.weight_shape))}, density={self.density:.4g}, kernel={self.kernel}"
+
+
+class SparseLinear(SparseLayer):
+    """``y = x W^T + b`` over the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (B, I) -> (B, O)."""
+        if self.storage == "dense":
+            return functional.linear(x, masked(self.weight, self.mask), self.bias)
+        return self.product()(x, self.weight, self.bias)
+
+
+class SparseConv2d(SparseLayer):
+    """A convolution whose connections are single taps of kernel slices."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> None:
+        super().__init__(weight, bias)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (B, I, H, W) -> (B, O, H', W')."""
+        if self.storage == "dense":
+            return functional.conv2d(x, masked(self.weight, self.mask), self.bias, self.stride, self.padding, self.dilation)
+        kernel = (self.weight_shape[2], self.weight_shape[3])
+        patches = functional.unfold(x, kernel, self.dilation, self.padding, self.stride)  # (B, I*T, P)
+        flat = patches.transpose(0, 1).reshape(patches.shape[1], -1).t()  # (B*P, I*T), a view of feature-major memory
+        outputs = self.product()(flat, self.weight, self.bias)  # (B*P, O)
+        height, width = (
+            (size + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+            for size, pad, dilation, taps, stride in zip(x.shape[2:], self.padding, self.dilation, kernel, self.stride, strict=True)
+        )
+        return outputs.t().reshape(-1, x.shape[0], height, width).transpose(0, 1)
+
+
+def expand(values: Tensor, positions: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Compressed values (E,) -> dense (O, I, *kernel), zero where no connection exists."""
+    if positions is None:
+        return values.reshape(shape)
+    dense = values.new_zeros(prod(shape))
+    dense[positions] = values
+    return dense.reshape(shape)
+
+
+def sparse_layer(module: nn.Linear | nn.Conv2d) -> SparseLinear | SparseConv2d:
+    """The sparse counterpart of a torch layer, with the same weights and all connections."""
+    bias = None if module.bias is None else module.bias
+    if isinstance(module, nn.Linear):
+        return SparseLinear(module.weight, bias)
+    pairs = [_pair(value) for value in (module.stride, module.padding, module.dilation)]
+    return SparseConv2d(module.weight, bias, *pairs)
+
+
+def _pair(value: tuple[int, ...] | str) -> tuple[int, int]:
+    if isinstance(value, str):
+        raise ValueError(f"padding is {value!r}, but must be a number of pixels; write the padding out")
+    return (value[0], value[1])

@@ -1,0 +1,90 @@
+"""Optimizers whose state follows every edit exactly.
+
+torch's Adam counts its steps per tensor. A connection grown at step t would then be corrected as if it were t steps old and
+move at several times the rate of a fresh one. Here the step count is kept per connection once an edit has added any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Name = Literal["sgd", "adam", "adamw"]
+
+BIRTH = "birth"
+"""State entry of an Adam parameter: the step at which each element came into being, shaped like the parameter."""
+
+
+class PerConnectionStep:
+    """Adam's update with a bias correction by each element's own age; torch's own code where nothing was ever added."""
+
+    def step(self, closure: None = None) -> None:
+        """One update. Closures are refused: growth and pruning happen between steps."""
+        if closure is not None:
+            raise ValueError("closure is given, but must be None; evaluate the loss before the step")
+        aged = []
+        for group in self.param_groups:  # type: ignore[attr-defined]
+            for parameter in group["params"]:
+                if parameter.grad is not None and BIRTH in self.state.get(parameter, {}):  # type: ignore[attr-defined]
+                    self._aged_step(group, parameter)
+                    aged.append((parameter, parameter.grad))
+                    parameter.grad = None  # torch's step passes over it
+        super().step()  # type: ignore[misc]
+        for parameter, gradient in aged:
+            parameter.grad = gradient
+
+    @torch.no_grad()
+    def _aged_step(self, group: dict[str, object], parameter: Tensor) -> None:
+        """Kingma and Ba 2015, algorithm 1; decoupled decay as in Loshchilov and Hutter 2019."""
+        state = self.state[parameter]  # type: ignore[attr-defined]
+        learning_rate, decay, epsilon = float(group["lr"]), float(group["weight_decay"]), float(group["eps"])  # type: ignore[arg-type]
+        beta1, beta2 = group["betas"]  # type: ignore[misc]
+        gradient: Tensor = parameter.grad  # type: ignore[assignment]
+        state["step"] += 1
+        age = state["step"] - state[BIRTH]
+        if group["decoupled_weight_decay"]:
+            parameter.mul_(1 - learning_rate * decay)
+        elif decay:
+            gradient = gradient.add(parameter, alpha=decay)
+        state["exp_avg"].lerp_(gradient, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        correction1, correction2 = 1 - beta1**age, (1 - beta2**age).sqrt()
+        denominator = state["exp_avg_sq"].sqrt().div_(correction2).add_(epsilon)
+        parameter.addcdiv_(state["exp_avg"] / correction1, denominator, value=-learning_rate)
+
+
+class Adam(PerConnectionStep, torch.optim.Adam):
+    """torch's Adam with a step count per connection."""
+
+
+class AdamW(PerConnectionStep, torch.optim.AdamW):
+    """torch's AdamW with a step count per connection."""
+
+
+def make(name: Name, parameters: Iterable[Tensor], learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """The optimizer of that name. ``momentum`` is SGD's; Adam keeps torch's betas."""
+    match name:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+        case "adam":
+            return Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+        case "adamw":
+            return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    raise ValueError(f"optimizer is {name!r}, but must be one of sgd, adam, adamw")
+
+
+def check_editable(optimizer: torch.optim.Optimizer) -> None:
+    """ValueError for optimizers that cannot follow an edit exactly."""
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and not isinstance(optimizer, PerConnectionStep):
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer is torch.optim.{kind}, but its step count is shared by all connections; use grow.optim.{kind}")
+    if not isinstance(optimizer, (torch.optim.SGD, PerConnectionStep)):
+        raise ValueError(f"optimizer is {type(optimizer).__name__}, but must be torch.optim.SGD, grow.optim.Adam or grow.optim.AdamW")
+    for group in optimizer.param_groups:
+        if group.get("dampening", 0):
+            raise ValueError(f"dampening is {group['dampening']}, but must be 0; SGD treats the first step of a connection differently otherwise")
+        if group.get("amsgrad", False):
+            raise ValueError("amsgrad is True, but must be False; its running maximum has no fresh value for a new connection")

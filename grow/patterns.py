@@ -1,0 +1,189 @@
+"""Scores and a count -> a choice of connections. The count is exact; ties go to the first in the order (layer, position).
+
+Unstructured patterns look at one connection at a time. Priced ones know the parts that the units lie on: what a part must be
+sent is a whole *group*, the connections from one source unit into one other part, over all layers that read the unit. A
+connection is remote if its source unit and its target unit lie on different parts; input and output have no parts, are
+everywhere, and cost nothing. A halo unit costs ``price`` median scores.
+
+Legend: N candidates of all layers together, K keys = (unit of any space, target part).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grow.axes import IntArray
+from grow.topology import Connections, Topology
+
+BoolArray: TypeAlias = NDArray[np.bool_]
+FloatArray: TypeAlias = NDArray[np.float64]
+
+Scored: TypeAlias = Mapping[str, tuple[IntArray, NDArray[np.float32]]]
+"""Per layer: sorted flat positions of the candidates, and their scores."""
+
+Choice: TypeAlias = dict[str, IntArray]
+"""Per layer of the candidates: sorted flat positions, possibly none."""
+
+
+def lowest(scored: Scored, count: int) -> Choice:
+    """The ``count`` candidates of the lowest scores, over all layers.
+
+    >>> lowest({"a": (np.array([0, 3]), np.array([2, 1], np.float32)), "b": (np.array([7]), np.array([1], np.float32))}, 1)
+    {'a': array([3]), 'b': array([], dtype=int64)}
+    """
+    scores = _scores(scored, count)
+    return _choice(scored, _smallest(scores, count))
+
+
+def highest(scored: Scored, count: int) -> Choice:
+    """The ``count`` candidates of the highest scores, over all layers."""
+    scores = _scores(scored, count)
+    return _choice(scored, _smallest(-scores, count))
+
+
+def lowest_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
+    """For pruning: whole groups, since removing some connections of a group saves no communication.
+
+    ``scored`` holds the existing connections. A connection that is not remote is a group of its own. The value of a group is the
+    mean score of its connections, less price * median score / size where it is remote. Groups go in ascending value; one that
+    would exceed ``count`` is passed over for the next that fits, and only when none fits, a part of one is taken.
+    """
+    scores = _scores(scored, count)
+    keys = _remote_keys(scored, topology, parts, price)
+    group = _groups(keys, _key_count(topology, parts))  # (N,)
+    sizes = np.bincount(group)
+    costs = np.zeros(len(sizes))
+    costs[group[keys >= 0]] = price * _median(scores)
+    values = (np.bincount(group, scores) - costs) / sizes
+    taken = _fitting(values, sizes, count)
+    chosen = taken[group]
+    missing = count - int(chosen.sum())
+    if missing:
+        best = np.where(taken, np.inf, values).argmin()
+        members = np.flatnonzero(group == best)
+        chosen[members[_smallest(scores[members], missing)]] = True
+    return _choice(scored, chosen)
+
+
+def highest_priced(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
+    """For growth: the highest scores, less price * median score where the connection would add a unit to a halo.
+
+    ``scored`` holds absent connections; a halo holds what the existing connections of ``topology`` carry.
+    """
+    scores = _scores(scored, count)
+    keys = _remote_keys(scored, topology, parts, price)
+    halo = np.zeros(_key_count(topology, parts), bool)
+    for layer in topology.layers:
+        existing = _layer_keys(layer, layer.positions(), topology, parts)
+        halo[existing[existing >= 0]] = True
+    adds = keys >= 0
+    adds[adds] = ~halo[keys[adds]]
+    return _choice(scored, _smallest(np.where(adds, price * _median(scores), 0.0) - scores, count))
+
+
+def _scores(scored: Scored, count: int) -> FloatArray:
+    """All scores in the order (layer, position), (N,), once everything that can be wrong with them has been looked at."""
+    for layer, (positions, scores) in scored.items():
+        if len(positions) != len(scores):
+            raise ValueError(f"scores of layer {layer!r} has {len(scores)} entries, but must have one per position, {len(positions)}")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"scores of layer {layer!r} has NaN or infinity, but must be finite; the training diverged or the criterion overflowed")
+    candidates = sum(len(positions) for positions, _ in scored.values())
+    if not 0 <= count <= candidates:
+        raise ValueError(f"count is {count}, but must be between 0 and the number of candidates, {candidates}; choose fewer connections")
+    return np.concatenate([np.zeros(0), *(scores for _, scores in scored.values())])
+
+
+def _choice(scored: Scored, chosen: BoolArray) -> Choice:
+    ends = np.cumsum([len(positions) for positions, _ in scored.values()])
+    shares = np.split(chosen, ends[:-1]) if len(ends) else []
+    return {layer: positions[share] for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
+
+
+def _smallest(scores: FloatArray, count: int) -> BoolArray:
+    """Marks the ``count`` smallest in linear time. At the threshold the first win, so that every rank and rerun chooses alike."""
+    if count == 0:
+        return np.zeros(len(scores), bool)
+    threshold = np.partition(scores, count - 1)[count - 1]
+    chosen = scores < threshold
+    chosen[np.flatnonzero(scores == threshold)[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def _median(scores: FloatArray) -> float:
+    return float(np.median(scores)) if len(scores) else 0.0
+
+
+def _fitting(values: FloatArray, sizes: IntArray, count: int) -> BoolArray:
+    """Marks groups in ascending value whose sizes add up to ``count`` at most; a group that does not fit is passed over."""
+    single = np.flatnonzero(sizes == 1)
+    within = np.flatnonzero(sizes > 1)
+    # More than count groups of one are never needed: the sort below stays as small as the edit.
+    reachable = np.concatenate([within, single[_smallest(values[single], min(count, len(single)))]])
+    order = reachable[np.lexsort((reachable, values[reachable]))]
+    taken = np.zeros(len(values), bool)
+    left = count
+    while left and len(order):
+        order = order[sizes[order] <= left]  # what does not fit now never will: left only shrinks
+        fit = int(np.searchsorted(np.cumsum(sizes[order]), left, side="right"))
+        taken[order[:fit]] = True
+        left -= int(sizes[order[:fit]].sum())
+        order = order[fit:]
+    return taken
+
+
+def _groups(keys: IntArray, key_count: int) -> IntArray:
+    """Group number of every candidate, in the order of the groups' first members: equal keys together, -1 each on its own. (N,)"""
+    first = np.full(key_count, len(keys))
+    remote = np.flatnonzero(keys >= 0)
+    np.minimum.at(first, keys[remote], remote)
+    leader = np.arange(len(keys))
+    leader[remote] = first[keys[remote]]
+    number = np.cumsum(leader == np.arange(len(keys))) - 1
+    return number[leader]
+
+
+def _remote_keys(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float) -> IntArray:
+    """Key of every candidate, -1 where it is not remote, (N,)."""
+    if price < 0:
+        raise ValueError(f"price is {price}, but must be at least 0; pass median scores per halo unit")
+    for space, labels in parts.items():
+        if len(labels) != topology.space(space).units:
+            raise ValueError(f"parts of space {space!r} has {len(labels)} entries, but must have one per unit, {topology.space(space).units}")
+    keys = (_layer_keys(topology.layer(layer), positions, topology, parts) for layer, (positions, _) in scored.items())
+    return np.concatenate([np.zeros(0, np.int64), *keys])
+
+
+def _layer_keys(layer: Connections, positions: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
+    """Key of each position of one layer, -1 where it is not remote."""
+    if layer.target not in parts:
+        return np.full(len(positions), -1)
+    segments, units, rows = topology.connected_units(layer, positions)
+    starts = _starts(topology)
+    target_parts = parts[layer.target][rows]
+    keys = np.full(len(positions), -1)
+    for number, segment in enumerate(layer.source):
+        if segment.space in parts:
+            inside = segments == number
+            remote = inside.copy()
+            remote[inside] = parts[segment.space][units[inside]] != target_parts[inside]
+            keys[remote] = (starts[segment.space] + units[remote]) * _part_count(parts) + target_parts[remote]
+    return keys
+
+
+def _starts(topology: Topology) -> dict[str, int]:
+    """Number of the first unit of every space when all units are counted through."""
+    ends = np.cumsum([space.units for space in topology.spaces])
+    return {space.name: int(end) - space.units for space, end in zip(topology.spaces, ends, strict=True)}
+
+
+def _part_count(parts: Mapping[str, IntArray]) -> int:
+    return 1 + max((int(labels.max(initial=0)) for labels in parts.values()), default=0)
+
+
+def _key_count(topology: Topology, parts: Mapping[str, IntArray]) -> int:
+    return sum(topology.units.values()) * _part_count(parts)

@@ -1,0 +1,159 @@
+"""A network's spaces and the connections between them: immutable, without tensors, the noun that everything shares.
+
+Connections are indexed in weight coordinates: a flat position in the weight (O, I, *kernel) of their layer, row-major.
+Pairs of units are derived. A layer that has all its connections stores no index.
+
+Legend: O, I target and source entries of a weight; U units of a space; E connections of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from grow.axes import IntArray, SpaceAxis, entry_units
+
+Role = Literal["input", "hidden", "output"]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A named set of units that live and die together. Only hidden spaces are ever edited."""
+
+    name: str
+    units: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class UnitPairs:
+    """Unit pairs that at least one connection joins: ``sources[e]`` of ``space`` to ``targets[e]``, with ``weight[e]`` connections."""
+
+    space: str
+    sources: IntArray  # (pairs,)
+    targets: IntArray  # (pairs,)
+    weights: IntArray  # (pairs,)
+
+
+@dataclass(frozen=True, eq=False)
+class Connections:
+    """The connections of one layer.
+
+    layer: path of the module. shape: (O, I, *kernel). target: the space of axis 0 (its units are the rows). source: the
+    segments of axis 1. index: sorted flat positions (E,), or None when all exist. source_values, target_values: values of one
+    source entry and one target unit per sample where the layer reads and writes (H*W of a feature map, 1 for a linear layer).
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    target: str
+    source: SpaceAxis
+    index: IntArray | None
+    source_values: int = 1
+    target_values: int = 1
+
+    @property
+    def possible(self) -> int:
+        """Connections that could exist."""
+        return prod(self.shape)
+
+    @property
+    def count(self) -> int:
+        """Connections that exist."""
+        return self.possible if self.index is None else len(self.index)
+
+    @property
+    def density(self) -> float:
+        """Share of the possible connections that exist."""
+        return self.count / self.possible
+
+    def positions(self) -> IntArray:
+        """Sorted flat positions of the existing connections, (E,)."""
+        return np.arange(self.possible) if self.index is None else self.index
+
+    def rows_and_columns(self, positions: IntArray) -> tuple[IntArray, IntArray]:
+        """Axis-0 and axis-1 entry of each position; the kernel taps are dropped."""
+        taps = prod(self.shape[2:])
+        rows, rest = np.divmod(positions, self.shape[1] * taps)
+        return rows, rest // taps
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """Spaces and layers in the order in which the network computes them."""
+
+    spaces: tuple[Space, ...]
+    layers: tuple[Connections, ...]
+
+    @cached_property
+    def units(self) -> Mapping[str, int]:
+        """Units of every space."""
+        return {space.name: space.units for space in self.spaces}
+
+    @property
+    def hidden(self) -> tuple[Space, ...]:
+        """The spaces that edits may change."""
+        return tuple(space for space in self.spaces if space.role == "hidden")
+
+    @property
+    def connections(self) -> int:
+        """Connections of the whole network, all layers counted."""
+        return sum(layer.count for layer in self.layers)
+
+    @property
+    def possible(self) -> int:
+        """Connections that the whole network could have."""
+        return sum(layer.possible for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """Density of the whole network, all layers counted."""
+        return self.connections / self.possible
+
+    def space(self, name: str) -> Space:
+        """The space of that name; ValueError names the ones that exist."""
+        for space in self.spaces:
+            if space.name == name:
+                return space
+        raise ValueError(f"space is {name!r}, but must be one of {', '.join(s.name for s in self.spaces)}")
+
+    def layer(self, name: str) -> Connections:
+        """The connections of the layer of that name; ValueError names the ones that exist."""
+        for layer in self.layers:
+            if layer.layer == name:
+                return layer
+        raise ValueError(f"layer is {name!r}, but must be one of {', '.join(c.layer for c in self.layers)}")
+
+    def producers(self, space: str) -> tuple[Connections, ...]:
+        """Layers that compute the units of a space."""
+        return tuple(layer for layer in self.layers if layer.target == space)
+
+    def consumers(self, space: str) -> tuple[Connections, ...]:
+        """Layers that read the units of a space."""
+        return tuple(layer for layer in self.layers if any(s.space == space for s in layer.source))
+
+    def connected_units(self, layer: Connections, positions: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Segment of the source axis, source unit and target unit of each position, each (len(positions),)."""
+        segment_of, unit_of = entry_units(layer.source, self.units)
+        rows, columns = layer.rows_and_columns(positions)
+        return segment_of[columns], unit_of[columns], rows
+
+    def pairs(self, layer: Connections) -> tuple[UnitPairs, ...]:
+        """Unit pairs of a layer, one record per segment of its source axis."""
+        segments, sources, targets = self.connected_units(layer, layer.positions())
+        found = []
+        for number, segment in enumerate(layer.source):
+            inside = segments == number
+            keys, weights = np.unique(sources[inside] * layer.shape[0] + targets[inside], return_counts=True)
+            found.append(UnitPairs(segment.space, keys // layer.shape[0], keys % layer.shape[0], weights.astype(np.int64)))
+        return tuple(found)
+
+    def with_index(self, index: Mapping[str, IntArray | None]) -> Topology:
+        """The same network with other connections in the named layers."""
+        layers = tuple(replace(c, index=index[c.layer]) if c.layer in index else c for c in self.layers)
+        return replace(self, layers=layers)

@@ -1,0 +1,170 @@
+"""What ranks tell each other in a training step: values of halo units, sums of partial results, and gradients.
+
+Legend: B batch, S entries held by this rank (units times repeat), H entries of its halo, k ranks. Entries are dimension 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from grow.axes import IntArray
+
+DIRECT_BYTES = 1 << 18
+"""Sums of fewer bytes than this are exchanged whole and added by every rank: one message instead of a ring's 2 (k - 1)."""
+
+
+class Peers:
+    """The ranks of one process group, as one of them sees them. Counts the tensor bytes that this rank hands in, by purpose."""
+
+    def __init__(self, rank: int, count: int, group: distributed.ProcessGroup | None = None) -> None:
+        self.rank, self.count, self.group = rank, count, group
+        self.halo_bytes = 0
+        self.sum_bytes = 0
+        self._staged = count > 1 and distributed.get_backend(group) == "gloo"  # gloo's all-to-all takes no CUDA tensors
+
+    def exchange(self, handed: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """All-to-all of a flat tensor: ``sent[r]`` elements go to rank r, ``received[r]`` come from it, in the order of the ranks."""
+        source = handed.cpu() if self._staged else handed
+        target = source.new_empty(sum(received))
+        distributed.all_to_all_single(target, source, list(received), list(sent), group=self.group)
+        return target.to(handed.device)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, a new tensor, bit for bit the same on all of them."""
+        size = tensor.numel()
+        if (self.count - 1) * size * tensor.element_size() > DIRECT_BYTES:
+            total = tensor.clone(memory_format=torch.contiguous_format)
+            self.add_up(total)
+            return total
+        others = [0 if rank == self.rank else size for rank in range(self.count)]
+        mine = tensor.reshape(-1)
+        self.sum_bytes += (self.count - 1) * size * tensor.element_size()
+        theirs = self.exchange(mine.repeat(self.count - 1), others, others).split(size)
+        terms = [*theirs[: self.rank], mine, *theirs[self.rank :]]
+        return torch.stack(terms).sum(0).reshape(tensor.shape) if self.count > 2 else (terms[0] + terms[1]).reshape(tensor.shape)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over the ranks."""
+        self.sum_bytes += tensor.numel() * tensor.element_size()
+        distributed.all_reduce(tensor, group=self.group)
+
+
+@dataclass(frozen=True, eq=False)
+class HaloPlan:
+    """Who needs what at one place of the network, as one rank sees it; made once per edit.
+
+    ``sends[r]``: positions among the own entries that rank r needs. ``receives[r]``: how many entries rank r sends here.
+    """
+
+    own: int
+    sends: tuple[Tensor, ...]
+    receives: tuple[int, ...]
+
+    @property
+    def halo(self) -> int:
+        """Entries that come from other ranks."""
+        return sum(self.receives)
+
+
+def halo_plans(owner: IntArray, needs: Sequence[IntArray]) -> tuple[tuple[HaloPlan, ...], tuple[IntArray, ...]]:
+    """Plans of all ranks, and for each rank the entries that it holds afterwards: its own, then the halo by owner.
+
+    owner: rank of every entry (L,), -1 for what all ranks hold. needs: for every rank, the sorted entries that it reads.
+
+    >>> plans, held = halo_plans(np.array([0, 0, 1, 1]), [np.array([0, 1, 3]), np.array([2, 3])])
+    >>> [entries.tolist() for entries in held]
+    [[0, 1, 3], [2, 3]]
+    >>> plans[0].receives, plans[1].sends[0].tolist()
+    ((0, 1), [1])
+    """
+    ranks = range(len(needs))
+    own = [np.flatnonzero((owner == rank) | (owner < 0)) for rank in ranks]
+    needed = [[read[owner[read] == source] if source != rank else read[:0] for source in ranks] for rank, read in enumerate(needs)]
+    plans = tuple(
+        HaloPlan(
+            len(own[rank]),
+            tuple(torch.from_numpy(np.searchsorted(own[rank], needed[target][rank])) for target in ranks),
+            tuple(len(needed[rank][source]) for source in ranks),
+        )
+        for rank in ranks
+    )
+    return plans, tuple(np.concatenate([own[rank], *needed[rank]]) for rank in ranks)
+
+
+class _Halo(torch.autograd.Function):
+    """Forward: values of the needed units. Backward, the transpose: their gradients, summed up at the owner."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: HaloPlan, peers: Peers) -> Tensor:
+        """X (B, S, ...) -> (B, S + H, ...)."""
+        ctx.plan, ctx.peers = plan, peers
+        sections = _exchange(peers, [x.index_select(1, entries) for entries in plan.sends], plan.receives)
+        return torch.cat([x, *sections], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient (B, S + H, ...) -> (B, S, ...)."""
+        plan: HaloPlan = ctx.plan
+        own, *halo = gradients[0].split([plan.own, *plan.receives], 1)
+        sections = _exchange(ctx.peers, halo, [len(entries) for entries in plan.sends])
+        total = own.contiguous() if plan.halo else own.clone(memory_format=torch.contiguous_format)
+        for entries, section in zip(plan.sends, sections, strict=True):
+            total.index_add_(1, entries, section)
+        return total, None, None
+
+
+def _exchange(peers: Peers, sections: Sequence[Tensor], receives: Sequence[int]) -> list[Tensor]:
+    """Sections (B, entries, ...) to every rank; what comes back, ``receives[r]`` entries from rank r."""
+    first = sections[0]
+    values = first.shape[0] * first[0, :0].reshape(-1).new_empty(first.shape[2:]).numel()
+    handed = torch.cat([section.reshape(-1) for section in sections])
+    peers.halo_bytes += handed.numel() * handed.element_size()
+    flat = peers.exchange(handed, [section.numel() for section in sections], [values * count for count in receives])
+    parts = flat.split([values * count for count in receives])
+    return [part.view(first.shape[0], count, *first.shape[2:]) for part, count in zip(parts, receives, strict=True)]
+
+
+class _Total(torch.autograd.Function):
+    """Forward: the sum of the ranks' partial results. Backward: the identity, since every rank holds the whole gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
+        """Partial (B, ...) -> total (B, ...)."""
+        return peers.sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the total is the gradient of each part."""
+        return gradients[0], None
+
+
+class HaloExchange(nn.Module):
+    """Own values (B, S, ...) -> own and halo values (B, S + H, ...)."""
+
+    def __init__(self, plan: HaloPlan, peers: Peers) -> None:
+        super().__init__()
+        self.plan, self.peers = plan, peers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (B, S, ...) -> (B, S + H, ...)."""
+        out: Tensor = _Halo.apply(x, self.plan, self.peers)  # type: ignore[no-untyped-call]
+        return out
+
+
+class Total(nn.Module):
+    """Sums the partial results of all ranks."""
+
+    def __init__(self, peers: Peers) -> None:
+        super().__init__()
+        self.peers = peers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Partial (B, ...) -> total (B, ...)."""
+        out: Tensor = _Total.apply(x, self.peers)  # type: ignore[no-untyped-call]
+        return out

@@ -1,0 +1,266 @@
+"""Runs one function on k processes of their own that form a process group, and never leaves one of them behind.
+
+Every rank is a fresh interpreter, pinned to its own cores, with a rendezvous through a file: no network port, no fork. A rank
+ends when its standard input does, so it cannot outlive the process that started it, whatever kills that one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeVar, TypeVarTuple, Unpack, cast
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+Kind = Literal["cpu", "cuda"]
+
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from hardware.execute.ranks import _serve; _serve(sys.argv[2])"
+_GRACE_S = 0.3  # after the first failure: time for the others to tell theirs, so that the cause is named and not its echo
+
+
+class RankError(RuntimeError):
+    """A rank raised, died or did not finish. The message names the rank and the reason; a note holds the rank's traceback."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a function learns about the process that it runs in."""
+
+    number: int
+    count: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a rank needs before it reads what to run; travels as JSON."""
+
+    number: int
+    count: int
+    kind: Kind
+    threads: int
+    cores: tuple[int, ...]
+    store: str
+    timeout_s: float
+    results: int  # file descriptor
+
+
+class _Failure(NamedTuple):
+    reason: str
+    trace: str
+    at: float  # time.monotonic(), one clock for all processes of a host
+
+
+@dataclass
+class _Child:
+    number: int
+    process: subprocess.Popen[bytes]
+    results: int
+    received: bytearray = field(default_factory=bytearray)
+
+    def outcome(self) -> tuple[object, _Failure | None]:
+        """Result or failure of a child that has closed its results."""
+        if self.received:
+            return cast("tuple[object, _Failure | None]", pickle.loads(self.received))
+        code = self.process.wait()
+        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code} and no result"
+        return None, _Failure(reason, "", 0.0)  # a silent death is the cause of what the others say
+
+
+def run_ranks(
+    target: Callable[[Rank, Unpack[Arguments]], T],
+    *arguments: Unpack[Arguments],
+    ranks: int,
+    kind: Kind = "cpu",
+    threads: int = 1,
+    timeout_s: float = 300.0,
+) -> list[T]:
+    """Call ``target(rank, *arguments)`` on ``ranks`` processes and return their results, in the order of the ranks.
+
+    ``target`` is found by its name in its module; arguments and results travel pickled through pipes between our own processes.
+    The default process group is gloo on CPU, and on GPUs nccl, or gloo where two ranks share a GPU. Whatever ends the call
+    (a result, an error of a rank, the time limit, Ctrl-C), all ranks have ended before it returns. Raises RankError.
+    """
+    if ranks < 1:
+        raise ValueError(f"ranks is {ranks}, but must be at least 1; one rank is one process")
+    if target.__module__ == "__main__" or "<" in target.__qualname__:
+        raise ValueError(f"target is {target.__module__}.{target.__qualname__}, but must be importable by name; move it to the top of a module")
+    work = pickle.dumps((target, arguments), protocol=pickle.HIGHEST_PROTOCOL)
+    deadline = time.monotonic() + timeout_s
+    children: list[_Child] = []
+    with tempfile.TemporaryDirectory(prefix="grow-ranks-") as folder:
+        try:
+            for number in range(ranks):
+                cores = cores_of(number, threads, available_cores())
+                children.append(_start(number, ranks, kind, threads, cores, os.path.join(folder, "store"), timeout_s))
+            for child in children:
+                _hand_over(child, work)
+            return cast("list[T]", _collect(children, deadline, timeout_s))
+        finally:
+            _end(children)
+
+
+def available_cores() -> tuple[int, ...]:
+    """Cores that this process may run on."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else tuple(range(os.cpu_count() or 1))
+
+
+def cores_of(number: int, threads: int, cores: Sequence[int]) -> tuple[int, ...]:
+    """Cores of one rank: its own while there are enough, round robin beyond.
+
+    >>> [cores_of(rank, 1, [4, 5]) for rank in range(3)]
+    [(4,), (5,), (4,)]
+    """
+    return tuple(sorted({cores[(number * threads + thread) % len(cores)] for thread in range(threads)}))
+
+
+def _start(number: int, count: int, kind: Kind, threads: int, cores: tuple[int, ...], store: str, timeout_s: float) -> _Child:
+    reading, writing = os.pipe()
+    try:
+        setting = _Setting(number, count, kind, threads, cores, store, timeout_s, writing)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(setting.__dict__)],
+            stdin=subprocess.PIPE,
+            stdout=2,  # stdout carries data of the parent alone
+            pass_fds=(writing,),
+            env=_environment(threads),
+            start_new_session=True,  # Ctrl-C reaches the parent, and it ends the ranks
+        )
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return _Child(number, process, reading)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    interface = {} if loopback is None else {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    return {**os.environ, **interface, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def _hand_over(child: _Child, work: bytes) -> None:
+    stream = cast("IO[bytes]", child.process.stdin)  # stays open: its end is the rank's end
+    try:
+        stream.write(len(work).to_bytes(8, "big") + work)
+        stream.flush()
+    except BrokenPipeError:
+        pass  # the rank is dead already; _collect says so
+
+
+def _collect(children: list[_Child], deadline: float, timeout_s: float) -> list[object]:
+    outcomes: dict[int, object] = {}
+    failures: dict[int, _Failure] = {}
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            selector.register(child.results, selectors.EVENT_READ, child)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                break
+            for key, _ in ready:
+                child = key.data
+                chunk = os.read(child.results, 1 << 20)
+                child.received += chunk
+                if chunk:
+                    continue
+                selector.unregister(child.results)
+                outcomes[child.number], failure = child.outcome()
+                if failure is not None:
+                    if not failures:
+                        deadline = min(deadline, time.monotonic() + _GRACE_S)
+                    failures[child.number] = failure
+    if failures:
+        number = min(failures, key=lambda rank: (failures[rank].at, rank))
+        error = RankError(f"rank {number} of {len(children)} {failures[number].reason}")
+        if failures[number].trace:
+            error.add_note(failures[number].trace)
+        raise error
+    missing = [child.number for child in children if child.number not in outcomes]
+    if missing:
+        raise RankError(f"rank {missing[0]} of {len(children)} did not finish within timeout_s, {timeout_s:g} s")
+    return [outcomes[child.number] for child in children]
+
+
+def _end(children: list[_Child]) -> None:
+    for child in children:
+        child.process.kill()
+    for child in children:
+        child.process.wait()
+        os.close(child.results)
+        try:
+            cast("IO[bytes]", child.process.stdin).close()
+        except BrokenPipeError:
+            pass  # work that a dead rank never read
+
+
+# ---- in the rank ----
+
+
+def _serve(text: str) -> None:
+    setting = _Setting(**json.loads(text))
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, setting.cores)
+    size = int.from_bytes(_read(8), "big")
+    work = _read(size)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        answer = pickle.dumps((_work(setting, work), None), protocol=pickle.HIGHEST_PROTOCOL)
+    except BaseException as error:  # whatever it is, the parent must hear of it
+        reason = f"failed with {type(error).__name__}: {error}"
+        answer = pickle.dumps((None, _Failure(reason, traceback.format_exc(), time.monotonic())))
+    with open(setting.results, "wb") as stream:
+        stream.write(answer)
+    sys.stderr.flush()
+    os._exit(0)  # the process group's threads need no farewell, and torch takes its time to unload
+
+
+def _work(setting: _Setting, work: bytes) -> object:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(setting.threads)
+    gpus = torch.cuda.device_count() if setting.kind == "cuda" else 0
+    if setting.kind == "cuda" and gpus == 0:
+        raise ValueError("kind is 'cuda', but must be 'cpu' on a machine without GPU; choose CPU workers")
+    device = torch.device("cuda", setting.number % gpus) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    distributed.init_process_group(
+        "nccl" if gpus >= setting.count else "gloo",  # NCCL refuses two ranks on one GPU
+        store=distributed.FileStore(setting.store, setting.count),
+        rank=setting.number,
+        world_size=setting.count,
+        timeout=timedelta(seconds=setting.timeout_s),
+    )
+    target, arguments = pickle.loads(work)
+    return target(Rank(setting.number, setting.count, device), *arguments)
+
+
+def _read(size: int) -> bytes:
+    content = sys.stdin.buffer.read(size)
+    if len(content) < size:
+        os._exit(1)  # the parent died
+    return content
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read(1)
+    os._exit(1)

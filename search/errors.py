@@ -1,0 +1,104 @@
+"""What can go wrong with a run, each with the exit code of the command that it ends.
+
+0 budget met, 1 failed at run time, 2 usage or configuration, 3 finished with no usable trial, 4 not found or damaged, 5 locked by
+another runner, 130 and 143 on signals. Every message is one line that names the thing, its value, the rule and the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import ClassVar
+
+DEBUG_VARIABLE = "GROW_DEBUG"
+"""Environment variable that makes this process and its children print tracebacks; `--debug` sets it."""
+
+
+class RunError(Exception):
+    """A run failed at run time."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(RunError, ValueError):
+    """What the user asked for cannot be done."""
+
+    exit_code = 2
+
+
+class NoUsableTrialError(RunError):
+    """The budget is met, but no trial is within the tolerance."""
+
+    exit_code = 3
+
+
+class RunNotFoundError(RunError):
+    """There is no such run, or its files are damaged."""
+
+    exit_code = 4
+
+
+class RunLockedError(RunError):
+    """Another process owns the run."""
+
+    exit_code = 5
+
+
+class StoppedError(Exception):
+    """A signal asked this process to stop."""
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class ChildError(Exception):
+    """A child process failed and has said why on stderr."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"a child process ended with exit code {code}")
+        self.exit_code = code if 0 < code <= 5 else 1
+
+
+def suggestion(name: str, known: tuple[str, ...]) -> str:
+    """What the user may have meant, as the end of a message.
+
+    >>> suggestion("mnits", ("mnist", "digits"))
+    "; did you mean 'mnist'?"
+    """
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """Run a command or a child's main function; what goes wrong becomes one line on stderr and an exit code."""
+    try:
+        return command() or 0
+    except ChildError as error:
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of stdout has gone, as in `grow runs | head`; python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return _report(StoppedError(signal.SIGINT), 130)
+    except (RunError, StoppedError) as error:
+        return _report(error, error.exit_code)
+    except ValueError as error:
+        return _report(error, 2)
+    except Exception as error:
+        return _report(error, 1)
+
+
+def _report(error: BaseException, code: int) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (RunError, StoppedError, ValueError)):
+        text = f"{type(error).__name__}: {text}; run again with --debug for the traceback"
+    sys.stderr.write(f"grow: {text}\n")
+    return code

@@ -1,0 +1,406 @@
+"""The files of a run: where they lie, how they are written, and who owns them.
+
+    RUN/
+      config.toml      what the user asked for
+      run.json         what the run is: its study, data, devices, and how it ended
+      hardware.json    the profile that it was planned with, frozen at the start
+      study.journal    Optuna's
+      events.jsonl     what happened to the run, in order
+      run.lock         who works on it
+      trials/NNNN/     recipe.json, metrics.jsonl, history.jsonl, checkpoint/, worker.log, result.json, measured.json, test.json
+
+Whole files are replaced atomically; of a file of lines, a torn last line is all that a crash can damage, and readers skip it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+from search.errors import ConfigurationError, RunLockedError, RunNotFoundError, suggestion
+
+JsonObject: TypeAlias = dict[str, object]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The files of one trial."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """What decides the trial."""
+        return self.path / "recipe.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Loss, accuracy, density and rate while it trains."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def history(self) -> Path:
+        """One event for every decision that was carried out."""
+        return self.path / "history.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the last checkpoint."""
+        return self.path / "checkpoint"
+
+    @property
+    def result(self) -> Path:
+        """How the trial ended; its presence says that the worker is done."""
+        return self.path / "result.json"
+
+    @property
+    def measured(self) -> Path:
+        """Throughput by the clock."""
+        return self.path / "measured.json"
+
+    @property
+    def test(self) -> Path:
+        """Test accuracy, for members of the front."""
+        return self.path / "test.json"
+
+    @property
+    def log(self) -> Path:
+        """Stdout and stderr of the worker."""
+        return self.path / "worker.log"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """What the user asked for."""
+        return self.path / "config.toml"
+
+    @property
+    def record(self) -> Path:
+        """What the run is and how it ended."""
+        return self.path / "run.json"
+
+    @property
+    def hardware(self) -> Path:
+        """The frozen profile."""
+        return self.path / "hardware.json"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal."""
+        return self.path / "study.journal"
+
+    @property
+    def events(self) -> Path:
+        """What happened to the run."""
+        return self.path / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Who works on the run."""
+        return self.path / "run.lock"
+
+    def trial(self, number: int) -> TrialFolder:
+        """The files of a trial."""
+        return TrialFolder(self.path / "trials" / f"{number:04d}")
+
+
+def check_name(name: str) -> None:
+    """ConfigurationError unless ``name`` can be a run's name, which cannot lead out of the runs folder."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"name is {name!r}, but must be letters, digits, '.', '_' and '-', beginning with a letter or digit")
+
+
+def create_run_folder(runs_dir: Path, name: str | None, stem: str) -> RunFolder:
+    """Make the folder of a new run; without a name, ``stem`` and the next free number."""
+    if name is not None:
+        check_name(name)
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            return _new_folder(runs_dir / name)
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
+        number = 1
+        while True:
+            with suppress(FileExistsError):
+                return _new_folder(runs_dir / f"{stem}-{number}")
+            number += 1
+    except FileExistsError as error:
+        if not runs_dir.is_dir():
+            raise ConfigurationError(f"runs_dir is {str(runs_dir)!r}, but must be a folder; choose another with --runs-dir") from error
+        raise ConfigurationError(
+            f"name is {name!r}, but must be new in {str(runs_dir)!r}; continue that run with `grow resume {name}` or choose another name"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or "not writable"
+        raise ConfigurationError(
+            f"runs_dir is {str(runs_dir)!r}, but must be a folder that can be written to ({reason}); choose another with --runs-dir"
+        ) from error
+
+
+def _new_folder(path: Path) -> RunFolder:
+    path.mkdir()
+    return RunFolder(path)
+
+
+def find_run(run: str, runs_dir: Path) -> RunFolder:
+    """The run of that name in ``runs_dir``, or at that path; RunNotFoundError otherwise."""
+    places = [runs_dir / run] if _NAME.fullmatch(run) else []
+    for place in [*places, Path(run)]:
+        if (place / "run.json").is_file():
+            return RunFolder(place)
+        if place.is_dir() and place != runs_dir and place.name not in (".", ".."):
+            raise RunNotFoundError(f"run {run!r} is damaged: {place / 'run.json'} is missing, but must be there; start a new run")
+    known = tuple(folder.name for folder in run_folders(runs_dir))
+    raise RunNotFoundError(
+        f"run is {run!r}, but must be the name of a run in {str(runs_dir)!r} or the path of one{suggestion(run, known) or '; `grow runs` lists them'}"
+    )
+
+
+def run_folders(runs_dir: Path) -> tuple[RunFolder, ...]:
+    """All runs of a folder, by name."""
+    if not runs_dir.is_dir():
+        return ()
+    return tuple(RunFolder(path) for path in sorted(runs_dir.iterdir()) if (path / "run.json").is_file())
+
+
+# Whole files
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: readers see the old one or the new one, also after a power failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, data: Mapping[str, object]) -> None:
+    """Replace a JSON file at once. NaN and infinity, which are not JSON, are refused."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> JsonObject:
+    """The object of a JSON file; RunNotFoundError when it is missing or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunNotFoundError(f"{path} is missing, but must be there; the run is damaged, start a new one") from error
+    except (OSError, ValueError) as error:
+        raise RunNotFoundError(f"{path} is unreadable ({error}), but must be JSON; the run is damaged, start a new one") from error
+    if not isinstance(data, dict):
+        raise RunNotFoundError(f"{path} holds a {type(data).__name__}, but must hold an object; the run is damaged, start a new one")
+    return data
+
+
+def read_json_if_valid(path: Path) -> JsonObject | None:
+    """The object of a JSON file, None when it is not there or not whole."""
+    try:
+        return read_json(path)
+    except RunNotFoundError:
+        return None
+
+
+# Files of lines
+
+
+def append_line(path: Path, record: Mapping[str, object], *, sync: bool = False) -> None:
+    """Append one JSON object as a line, after cutting what a crash left of a torn one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_torn_line(path)
+    with open(path, "ab") as file:
+        file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut a file of lines to its last whole line; returns how many bytes were lost."""
+    with suppress(FileNotFoundError), open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0 or _byte_at(file.fileno(), size - 1) == b"\n":
+            return 0
+        end = size
+        while end > 0 and _byte_at(file.fileno(), end - 1) != b"\n":
+            end -= 1
+        file.truncate(end)
+        os.fsync(file.fileno())
+        return size - end
+    return 0
+
+
+def _byte_at(descriptor: int, offset: int) -> bytes:
+    return os.pread(descriptor, 1, offset)
+
+
+def read_lines(path: Path) -> list[JsonObject]:
+    """All whole lines of a file of JSON objects; none when the file is not there."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return list(_objects(lines))
+
+
+def last_line(path: Path) -> JsonObject | None:
+    """The last whole line of a file of JSON objects, without reading all of a long file."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 65536))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    return next(_objects(lines[::-1]), None)
+
+
+def _objects(lines: list[bytes]) -> Iterator[JsonObject]:
+    for line in lines:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                yield record
+
+
+# The owner
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, so that it cannot be mistaken for a later one of the same pid."""
+
+    pid: int
+    host: str
+    boot_id: str
+    started: int  # clock ticks since boot
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """The process that runs this."""
+        return cls(os.getpid(), socket.gethostname(), _boot_id(), _start_ticks(os.getpid()) or 0)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; another machine's process counts as alive, since it cannot be seen from here."""
+        if self.host != socket.gethostname():
+            return True
+        return self.boot_id == _boot_id() and _start_ticks(self.pid) == self.started
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_ticks(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *rest = stat.rpartition(")")[2].split()  # the name of the process may itself hold spaces and brackets
+    return None if state == "Z" else int(rest[18])
+
+
+def owner(folder: RunFolder) -> Owner | None:
+    """The process that works on a run, dead or alive, if it has not let go."""
+    data = read_json_if_valid(folder.lock)
+    try:
+        return Owner(**data) if data else None  # type: ignore[arg-type]  # a wrong one fails below
+    except TypeError:
+        return None
+
+
+class RunLock:
+    """The right to work on a run: a kernel lock, which dies with its process, on a file that says whose it is."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._descriptor: int | None = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        self.taken_over_from: Owner | None = None
+        before = owner(folder)
+        if not self._lock() or (before is not None and before.host == socket.gethostname() and before.alive):
+            self._close()
+            held_by = f"process {before.pid} on {before.host}" if before else "another process"
+            raise RunLockedError(f"run {folder.name!r} belongs to {held_by}, but must have one owner; wait for it or stop it")
+        self.taken_over_from = before
+        self._write(json.dumps(asdict(Owner.this_process())).encode())
+
+    def _lock(self) -> bool:
+        assert self._descriptor is not None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _write(self, content: bytes) -> None:
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+        os.fsync(self._descriptor)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def release(self) -> None:
+        """Let go. The file stays, empty: removing it would let two processes lock two files of one name."""
+        if self._descriptor is not None:
+            self._write(b"")
+            self._close()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+@contextmanager
+def removed_on_error(folder: RunFolder, kind: type[BaseException] | tuple[type[BaseException], ...]) -> Iterator[None]:
+    """Leave nothing behind of a run that could not begin: its folder, and the runs folder when nothing else is in it."""
+    try:
+        yield
+    except kind:
+        import shutil
+
+        shutil.rmtree(folder.path, ignore_errors=True)
+        with suppress(OSError):
+            folder.path.parent.rmdir()
+        raise

@@ -1,0 +1,92 @@
+"""Ranks: results in order, failures that name the rank and its reason, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import distributed
+
+from hardware.execute.ranks import Rank, RankError, cores_of, run_ranks
+
+
+def describe(rank: Rank, tensor: torch.Tensor) -> tuple[int, float, int, set[int], str]:
+    total = tensor * (rank.number + 1)
+    distributed.all_reduce(total)
+    print("not on the parent's stdout")
+    return rank.number, total.item(), torch.get_num_threads(), os.sched_getaffinity(0), distributed.get_backend()
+
+
+def misbehave(rank: Rank, how: str) -> None:
+    if rank.number == 1:
+        if how == "raise":
+            raise ValueError("density is 1.3")
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    distributed.barrier()
+
+
+def no_child_left() -> bool:
+    return not psutil.Process().children(recursive=True)
+
+
+def test_results_come_back_in_the_order_of_the_ranks(capfd: pytest.CaptureFixture[str]) -> None:
+    results = run_ranks(describe, torch.tensor(2.0), ranks=3)
+    cores = sorted(os.sched_getaffinity(0))
+    assert [number for number, *_ in results] == [0, 1, 2]
+    assert [total for _, total, *_ in results] == [12.0] * 3
+    assert [(threads, pinned, backend) for *_, threads, pinned, backend in results] == [
+        (1, set(cores_of(rank, 1, cores)), "gloo") for rank in range(3)
+    ]
+    assert "not on" not in capfd.readouterr().out
+    assert no_child_left()
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "timeout_s"),
+    [
+        ("raise", "rank 1 of 2 failed with ValueError: density is 1.3", 60),
+        ("die", "rank 1 of 2 was killed by SIGKILL", 60),
+        pytest.param("hang", "rank [01] of 2 .*", 6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_failure_names_rank_and_reason_and_leaves_no_process(how: str, reason: str, timeout_s: float) -> None:
+    start = time.monotonic()
+    with pytest.raises(RankError, match=reason) as raised:
+        run_ranks(misbehave, how, ranks=2, timeout_s=timeout_s)
+    assert time.monotonic() - start < 30
+    assert ("misbehave" in "".join(getattr(raised.value, "__notes__", []))) == (how == "raise")
+    assert no_child_left()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_ranks_end_with_their_parent(end: signal.Signals) -> None:
+    script = "from tests.hardware.test_ranks import *; run_ranks(misbehave, 'hang', ranks=2)"
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = psutil.Process(parent.pid)
+    deadline = time.monotonic() + 30
+    while len(process.children()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks = process.children()
+    assert len(ranks) == 2
+    time.sleep(0.3)
+    parent.send_signal(end)
+    parent.wait(10)
+    _, alive = psutil.wait_procs(ranks, timeout=5)
+    assert not alive
+
+
+def test_bad_calls_are_refused_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match="ranks is 0, but must be at least 1"):
+        run_ranks(describe, torch.zeros(()), ranks=0)
+    with pytest.raises(ValueError, match="importable by name"):
+        run_ranks(lambda rank: None, ranks=1)
