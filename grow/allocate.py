@@ -28,7 +28,7 @@ def erdos_renyi(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
-    """Erdős–Rényi with the kernel counted: in proportion to (O + I + kh + kw) / (O I kh kw) (Evci et al. 2019, arXiv 1911.11134)."""
+    """Erdős-Rényi with the kernel counted: in proportion to (O + I + kh + kw) / (O I kh kw) (Evci et al. 2019, arXiv 1911.11134)."""
     return _in_proportion(shapes, density, lambda shape: sum(shape) / prod(shape))
 
 
@@ -40,9 +40,10 @@ def counts(shapes: Shapes, densities: Mapping[str, float], total: int) -> dict[s
     """
     ideal = {name: densities[name] * prod(shape) for name, shape in shapes.items()}
     if abs(sum(ideal.values()) - total) >= 1:
-        raise ValueError(f"total is {total}, but must be what the densities add up to, {sum(ideal.values()):.6g}; allocate the density anew")
+        expected = sum(ideal.values())
+        raise ValueError(f"total is {total}, but must be what the densities add up to, {expected:.6g}; allocate the density anew")
     whole = {name: floor(value) for name, value in ideal.items()}
-    by_remainder = sorted(ideal, key=lambda name: whole[name] - ideal[name])  # stable: ties stay in the order of the layers
+    by_remainder = sorted(ideal, key=lambda name: whole[name] - ideal[name])  # stable: ties stay in the layers' order
     for name in by_remainder[: total - sum(whole.values())]:
         whole[name] += 1
     return whole

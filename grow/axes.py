@@ -122,10 +122,7 @@ def reindex(tensor: torch.Tensor, axes: Axes, moves: Moves, units: Mapping[str, 
     """
     result = tensor
     for dim, axis in enumerate(axes):
-        if isinstance(axis, ConnectionsAxis):
-            entries = moves.connections.get(axis.layer)
-        else:
-            entries = axis_moves(axis, moves.spaces, units)
+        entries = moves.connections.get(axis.layer) if isinstance(axis, ConnectionsAxis) else axis_moves(axis, moves.spaces, units)
         if entries is not None:
             result = select(result, dim, entries, fill)
     return result

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 from torch.utils.hooks import RemovableHandle
 
 from grow.layers import SparseConv2d, SparseLinear
@@ -125,7 +126,7 @@ def _watched(network: Network, inputs: Tensor) -> tuple[Tensor, list[_Call]]:
 def _output_gradients(calls: list[_Call], outputs: Tensor, direction: Tensor | None) -> Iterator[tuple[_Call, Tensor]]:
     """Gradient of <outputs, direction> with respect to the output of every call that it depends on."""
     edges = [call.output for call in calls]
-    found = torch.autograd.grad(outputs, edges, direction, retain_graph=True, allow_unused=True)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, edges, direction, retain_graph=True, allow_unused=True)
     return ((call, g) for call, g in zip(calls, found, strict=True) if g is not None)
 
 
@@ -145,7 +146,8 @@ def _gradient(call: _Call, g: Tensor) -> Tensor:
     layer, x = call.layer, call.input
     if isinstance(layer, SparseLinear):
         return g.T @ x
-    return torch.nn.grad.conv2d_weight(x, layer.weight_shape, g, layer.stride, layer.padding, layer.dilation)
+    gradient: Tensor = conv2d_weight(x, layer.weight_shape, g, layer.stride, layer.padding, layer.dilation)  # type: ignore[no-untyped-call]
+    return gradient
 
 
 def _squares(call: _Call, g: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ def _squares(call: _Call, g: Tensor) -> Tensor:
     weights, patch_values = prod(layer.weight_shape), prod(layer.weight_shape[1:]) * prod(g.shape[2:])
     block = max(1, BLOCK_VALUES // max(weights, patch_values))  # samples at once
     total = g.new_zeros(layer.weight_shape[0], prod(layer.weight_shape[1:]))
-    for some_x, some_g in zip(x.split(block), g.split(block), strict=True):
+    for some_x, some_g in zip(torch.split(x, block), torch.split(g, block), strict=True):
         patches = functional.unfold(some_x, kernel, layer.dilation, layer.padding, layer.stride)  # (B, I*T, P)
         # The positions share the weight: a sample's gradient is their sum, squared only then.
         total += torch.bmm(some_g.flatten(2), patches.transpose(1, 2)).square().sum(0)

@@ -87,7 +87,7 @@ class SparseLayer(nn.Module):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         """Moving a layer to another device or dtype takes its prepared product along by preparing it anew."""
         self._product = None
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Shape, density and kernel."""
@@ -107,7 +107,9 @@ class SparseLinear(SparseLayer):
 class SparseConv2d(SparseLayer):
     """A convolution whose connections are single taps of kernel slices."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+    ) -> None:
         super().__init__(weight, bias)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, 1
 

@@ -9,23 +9,20 @@ Legend: U units of a space, E connections of a layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, fx, nn
 
-from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, axis_length, axis_moves, entry_units, reindex, spread
+from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, reindex
+from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
 from grow.kernels import KERNELS, KernelCase
-from grow.layers import SparseConv2d, SparseLinear, expand
-from grow.optim import BIRTH, PerConnectionStep, check_editable
-from grow.topology import Connections, Topology
+from grow.layers import SparseConv2d, SparseLinear
+from grow.optim import check_editable
+from grow.topology import Connections, Topology, columns_of, read_units, unconnected
 from grow.trace import trace
-
-Index = IntArray | None
-"""Sorted flat positions (E,) of a layer's connections; None when all exist."""
 
 
 @dataclass
@@ -82,8 +79,8 @@ class Network(nn.Module):
             self._topology = Topology(
                 self._spaces,
                 tuple(
-                    Connections(s.layer, layers[s.layer].weight_shape, s.target, s.source, layers[s.layer].index(), s.source_values, s.target_values)
-                    for s in self._sites
+                    Connections(s.layer, layer.weight_shape, s.target, s.source, layer.index(), s.source_values, s.target_values)
+                    for s, layer in ((site, layers[site.layer]) for site in self._sites)
                 ),
             )
         return self._topology
@@ -134,12 +131,19 @@ class Network(nn.Module):
         for name, new in positions.items():
             layer = self.topology.layer(name)
             new = _checked(layer, new)
-            if len(_present(layer, new)):
-                raise ValueError(f"position {_present(layer, new)[0]} of layer {name!r} exists already, but must be absent; grow absent connections only")
+            present = _present(layer, new)
+            if len(present):
+                raise ValueError(
+                    f"position {present[0]} of layer {name!r} exists already, but must be absent; grow absent connections only"
+                )
             index[name] = _as_index(np.union1d(layer.positions(), new), layer.possible)
         plan = self._plan({}, index)
         for name, given in (values or {}).items():
-            self._write(plan, name, np.sort(np.asarray(positions[name])), given[torch.from_numpy(np.argsort(positions[name]))])
+            new = np.asarray(positions.get(name, ()), np.int64)
+            if given.shape != new.shape:
+                raise ValueError(f"values of layer {name!r} has shape {tuple(given.shape)}, but must have one per position, {new.shape}")
+            order = np.argsort(new)
+            self._write(plan, name, new[order], given[torch.from_numpy(order).to(given.device)])
         self._commit(plan)
 
     def prune_connections(self, positions: Mapping[str, IntArray]) -> None:
@@ -154,7 +158,7 @@ class Network(nn.Module):
             if len(_present(layer, old)) != len(old):
                 missing = np.setdiff1d(old, _present(layer, old))[0]
                 raise ValueError(f"position {missing} of layer {name!r} does not exist, but must; prune existing connections only")
-            index[name] = np.setdiff1d(layer.positions(), old, assume_unique=True)
+            index[name] = _as_index(np.setdiff1d(layer.positions(), old, assume_unique=True), layer.possible)
         plan = self._plan({}, index)
         for space, dead in unconnected(plan.topology).items():
             if len(dead) == plan.topology.units[space]:
@@ -176,7 +180,8 @@ class Network(nn.Module):
         removed = np.unique(np.asarray(units, np.int64))
         count = self._hidden(space)
         if len(removed) and not 0 <= removed[0] <= removed[-1] < count:
-            raise ValueError(f"unit {removed[-1]} of space {space!r} does not exist, but must be in 0..{count - 1}")
+            missing = removed[0] if removed[0] < 0 else removed[-1]
+            raise ValueError(f"unit {missing} of space {space!r} does not exist, but must be in 0..{count - 1}")
         if len(removed) >= count:
             raise ValueError(f"{len(removed)} units of space {space!r} are to be removed, but it has {count} and must keep at least 1")
         self._commit(self._plan({space: np.setdiff1d(np.arange(count), removed)}, {}))
@@ -191,7 +196,7 @@ class Network(nn.Module):
         if count < 1:
             raise ValueError(f"count is {count}, but must be at least 1")
         moves = {space: np.concatenate([np.arange(old), np.full(count, -1)])}
-        carried = _moved_topology(self.topology, moves, {})
+        carried = moved_topology(self.topology, moves, {})
         fresh = np.arange(old, old + count)
         index: dict[str, Index] = {}
         drawn: dict[str, IntArray] = {}
@@ -219,16 +224,20 @@ class Network(nn.Module):
             raise ValueError(f"units is {chosen.tolist()}, but must be distinct units of space {space!r}, in 0..{old - 1}")
         twins = {space: np.concatenate([np.arange(old), chosen])}
         moves = {space: np.concatenate([np.arange(old), np.full(len(chosen), -1)])}
-        copied = _moved_topology(self.topology, twins, {})  # copies have their twins' connections
+        copied = moved_topology(self.topology, twins, {})  # copies have their twins' connections
         plan = self._plan(moves, {layer.layer: layer.index for layer in copied.layers})
-        weights = {name: layer.dense_weight() for name, layer in self.layers.items()}
+        halved = np.concatenate([chosen, np.arange(old, old + len(chosen))])
+        tensors, layers = self.module.state_dict(), self.layers
         for name in plan.tensors:
             path, _, leaf = name.rpartition(".")
-            source = weights[path] if path in weights and leaf == "weight" else self.module.state_dict()[name]
-            twin = reindex(source, self._axes[name], Moves(twins, {}), self.topology.units)
-            if path in weights and leaf == "weight":
-                twin = _halve_columns(twin, plan.topology.layer(path), plan.topology, space, np.concatenate([chosen, np.arange(old, old + len(chosen))]))
-                twin = twin if KERNELS[plan.kernels[path]].storage == "dense" else twin.reshape(-1)[torch.from_numpy(plan.topology.layer(path).positions())]
+            layer = layers.get(path) if leaf == "weight" else None
+            twin = reindex(
+                tensors[name] if layer is None else layer.dense_weight(), self._axes[name], Moves(twins, {}), self.topology.units
+            )
+            if layer is not None:
+                twin = _halve_columns(twin, plan.topology.layer(path), plan.topology, space, halved)
+                if layer.storage == "compressed":
+                    twin = twin.reshape(-1)[torch.from_numpy(plan.topology.layer(path).positions()).to(twin.device)]
             plan.tensors[name] = twin
         self._commit(plan)
 
@@ -258,7 +267,7 @@ class Network(nn.Module):
         for space, units in dead.items():
             allowed = np.ones(len(units), bool)
             for layer in self.topology.consumers(space):
-                reads = np.isin(units, _read_units(self.topology, layer, space))
+                reads = np.isin(units, read_units(self.topology, layer, space))
                 constants = self._constants(layer, space, units)
                 allowed &= ~reads | np.array([_exact(self.layers[layer.layer], values) for values in constants])
             if allowed.any():
@@ -267,7 +276,7 @@ class Network(nn.Module):
 
     def _constants(self, layer: Connections, space: str, units: IntArray) -> list[Tensor]:
         """Per unit: what the layer reads of it in evaluation mode, over samples, repeats and positions, flattened."""
-        columns = _columns_of(self.topology, layer, space, units)
+        columns = columns_of(self.topology, layer, space, units)
         inputs = self._input_of(layer.layer)
         return [inputs[:, torch.from_numpy(group).to(inputs.device)].flatten() for group in columns]
 
@@ -296,8 +305,8 @@ class Network(nn.Module):
             if module.bias is None:
                 continue
             weight = module.dense_weight().flatten(2).sum(2) if len(layer.shape) > 2 else module.dense_weight()
-            for columns, values in zip(_columns_of(self.topology, layer, space, units), self._constants(layer, space, units), strict=True):
-                module.bias += weight[:, torch.from_numpy(columns).to(weight.device)].sum(1) * values[0]
+            for columns, values in zip(columns_of(self.topology, layer, space, units), self._constants(layer, space, units), strict=True):
+                module.bias.add_(weight[:, torch.from_numpy(columns).to(weight.device)].sum(1) * values[0])
 
     # ------------------------------------------------------------------ kernels
 
@@ -312,13 +321,58 @@ class Network(nn.Module):
         dtype = next(self.module.parameters()).dtype
         self._commit(self._plan({}, {}, {name: kernel if dtype in KERNELS[kernel].dtypes else "dense" for name, kernel in kernels.items()}))
 
+    # ------------------------------------------------------------------ starting points
+
+    def rescale_to_fan_in(self) -> None:
+        """Scale the rows of every layer as if torch had drawn them for the connections that exist: by sqrt(possible / live fan-in)."""
+        for layer in self.layers.values():
+            if layer.positions is None:
+                continue
+            width = prod(layer.weight_shape[1:])
+            rows = layer.positions // width
+            fan_in = torch.bincount(rows, minlength=layer.weight_shape[0]).clamp(min=1)
+            scale = (width / fan_in.to(layer.weight.dtype)).sqrt()
+            with torch.no_grad():
+                if layer.storage == "compressed":
+                    layer.weight.mul_(scale[rows])
+                else:
+                    layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+
+    def restore(
+        self,
+        units: Mapping[str, int],
+        index: Mapping[str, Index],
+        kernels: Mapping[str, str],
+        tensors: Mapping[str, Tensor],
+        parts: Mapping[str, IntArray] | None,
+    ) -> None:
+        """Take on the structure and the tensors of a checkpoint of the same module. Optimizer state is dropped."""
+        moves = {space.name: np.arange(units[space.name]) for space in self.topology.spaces if units[space.name] != space.units}
+        shapes = moved_topology(
+            self.topology.with_index(dict.fromkeys(self.layers)),
+            {s: np.minimum(m, self.topology.units[s] - 1) for s, m in moves.items()},
+            index,
+        )
+        if set(tensors) != set(self._axes):
+            raise ValueError(
+                f"tensors lack {sorted(set(self._axes) - set(tensors))}, but must hold every parameter and buffer of the network"
+            )
+        self._commit(_Plan(shapes, dict(kernels), {name: tensor.to(self.device) for name, tensor in tensors.items()}))
+        for layer in self.topology.layers:
+            stored = (layer.count,) if self.layers[layer.layer].storage == "compressed" else layer.shape
+            if tuple(self.layers[layer.layer].weight.shape) != stored:
+                raise ValueError(
+                    f"weight of layer {layer.layer!r} has shape {tuple(self.layers[layer.layer].weight.shape)}, but must have {stored}"
+                )
+        self.assign(parts)
+
     # ------------------------------------------------------------------ planning and carrying out
 
     def _plan(self, moves: Mapping[str, IntArray], index: Mapping[str, Index], kernels: Mapping[str, str] | None = None) -> _Plan:
         """Compute every tensor after an edit that moves units and gives the named layers new connections."""
         before = self.topology
         present = {name: layer.kernel for name, layer in self.layers.items()}
-        plan = _Plan(_moved_topology(before, moves, index), {**present, **(kernels or {})})
+        plan = _Plan(moved_topology(before, moves, index), {**present, **(kernels or {})})
         tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         for name in self._axes:
             carry = self._carrier(name, moves, plan)
@@ -330,9 +384,9 @@ class Network(nn.Module):
                 plan.gradients[name] = carry(tensor.grad, 0.0)
             for optimizer in self._optimizers:
                 if tensor in optimizer.state:
-                    plan.states.append((optimizer, name, _carried_state(optimizer, optimizer.state[tensor], tensor, carry)))
+                    plan.states.append((optimizer, name, carried_state(optimizer, optimizer.state[tensor], tensor, carry)))
         if self.parts is not None:
-            plan.parts = {space: _moved_parts(parts, moves.get(space)) for space, parts in self.parts.items()}
+            plan.parts = {space: moved_parts(parts, moves.get(space)) for space, parts in self.parts.items()}
         return plan
 
     def _carrier(self, name: str, moves: Mapping[str, IntArray], plan: _Plan) -> Callable[[Tensor, float], Tensor] | None:
@@ -345,16 +399,17 @@ class Network(nn.Module):
                 return None
             return lambda tensor, fill: reindex(tensor, self._axes[name], Moves(moves, {}), units, fill)
         before, after, kernel = self.topology.layer(path), plan.topology.layer(path), plan.kernels[path]
-        if before.shape == after.shape and _same(before.index, after.index) and layer.kernel == kernel and not _touches(before, moves):
+        if before.shape == after.shape and same_index(before.index, after.index) and layer.kernel == kernel and not touches(before, moves):
             return None
-        old_positions = _old_positions(self.topology, before, after, moves)
+        sources = old_positions(self.topology, before, after, moves)
         present = torch.from_numpy(after.positions()).to(layer.weight.device)
-        return _WeightCarrier(layer, after, KERNELS[kernel].storage, old_positions, present)
+        return WeightCarrier(layer, after, KERNELS[kernel].storage, sources, present)
 
     def _write(self, plan: _Plan, name: str, positions: IntArray, values: Tensor) -> None:
-        """Set weights at flat positions of a planned layer; layers that the edit leaves alone cannot be written."""
-        layer, key = plan.topology.layer(name), f"{name}.weight"
-        weight = plan.tensors[key]
+        """Set weights at flat positions of a planned layer."""
+        if not len(positions):
+            return
+        layer, weight = plan.topology.layer(name), plan.tensors[f"{name}.weight"]
         if KERNELS[plan.kernels[name]].storage == "compressed":
             positions = np.searchsorted(layer.positions(), positions)
         weight.view(-1)[torch.from_numpy(positions).to(weight.device)] = values.to(weight)
@@ -386,127 +441,12 @@ class Network(nn.Module):
         self._topology = None
 
 
-class _WeightCarrier:
-    """Carries whatever is shaped like a layer's weight to its new structure and storage."""
-
-    def __init__(self, layer: SparseLinear | SparseConv2d, after: Connections, storage: str, old_positions: IntArray, present: Tensor) -> None:
-        self._layer, self._after, self._storage, self._present = layer, after, storage, present
-        before = layer.index()
-        held = old_positions >= 0
-        if before is not None and len(before):
-            slots = np.searchsorted(before, old_positions).clip(max=len(before) - 1)
-            held &= before[slots] == old_positions
-        elif before is not None:
-            held[:] = False
-        self._kept = torch.from_numpy(held).to(present.device)
-        self._source = torch.from_numpy(np.where(held, old_positions, 0)).to(present.device)
-
-    def __call__(self, tensor: Tensor, fill: float) -> Tensor:
-        """``fill`` where a connection is new, 0 where none exists."""
-        layer = self._layer
-        flat = tensor.reshape(-1) if layer.storage == "dense" else expand(tensor, layer.positions, layer.weight_shape).reshape(-1)
-        values = torch.where(self._kept, flat[self._source], torch.full((), fill, dtype=tensor.dtype, device=tensor.device)) if len(flat) else flat
-        if self._storage == "compressed":
-            return values
-        return expand(values, self._present, self._after.shape)
-
-
-def unconnected(topology: Topology) -> dict[str, IntArray]:
-    """Hidden units without any existing connection on at least one side, by space; spaces without such units are left out."""
-    found = {}
-    for space in topology.hidden:
-        computed, read = np.zeros(space.units, bool), np.zeros(space.units, bool)
-        for layer in topology.producers(space.name):
-            computed[layer.rows_and_columns(layer.positions())[0] if layer.index is not None else slice(None)] = True
-        for layer in topology.consumers(space.name):
-            read[_read_units(topology, layer, space.name)] = True
-        dead = np.flatnonzero(~(computed & read))
-        if len(dead):
-            found[space.name] = dead
-    return found
-
-
-def _read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
-    """Units of a space that a layer reads."""
-    if layer.index is None:
-        return np.arange(topology.units[space])
-    segment_of, unit_of = entry_units(layer.source, topology.units)
-    columns = np.unique(layer.rows_and_columns(layer.positions())[1])
-    inside = np.array([segment.space == space for segment in layer.source])[segment_of[columns]]
-    return np.unique(unit_of[columns[inside]])
-
-
-def _columns_of(topology: Topology, layer: Connections, space: str, units: IntArray) -> list[IntArray]:
-    """Columns of a layer's weight that belong to each unit."""
-    segment_of, unit_of = entry_units(layer.source, topology.units)
-    inside = np.array([segment.space == space for segment in layer.source])[segment_of]
-    return [np.flatnonzero(inside & (unit_of == unit)) for unit in units]
-
-
 def _exact(layer: SparseLinear | SparseConv2d, values: Tensor) -> bool:
     """Whether a layer's bias can take over what these values (one unit's, everywhere) contribute."""
     if bool((values == 0).all()):
         return True
     padded = isinstance(layer, SparseConv2d) and any(layer.padding)
     return layer.bias is not None and not padded and bool((values == values[0]).all())
-
-
-def _moved_topology(before: Topology, moves: Mapping[str, IntArray], index: Mapping[str, Index]) -> Topology:
-    """The topology after units moved (new units unconnected, unless ``index`` says otherwise)."""
-    spaces = tuple(replace(space, units=len(moves[space.name])) if space.name in moves else space for space in before.spaces)
-    units = {space.name: space.units for space in spaces}
-    layers = []
-    for layer in before.layers:
-        shape = (units[layer.target], axis_length(layer.source, units), *layer.shape[2:])
-        carried = index[layer.layer] if layer.layer in index else _moved_index(before, layer, moves, shape)
-        layers.append(replace(layer, shape=shape, index=carried))
-    return Topology(spaces, tuple(layers))
-
-
-def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntArray], shape: tuple[int, ...]) -> Index:
-    """A layer's connections after units moved, in the new weight's coordinates."""
-    if not _touches(layer, moves):
-        return layer.index
-    rows, columns = _line_moves(before, layer, moves)
-    if layer.index is None and rows.min(initial=0) >= 0 and columns.min(initial=0) >= 0:
-        return None
-    taps = prod(layer.shape[2:])
-    entries = spread(columns, taps)
-    old = sparse.csr_array(
-        (np.ones(layer.count, np.int8), np.divmod(layer.positions(), layer.shape[1] * taps)),
-        shape=(layer.shape[0] + 1, layer.shape[1] * taps + 1),  # the last row and column are empty: that is where new ones read
-    )
-    present = sparse.csr_array(old[np.where(rows < 0, layer.shape[0], rows)][:, np.where(entries < 0, layer.shape[1] * taps, entries)]).tocoo()
-    assert present.shape == (shape[0], prod(shape[1:]))
-    return np.sort(present.row.astype(np.int64) * present.shape[1] + present.col)
-
-
-def _line_moves(before: Topology, layer: Connections, moves: Mapping[str, IntArray]) -> tuple[IntArray, IntArray]:
-    """Old row of every new row, old column of every new column, -1 for new ones."""
-    rows = moves.get(layer.target)
-    columns = axis_moves(layer.source, moves, before.units)
-    return np.arange(layer.shape[0]) if rows is None else rows, np.arange(layer.shape[1]) if columns is None else columns
-
-
-def _old_positions(before: Topology, layer: Connections, after: Connections, moves: Mapping[str, IntArray]) -> IntArray:
-    """For every connection after the edit: its flat position before it, -1 where its row or column is new."""
-    positions = after.positions()
-    if not _touches(layer, moves):
-        return positions
-    taps = prod(layer.shape[2:])
-    old_rows, old_columns = _line_moves(before, layer, moves)
-    rows, rest = np.divmod(positions, after.shape[1] * taps)
-    columns, tap = np.divmod(rest, taps)
-    row, column = old_rows[rows], old_columns[columns]
-    return np.where((row < 0) | (column < 0), -1, (row * layer.shape[1] + column) * taps + tap)
-
-
-def _touches(layer: Connections, moves: Mapping[str, IntArray]) -> bool:
-    return layer.target in moves or any(segment.space in moves for segment in layer.source)
-
-
-def _same(one: Index, other: Index) -> bool:
-    return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
 def _as_index(positions: IntArray, possible: int) -> Index:
@@ -520,7 +460,8 @@ def _checked(layer: Connections, positions: IntArray) -> IntArray:
     if len(unique) != len(given):
         raise ValueError(f"positions of layer {layer.layer!r} has {len(given) - len(unique)} duplicates, but must be distinct")
     if len(unique) and not 0 <= unique[0] <= unique[-1] < layer.possible:
-        raise ValueError(f"position {unique[-1] if unique[-1] >= layer.possible else unique[0]} of layer {layer.layer!r} is outside 0..{layer.possible - 1}")
+        outside = unique[0] if unique[0] < 0 else unique[-1]
+        raise ValueError(f"position {outside} of layer {layer.layer!r} does not exist, but must be in 0..{layer.possible - 1}")
     return unique
 
 
@@ -537,12 +478,14 @@ def _random_rows(layer: Connections, rows: IntArray, fan_in: int, generator: tor
     return np.sort(np.concatenate(chosen))
 
 
-def _random_columns(topology: Topology, layer: Connections, space: str, units: IntArray, fan_out: int, generator: torch.Generator) -> IntArray:
+def _random_columns(
+    topology: Topology, layer: Connections, space: str, units: IntArray, fan_out: int, generator: torch.Generator
+) -> IntArray:
     """Flat positions of ``fan_out`` random connections out of each unit."""
     if fan_out < 1:
         raise ValueError(f"fan_out is {fan_out}, but must be at least 1; a unit that nobody reads is dead")
     taps, chosen = prod(layer.shape[2:]), []
-    for columns in _columns_of(topology, layer, space, units):
+    for columns in columns_of(topology, layer, space, units):
         slots = torch.randperm(layer.shape[0] * len(columns) * taps, generator=generator)[:fan_out].numpy()
         rows, rest = np.divmod(slots, len(columns) * taps)
         chosen.append((rows * layer.shape[1] + columns[rest // taps]) * taps + rest % taps)
@@ -552,35 +495,10 @@ def _random_columns(topology: Topology, layer: Connections, space: str, units: I
 def _halve_columns(weight: Tensor, layer: Connections, topology: Topology, space: str, units: IntArray) -> Tensor:
     if not any(segment.space == space for segment in layer.source):
         return weight
-    columns = np.concatenate(_columns_of(topology, layer, space, units))
+    columns = np.concatenate(columns_of(topology, layer, space, units))
     weight = weight.clone()
     weight[:, torch.from_numpy(columns)] /= 2
     return weight
-
-
-def _moved_parts(parts: IntArray, moved: IntArray | None) -> IntArray:
-    """Parts after units moved; new units go, one by one, to the part that has the fewest."""
-    if moved is None:
-        return parts
-    after = np.where(moved < 0, -1, parts[np.maximum(moved, 0)])
-    sizes = np.bincount(after[after >= 0], minlength=int(parts.max(initial=0)) + 1)
-    for unit in np.flatnonzero(after < 0):
-        after[unit] = sizes.argmin()
-        sizes[after[unit]] += 1
-    return after
-
-
-def _carried_state(
-    optimizer: torch.optim.Optimizer, state: Mapping[str, object], parameter: Tensor, carry: Callable[[Tensor, float], Tensor]
-) -> dict[str, object]:
-    """An optimizer's state after the edit: what is shaped like the parameter goes with it, what is new starts afresh."""
-    carried = dict(state)
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape:
-            carried[key] = carry(value, float(state["step"]) if key == BIRTH else 0.0)  # type: ignore[arg-type]
-    if isinstance(optimizer, PerConnectionStep) and "step" in state and BIRTH not in state:
-        carried[BIRTH] = carry(torch.zeros_like(parameter, dtype=torch.float32), float(state["step"]))  # type: ignore[arg-type]
-    return carried
 
 
 def _exchange(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor) -> None:

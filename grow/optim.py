@@ -7,7 +7,8 @@ move at several times the rate of a fresh one. Here the step count is kept per c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from math import log
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,41 +19,42 @@ BIRTH = "birth"
 """State entry of an Adam parameter: the step at which each element came into being, shaped like the parameter."""
 
 
-class PerConnectionStep:
+class PerConnectionStep(torch.optim.Optimizer):
     """Adam's update with a bias correction by each element's own age; torch's own code where nothing was ever added."""
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update. Closures are refused: growth and pruning happen between steps."""
         if closure is not None:
             raise ValueError("closure is given, but must be None; evaluate the loss before the step")
         aged = []
-        for group in self.param_groups:  # type: ignore[attr-defined]
+        for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None and BIRTH in self.state.get(parameter, {}):  # type: ignore[attr-defined]
+                if parameter.grad is not None and BIRTH in self.state.get(parameter, {}):
                     self._aged_step(group, parameter)
                     aged.append((parameter, parameter.grad))
                     parameter.grad = None  # torch's step passes over it
-        super().step()  # type: ignore[misc]
+        super().step()
         for parameter, gradient in aged:
             parameter.grad = gradient
 
     @torch.no_grad()
-    def _aged_step(self, group: dict[str, object], parameter: Tensor) -> None:
+    def _aged_step(self, group: dict[str, Any], parameter: Tensor) -> None:
         """Kingma and Ba 2015, algorithm 1; decoupled decay as in Loshchilov and Hutter 2019."""
-        state = self.state[parameter]  # type: ignore[attr-defined]
-        learning_rate, decay, epsilon = float(group["lr"]), float(group["weight_decay"]), float(group["eps"])  # type: ignore[arg-type]
-        beta1, beta2 = group["betas"]  # type: ignore[misc]
+        state = self.state[parameter]
+        learning_rate, decay, epsilon = float(group["lr"]), float(group["weight_decay"]), float(group["eps"])
+        beta1, beta2 = group["betas"]
         gradient: Tensor = parameter.grad  # type: ignore[assignment]
         state["step"] += 1
-        age = state["step"] - state[BIRTH]
+        age = (state["step"] - state[BIRTH]).to(parameter.dtype)
         if group["decoupled_weight_decay"]:
             parameter.mul_(1 - learning_rate * decay)
         elif decay:
             gradient = gradient.add(parameter, alpha=decay)
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction1, correction2 = 1 - beta1**age, (1 - beta2**age).sqrt()
-        denominator = state["exp_avg_sq"].sqrt().div_(correction2).add_(epsilon)
+        # 1 - beta^age; the plain difference loses four digits in float32, where beta2 is nearly 1.
+        correction1, correction2 = (torch.expm1(age * log(beta)).neg_() for beta in (beta1, beta2))
+        denominator = state["exp_avg_sq"].sqrt().div_(correction2.sqrt_()).add_(epsilon)
         parameter.addcdiv_(state["exp_avg"] / correction1, denominator, value=-learning_rate)
 
 
@@ -64,7 +66,9 @@ class AdamW(PerConnectionStep, torch.optim.AdamW):
     """torch's AdamW with a step count per connection."""
 
 
-def make(name: Name, parameters: Iterable[Tensor], learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+def make(
+    name: Name, parameters: Iterable[Tensor], learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
     """The optimizer of that name. ``momentum`` is SGD's; Adam keeps torch's betas."""
     match name:
         case "sgd":
@@ -85,6 +89,6 @@ def check_editable(optimizer: torch.optim.Optimizer) -> None:
         raise ValueError(f"optimizer is {type(optimizer).__name__}, but must be torch.optim.SGD, grow.optim.Adam or grow.optim.AdamW")
     for group in optimizer.param_groups:
         if group.get("dampening", 0):
-            raise ValueError(f"dampening is {group['dampening']}, but must be 0; SGD treats the first step of a connection differently otherwise")
+            raise ValueError(f"dampening is {group['dampening']}, but must be 0; with it SGD treats a connection's first step differently")
         if group.get("amsgrad", False):
             raise ValueError("amsgrad is True, but must be False; its running maximum has no fresh value for a new connection")

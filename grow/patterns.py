@@ -91,7 +91,7 @@ def _scores(scored: Scored, count: int) -> FloatArray:
         if len(positions) != len(scores):
             raise ValueError(f"scores of layer {layer!r} has {len(scores)} entries, but must have one per position, {len(positions)}")
         if not np.isfinite(scores).all():
-            raise ValueError(f"scores of layer {layer!r} has NaN or infinity, but must be finite; the training diverged or the criterion overflowed")
+            raise ValueError(f"scores of layer {layer!r} has NaN or infinity, but must be finite; lower the learning rate")
     candidates = sum(len(positions) for positions, _ in scored.values())
     if not 0 <= count <= candidates:
         raise ValueError(f"count is {count}, but must be between 0 and the number of candidates, {candidates}; choose fewer connections")
@@ -109,7 +109,7 @@ def _smallest(scores: FloatArray, count: int) -> BoolArray:
     if count == 0:
         return np.zeros(len(scores), bool)
     threshold = np.partition(scores, count - 1)[count - 1]
-    chosen = scores < threshold
+    chosen: BoolArray = scores < threshold
     chosen[np.flatnonzero(scores == threshold)[: count - int(chosen.sum())]] = True
     return chosen
 
@@ -137,7 +137,7 @@ def _fitting(values: FloatArray, sizes: IntArray, count: int) -> BoolArray:
 
 
 def _groups(keys: IntArray, key_count: int) -> IntArray:
-    """Group number of every candidate, in the order of the groups' first members: equal keys together, -1 each on its own. (N,)"""
+    """Group number of every candidate, in the order of the groups' first members: equal keys together, each -1 alone."""
     first = np.full(key_count, len(keys))
     remote = np.flatnonzero(keys >= 0)
     np.minimum.at(first, keys[remote], remote)
@@ -153,7 +153,8 @@ def _remote_keys(scored: Scored, topology: Topology, parts: Mapping[str, IntArra
         raise ValueError(f"price is {price}, but must be at least 0; pass median scores per halo unit")
     for space, labels in parts.items():
         if len(labels) != topology.space(space).units:
-            raise ValueError(f"parts of space {space!r} has {len(labels)} entries, but must have one per unit, {topology.space(space).units}")
+            units = topology.space(space).units
+            raise ValueError(f"parts of space {space!r} has {len(labels)} entries, but must have one per unit, {units}; partition anew")
     keys = (_layer_keys(topology.layer(layer), positions, topology, parts) for layer, (positions, _) in scored.items())
     return np.concatenate([np.zeros(0, np.int64), *keys])
 

@@ -36,8 +36,8 @@ def cubic(start_value: float, end_value: float, begin: int, end: int) -> Schedul
 
     Zhu and Gupta 2017, arXiv 1710.01878: s(t) = s_f + (s_i - s_f) (1 - (t - begin) / (end - begin))^3.
 
-    >>> round(cubic(1.0, 0.1, 0, 100)(25), 6)
-    0.479687
+    >>> round(cubic(1.0, 0.1, 0, 100)(50), 6)
+    0.2125
     """
     remaining = _remaining(begin, end)
     return lambda step: end_value + (start_value - end_value) * remaining(step) ** 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 import torch
@@ -47,7 +48,7 @@ class Samples:
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
             raise ValueError(
-                f"targets has {len(self.targets)} samples, but must have as many as inputs, {len(self.inputs)}; pass one class number per sample"
+                f"targets has {len(self.targets)} samples, but must have one per input, {len(self.inputs)}; pass as many class numbers"
             )
 
     def __len__(self) -> int:
@@ -104,6 +105,7 @@ class Classification:
         return (outputs.argmax(1) == targets).to(torch.float32)
 
 
+@lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, length: int) -> Tensor:
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(length, generator=generator)

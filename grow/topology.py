@@ -157,3 +157,35 @@ class Topology:
         """The same network with other connections in the named layers."""
         layers = tuple(replace(c, index=index[c.layer]) if c.layer in index else c for c in self.layers)
         return replace(self, layers=layers)
+
+
+def unconnected(topology: Topology) -> dict[str, IntArray]:
+    """Hidden units without any existing connection on at least one side, by space; spaces without such units are left out."""
+    found = {}
+    for space in topology.hidden:
+        computed, read = np.zeros(space.units, bool), np.zeros(space.units, bool)
+        for layer in topology.producers(space.name):
+            computed[layer.rows_and_columns(layer.positions())[0] if layer.index is not None else slice(None)] = True
+        for layer in topology.consumers(space.name):
+            read[read_units(topology, layer, space.name)] = True
+        dead = np.flatnonzero(~(computed & read))
+        if len(dead):
+            found[space.name] = dead
+    return found
+
+
+def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
+    """Units of a space that a layer reads."""
+    if layer.index is None:
+        return np.arange(topology.units[space])
+    segment_of, unit_of = entry_units(layer.source, topology.units)
+    columns = np.unique(layer.rows_and_columns(layer.positions())[1])
+    inside = np.array([segment.space == space for segment in layer.source])[segment_of[columns]]
+    return np.unique(unit_of[columns[inside]])
+
+
+def columns_of(topology: Topology, layer: Connections, space: str, units: IntArray) -> list[IntArray]:
+    """Columns of a layer's weight that belong to each unit."""
+    segment_of, unit_of = entry_units(layer.source, topology.units)
+    inside = np.array([segment.space == space for segment in layer.source])[segment_of]
+    return [np.flatnonzero(inside & (unit_of == unit)) for unit in units]

@@ -9,6 +9,7 @@ Legend: N batch, C units, H W a feature map.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,11 +18,11 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional
 
 from grow.axes import NO_SPACE, Axes, Segment, SpaceAxis
-from grow.layers import SparseLayer, sparse_layer
+from grow.layers import sparse_layer
 from grow.topology import Role, Space
 
 INPUT, OUTPUT = "input", "output"
@@ -124,16 +125,12 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
         raise TraceError(
             f"module is {type(module).__name__}, but must be traceable by torch.fx ({reason}); keep data-dependent branches out of forward"
         ) from error
-    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    copied = fx.GraphModule({name: _copy(child) for name, child in traced.named_modules() if name and not list(child.children())}, traced.graph)
-    copied.load_state_dict(state, strict=False)
-    return copied
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(module)
+    shared = [name for name, _ in traced.named_parameters(remove_duplicate=False)]
+    for name, _ in traced.named_parameters():
+        shared.remove(name)
+    if shared:
+        raise TraceError(f"tensor {shared[0]!r} is shared with another module, but must belong to one; give each module its own weights")
+    return copy.deepcopy(traced)
 
 
 def _propagate_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
@@ -143,8 +140,9 @@ def _propagate_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
         with torch.no_grad():
             ShapeProp(graph_module).propagate(example)
     except Exception as error:
+        reason = str(error).splitlines()[0]
         raise TraceError(
-            f"example has shape {tuple(example.shape)}, but must be an input of the module ({str(error).splitlines()[0]}); pass one sample (1, ...)"
+            f"example has shape {tuple(example.shape)}, but must be an input of the module ({reason}); pass one sample (1, ...)"
         ) from error
     for name, child in graph_module.named_modules():
         child.training = modes[name]
@@ -159,7 +157,8 @@ def _visit(tracing: _Tracing, node: fx.Node) -> _Signature | None:
         case "placeholder":
             return _placeholder(tracing, node)
         case "output":
-            return _output(tracing, node)
+            _output(tracing, node)
+            return None
         case "call_module":
             module = tracing.module.get_submodule(str(node.target))
             handler = next((found for kind, found in MODULES.items() if isinstance(module, kind)), None)
@@ -179,7 +178,8 @@ def _visit(tracing: _Tracing, node: fx.Node) -> _Signature | None:
 
 def _unknown(node: fx.Node, operator_name: str) -> TraceError:
     where = f"module {node.target!r}" if node.op == "call_module" else f"node {node.name!r}"
-    return TraceError(f"{where} is the operator {operator_name}, but must be one that the tracer knows; rewrite it with known ones or keep it outside the network")
+    remedy = "rewrite it with known ones or keep it outside the network"
+    return TraceError(f"{where} is the operator {operator_name}, but must be one that the tracer knows; {remedy}")
 
 
 def _placeholder(tracing: _Tracing, node: fx.Node) -> _Signature:
@@ -195,14 +195,15 @@ def _output(tracing: _Tracing, node: fx.Node) -> None:
     signature = tracing.signature(node.args[0])
     if signature is None:
         raise TraceError("the output is not one tensor, but must be; return the logits alone")
-    for part in signature:
-        tracing.roles[tracing.root(part.space)] = "output" if tracing.roles[tracing.root(part.space)] == "hidden" else tracing.roles[tracing.root(part.space)]
+    for space in {tracing.root(part.space) for part in signature}:
+        if tracing.roles[space] == "hidden":
+            tracing.roles[space] = "output"
 
 
 def _only_input(tracing: _Tracing, node: fx.Node) -> _Signature:
-    signature = tracing.signature(node.args[0])
+    signature = tracing.signature(node.args[0]) if node.args else None
     if signature is None:
-        raise _unknown(node, str(node.target))
+        raise TraceError(f"node {node.name!r} reads no tensor of units as its first argument, but must; pass the tensor by position")
     return signature
 
 
@@ -213,7 +214,8 @@ def _weighted(tracing: _Tracing, node: fx.Node, dimensions: int) -> _Signature:
     argument = node.args[0]
     assert isinstance(argument, fx.Node)
     if len(_shape(argument)) != dimensions:
-        raise TraceError(f"module {path!r} reads a tensor of {len(_shape(argument))} dimensions, but must read {dimensions}; flatten before it")
+        found = len(_shape(argument))
+        raise TraceError(f"module {path!r} reads a tensor of {found} dimensions, but must read {dimensions}; flatten before it")
     target = tracing.new_space(path, _shape(node)[1])
     tracing.sites.append((path, target, source, prod(_shape(argument)[2:]), prod(_shape(node)[2:])))
     module = tracing.module.get_submodule(path)
@@ -265,19 +267,23 @@ def _flatten(tracing: _Tracing, node: fx.Node) -> _Signature:
     assert isinstance(argument, fx.Node)
     spatial = prod(_shape(argument)[2:])
     if len(_shape(node)) != 2 or _shape(node)[1] != prod(_shape(argument)[1:]):
-        raise TraceError(f"node {node.name!r} gives the shape {_shape(node)}, but must keep the batch and join the rest; use torch.flatten(x, 1)")
+        shape = _shape(node)
+        raise TraceError(f"node {node.name!r} gives the shape {shape}, but must keep the batch and join the rest; use torch.flatten(x, 1)")
     return tuple(_Part(part.space, part.repeat * spatial) for part in signature)
 
 
 def _view(tracing: _Tracing, node: fx.Node) -> _Signature:
     sizes = node.args[1:] if not isinstance(node.args[1], (tuple, list)) else tuple(node.args[1])
     if len(sizes) != 2 or sizes[1] != -1 or isinstance(sizes[0], int):
-        raise TraceError(f"node {node.name!r} has the literal sizes {sizes}, but must follow the network when it changes; use torch.flatten(x, 1)")
+        remedy = "use torch.flatten(x, 1)"
+        raise TraceError(f"node {node.name!r} has the literal sizes {sizes}, but must follow the network when it changes; {remedy}")
     return _flatten(tracing, node)
 
 
 def _no_tensor(tracing: _Tracing, node: fx.Node) -> None:
     """Sizes and shapes: read at run time, without units."""
+    if isinstance(node.meta.get("tensor_meta"), TensorMetadata):
+        raise _unknown(node, f"{getattr(node.target, '__name__', node.target)} of a tensor")
 
 
 def _add(tracing: _Tracing, node: fx.Node) -> _Signature:
@@ -290,7 +296,8 @@ def _add(tracing: _Tracing, node: fx.Node) -> _Signature:
     first, second = tensors
     lengths = [[(tracing.units[tracing.root(part.space)], part.repeat) for part in signature] for signature in (first, second)]
     if lengths[0] != lengths[1]:
-        raise TraceError(f"node {node.name!r} adds units in segments of {lengths[0]} and {lengths[1]}, but must add equal ones; align the operands")
+        both = f"{lengths[0]} and {lengths[1]}"
+        raise TraceError(f"node {node.name!r} adds units in segments of {both}, but must add equal ones; align the operands")
     for one, other in zip(first, second, strict=True):
         tracing.join(one.space, other.space)
     return first
@@ -315,7 +322,8 @@ def _concatenate(tracing: _Tracing, node: fx.Node) -> _Signature:
 
 _Handler: TypeAlias = Callable[[_Tracing, fx.Node], "_Signature | None"]
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Softplus)
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
+BOUNDED = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Softplus)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 MODULES: dict[type[nn.Module], _Handler] = {
@@ -324,11 +332,12 @@ MODULES: dict[type[nn.Module], _Handler] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.Flatten: _flatten,
-    **dict.fromkeys((*ACTIVATIONS, *POOLS, nn.Dropout, nn.Dropout2d, nn.Identity), _unitwise),
+    **dict.fromkeys((*RECTIFIERS, *BOUNDED, *POOLS, nn.Dropout, nn.Dropout2d, nn.Identity), _unitwise),
 }
 
 FUNCTIONS: dict[object, _Handler] = {
-    **dict.fromkeys((functional.relu, functional.relu6, functional.leaky_relu, functional.elu, functional.gelu, functional.silu), _unitwise),
+    **dict.fromkeys((functional.relu, functional.relu6, functional.leaky_relu, functional.elu), _unitwise),
+    **dict.fromkeys((functional.gelu, functional.silu), _unitwise),
     **dict.fromkeys((functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d), _unitwise),
     **dict.fromkeys((torch.relu, torch.tanh, torch.sigmoid, functional.dropout), _unitwise),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
@@ -358,28 +367,21 @@ def _finish(tracing: _Tracing) -> Traced:
     def axis(signature: _Signature) -> SpaceAxis:
         return tuple(Segment(names[tracing.root(part.space)], part.repeat) for part in signature) if signature else NO_SPACE
 
-    spaces = tuple(
-        Space(names[number], tracing.units[number], tracing.roles[number]) for number in range(len(tracing.parents)) if tracing.root(number) == number
-    )
-    sites = tuple(Site(path, axis((target,))[0].space, axis(source), reads, writes) for path, target, source, reads, writes in tracing.sites)
+    spaces = tuple(Space(name, tracing.units[number], tracing.roles[number]) for number, name in names.items())
+    sites = tuple(Site(path, names[tracing.root(target.space)], axis(source), *values) for path, target, source, *values in tracing.sites)
     if not sites:
         raise TraceError("the module has no layer with connections, but must have at least one Linear or Conv2d")
-    axes = {name: tuple(axis(signature) for signature in signatures) for name, signatures in tracing.tensors.items()}
+    axes: dict[str, Axes] = {name: tuple(axis(signature) for signature in signatures) for name, signatures in tracing.tensors.items()}
     tracing.module.recompile()
     return Traced(tracing.module, spaces, sites, axes, tracing.fills)
 
 
 def _names(tracing: _Tracing) -> dict[int, str]:
     """Names of the joined spaces: input, output, else the layer that creates them."""
-    names: dict[int, str] = {}
-    outputs = [number for number in range(len(tracing.parents)) if tracing.root(number) == number and tracing.roles[number] == "output"]
-    for number in range(len(tracing.parents)):
-        if tracing.root(number) != number:
-            continue
-        names[number] = OUTPUT if outputs == [number] else tracing.names[number]
+    roots = [number for number in range(len(tracing.parents)) if tracing.root(number) == number]
+    outputs = [number for number in roots if tracing.roles[number] == "output"]
+    names = {}
+    for number in roots:
+        name, taken = tracing.names[number], tracing.names[number] in (INPUT, OUTPUT) and tracing.roles[number] != "input"
+        names[number] = OUTPUT if outputs == [number] else f"{name} units" if taken else name
     return names
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module's weights are connections."""
-    return isinstance(module, SparseLayer)

@@ -29,6 +29,11 @@ class Choice:
         if not self.values or len(set(self.values)) < len(self.values):
             raise ValueError(f"the values of a Choice are {self.values}, but must be at least one, each once; mend the list")
 
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that must be allowed for all to be."""
+        return self.values
+
     def suggest(self, trial: BaseTrial, name: str) -> Value:
         """Draws a value."""
         return cast(Value, trial.suggest_categorical(name, self.values))
@@ -47,6 +52,11 @@ class Float:
 
     def __post_init__(self) -> None:
         _check_bounds(self.low, self.high, self.log)
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that must be allowed for all to be."""
+        return self.low, self.high
 
     def suggest(self, trial: BaseTrial, name: str) -> Value:
         """Draws a value."""
@@ -72,6 +82,11 @@ class Integer:
                 f"step is {self.step}, but must be positive, lead from {self.low} to {self.high}, and be 1 in a logarithmic range;"
                 " choose another step or another high"
             )
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """The values that must be allowed for all to be."""
+        return self.low, self.high
 
     def suggest(self, trial: BaseTrial, name: str) -> Value:
         """Draws a value."""

@@ -54,27 +54,27 @@ def _starts(sorted_or_not: Tensor, length: int) -> Tensor:
 
 
 class SparseProduct(torch.autograd.Function):
-    """``y = x W^T`` with W given by its structure and values."""
+    """``y = W x``, feature-major, with W given by its structure and values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, structure: Structure) -> Tensor:
-        """x (B, I), values (E,) -> (B, O), a view of a (O, B) tensor."""
-        features = x.t().contiguous()  # (I, B)
+        """Features (I, B) and values (E,) -> (O, B)."""
+        features = x.contiguous()
         ctx.save_for_backward(features, values)
         ctx.structure = structure
         if values.numel() == 0:
-            return x.new_zeros(structure.shape[0], x.shape[0]).t()
-        return (structure.matrix(values) @ features).t()
+            return x.new_zeros(structure.shape[0], x.shape[1])
+        return structure.matrix(values) @ features
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Gradients of x (B, I) and values (E,)."""
+        """Gradients of the features (I, B) and the values (E,)."""
         features, values = ctx.saved_tensors
         structure: Structure = ctx.structure
         if values.numel() == 0:
-            return features.new_zeros(features.shape).t(), torch.zeros_like(values), None
-        upstream = gradients[0].t().contiguous()  # (O, B)
-        grad_x = (structure.transposed(values) @ upstream).t() if ctx.needs_input_grad[0] else None
+            return torch.zeros_like(features), torch.zeros_like(values), None
+        upstream = gradients[0].contiguous()  # (O, B)
+        grad_x = structure.transposed(values) @ upstream if ctx.needs_input_grad[0] else None
         grad_values = None
         if ctx.needs_input_grad[1]:
             pattern = structure.matrix(values)
@@ -89,7 +89,7 @@ def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     structure = Structure.of(positions, shape)
 
     def product(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = SparseProduct.apply(x, values, structure)  # type: ignore[no-untyped-call]
+        y: Tensor = SparseProduct.apply(x.t(), values, structure).t()  # type: ignore[no-untyped-call]
         return y if bias is None else y + bias
 
     return product

@@ -1,4 +1,4 @@
-"""Random sparse seeds: SET's Erdős–Rényi (arXiv 1707.04780) and RigL's ERK (arXiv 1911.11134). See `grow.allocate`.
+"""Random sparse seeds: SET's Erdős-Rényi (arXiv 1707.04780) and RigL's ERK (arXiv 1911.11134). See `grow.allocate`.
 
 The papers draw every connection by itself; here the count is exact, and no unit is left out where the count allows it.
 """

@@ -44,7 +44,7 @@ def radix_matrices(systems: Sequence[Sequence[int]], widths: Sequence[int]) -> l
     nodes = prod(systems[0])
     if any(prod(system) != nodes for system in systems[:-1]) or nodes % prod(systems[-1]):
         products = [prod(system) for system in systems]
-        raise ValueError(f"products of the systems is {products}, but must all be equal, the last may divide the others; change the radices")
+        raise ValueError(f"products of the systems is {products}, but must be equal, the last may divide the others; change them")
     rings = [_Ring(nodes, radix, prod(system[:i])) for system in systems for i, radix in enumerate(system)]
     places = [np.arange(nodes * width) % nodes for width in widths]
     return [ring.joined(places[i], places[i + 1]) for i, ring in enumerate(rings)]
@@ -71,8 +71,8 @@ def radixnet(topology: Topology, density: float, generator: np.random.Generator)
     limit = max((_narrow_side(topology, layer) for layer in layers), default=1)
     plans = [_Plan({}, True, topology.possible), *(_plan(topology, layers, system) for system in _systems(limit))]
     complete = [plan for plan in plans if plan.complete]
-    reachable = complete if asked >= min(plan.connections for plan in complete) else plans
-    nearest = min(reachable, key=lambda plan: abs(log(plan.connections / asked)))
+    allowed = complete if asked >= min(plan.connections for plan in complete) else plans
+    nearest = min(allowed, key=lambda plan: abs(log(plan.connections / asked)))
     return Structure({}, {layer.layer: _index(topology, layer, nearest.rings.get(layer.layer)) for layer in topology.layers})
 
 
@@ -88,7 +88,8 @@ class _Ring:
         """Whether the places of sources and targets are joined, (sources, targets)."""
         steps = np.zeros(self.nodes, bool)
         steps[np.arange(self.radix) * self.stride] = True
-        return steps[(targets[None, :] - sources[:, None]) % self.nodes]
+        joined: BoolArray = steps[(targets[None, :] - sources[:, None]) % self.nodes]
+        return joined
 
     def pairs(self, sources: int, targets: int) -> int:
         """How many pairs of so many source and target units are joined."""

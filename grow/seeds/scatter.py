@@ -41,4 +41,5 @@ def _cover(layer: Connections, units: Mapping[str, int], count: int, generator: 
     rows = np.resize(generator.permutation(layer.shape[0]), size)
     sources = np.resize(generator.permutation(len(columns_of_unit)), size)
     columns = first_column[sources] + generator.integers(columns_of_unit[sources])
-    return (rows * layer.shape[1] + columns) * taps + generator.integers(taps, size=size)
+    positions: IntArray = (rows * layer.shape[1] + columns) * taps + generator.integers(taps, size=size)
+    return positions

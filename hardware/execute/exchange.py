@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,19 +36,21 @@ class Peers:
         distributed.all_to_all_single(target, source, list(received), list(sent), group=self.group)
         return target.to(handed.device)
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, stacked in their order (k, ...), in one message to each other rank."""
+        size, mine = tensor.numel(), tensor.reshape(-1)
+        others = [0 if rank == self.rank else size for rank in range(self.count)]
+        self.sum_bytes += (self.count - 1) * size * tensor.element_size()
+        theirs = self.exchange(mine.repeat(self.count - 1), others, others).split(size) if size else [mine] * (self.count - 1)
+        return torch.stack([*theirs[: self.rank], mine, *theirs[self.rank :]]).reshape(self.count, *tensor.shape)
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, a new tensor, bit for bit the same on all of them."""
-        size = tensor.numel()
-        if (self.count - 1) * size * tensor.element_size() > DIRECT_BYTES:
-            total = tensor.clone(memory_format=torch.contiguous_format)
-            self.add_up(total)
-            return total
-        others = [0 if rank == self.rank else size for rank in range(self.count)]
-        mine = tensor.reshape(-1)
-        self.sum_bytes += (self.count - 1) * size * tensor.element_size()
-        theirs = self.exchange(mine.repeat(self.count - 1), others, others).split(size)
-        terms = [*theirs[: self.rank], mine, *theirs[self.rank :]]
-        return torch.stack(terms).sum(0).reshape(tensor.shape) if self.count > 2 else (terms[0] + terms[1]).reshape(tensor.shape)
+        if (self.count - 1) * tensor.numel() * tensor.element_size() <= DIRECT_BYTES:
+            return self.gather(tensor).sum(0)
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        self.add_up(total)
+        return total
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over the ranks."""
@@ -122,7 +125,7 @@ class _Halo(torch.autograd.Function):
 def _exchange(peers: Peers, sections: Sequence[Tensor], receives: Sequence[int]) -> list[Tensor]:
     """Sections (B, entries, ...) to every rank; what comes back, ``receives[r]`` entries from rank r."""
     first = sections[0]
-    values = first.shape[0] * first[0, :0].reshape(-1).new_empty(first.shape[2:]).numel()
+    values = first.shape[0] * prod(first.shape[2:])
     handed = torch.cat([section.reshape(-1) for section in sections])
     peers.halo_bytes += handed.numel() * handed.element_size()
     flat = peers.exchange(handed, [section.numel() for section in sections], [values * count for count in receives])
@@ -158,13 +161,46 @@ class HaloExchange(nn.Module):
 
 
 class Total(nn.Module):
-    """Sums the partial results of all ranks."""
+    """Sums the partial results of all ranks, then adds the bias, which every rank holds."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, bias: Tensor | None, peers: Peers) -> None:
         super().__init__()
         self.peers = peers
+        self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Partial (B, ...) -> total (B, ...)."""
-        out: Tensor = _Total.apply(x, self.peers)  # type: ignore[no-untyped-call]
-        return out
+        """Partial (B, C, ...) -> total (B, C, ...)."""
+        total: Tensor = _Total.apply(x, self.peers)  # type: ignore[no-untyped-call]
+        return total if self.bias is None else total + self.bias.view(-1, *[1] * (x.dim() - 2))
+
+
+class GradientSum:
+    """Sums gradients over the ranks while the backward pass still runs: large ones as they are, small ones together at its end."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], peers: Peers) -> None:
+        self.peers = peers
+        self._small = [parameter for parameter in parameters if parameter.numel() * parameter.element_size() < DIRECT_BYTES]
+        self._works: list[distributed.Work] = []
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.numel() * parameter.element_size() >= DIRECT_BYTES:
+                parameter.register_post_accumulate_grad_hook(self._begin)
+
+    def _begin(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        parameter.grad = gradient = gradient.contiguous()
+        self.peers.sum_bytes += gradient.numel() * gradient.element_size()
+        work = distributed.all_reduce(gradient, group=self.peers.group, async_op=True)
+        assert work is not None
+        self._works.append(work)
+
+    def finish(self) -> None:
+        """Wait for the large ones, sum the small ones."""
+        small = [parameter.grad for parameter in self._small if parameter.grad is not None]
+        if small:
+            total = self.peers.sum(torch.cat([gradient.reshape(-1) for gradient in small]))
+            for gradient, summed in zip(small, total.split([gradient.numel() for gradient in small]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+        for work in self._works:
+            work.wait()
+        self._works.clear()

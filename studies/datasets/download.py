@@ -10,6 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from urllib.error import URLError
 from urllib.request import urlopen
 
 from studies.datasets.files import Release, verified
@@ -53,7 +54,7 @@ def _fetch(url: str, patience_s: float, until: float) -> bytes:
         except Empty:
             raise TimeoutError(f"{url}: nothing arrived for {patience_s:g} s") from None
         if isinstance(piece, Exception):
-            raise OSError(f"{url}: {piece}") from piece
+            raise OSError(f"{url}: {piece.reason if isinstance(piece, URLError) else piece}") from piece
         if not piece:
             return bytes(content)
         content += piece

@@ -44,9 +44,7 @@ def verified(content: bytes, sha256: str, origin: object, remedy: str) -> bytes:
     try:
         plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{origin} is damaged ({error}), but its decompressed content must have the sha256 {sha256}; {remedy}"
-        ) from error
+        raise ValueError(f"{origin} is damaged ({error}), but its decompressed content must have the sha256 {sha256}; {remedy}") from error
     found = hashlib.sha256(plain).hexdigest()
     if found != sha256:
         raise ValueError(f"{origin} has the sha256 {found} when decompressed, but must have {sha256}; {remedy}")

@@ -23,7 +23,7 @@ def decode(content: bytes) -> ByteArray:
     >>> decode(encode(np.array([[1, 2], [3, 4]], dtype=np.uint8))).tolist()
     [[1, 2], [3, 4]]
     """
-    if content[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or len(content) < 4 * (1 + content[3]):
+    if len(content) < 4 or content[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or len(content) < 4 * (1 + content[3]):
         raise ValueError(f"the file starts with {content[:4].hex()!r}, but must be IDX of unsigned bytes (000008 and the number of axes)")
     axes = content[3]
     shape = struct.unpack_from(f">{axes}I", content, 4)

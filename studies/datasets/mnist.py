@@ -33,10 +33,10 @@ FULL = Release(
 SAMPLE = Release(
     "mnist-sample",
     (
-        ("mnist-sample-train-images-idx3-ubyte", "@0@"),
-        ("mnist-sample-train-labels-idx1-ubyte", "@1@"),
-        ("mnist-sample-t10k-images-idx3-ubyte", "@2@"),
-        ("mnist-sample-t10k-labels-idx1-ubyte", "@3@"),
+        ("mnist-sample-train-images-idx3-ubyte", "2a187d3df859d0941713415260f94c2b3ca996135dc9c470036ca5fabb51305d"),
+        ("mnist-sample-train-labels-idx1-ubyte", "19687a7fd88ba90721a04fe72efce307711a3b96ce27204a1865393519b216f0"),
+        ("mnist-sample-t10k-images-idx3-ubyte", "06a1570a32ca767787fd683a71f8f979d096d9d2f57e601e1ce9451b882cf1a5"),
+        ("mnist-sample-t10k-labels-idx1-ubyte", "be59d455669c053e4dff823ba7dc8dfc3978b5fd4849d7489736d1a13268d553"),
     ),
     validation=2_000,
 )

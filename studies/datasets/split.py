@@ -31,7 +31,7 @@ def stratified_order(labels: ByteArray, seed: int) -> NDArray[np.int64]:
     """A random order of the samples (N,) of which every prefix and every suffix holds each class in proportion, within one sample.
 
     >>> stratified_order(np.array([0, 0, 0, 0, 1, 1], dtype=np.uint8), seed=0).tolist()
-    [1, 5, 2, 0, 4, 3]
+    [2, 5, 1, 3, 4, 0]
     """
     # RandomState, because its streams are frozen for good: a split must not change with the version of numpy.
     shuffled = np.random.RandomState(seed).permutation(len(labels))

@@ -1,0 +1,140 @@
+"""How a structure and what is shaped like it go through an edit: pure functions from before to after.
+
+Legend: E connections of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from grow.axes import IntArray, axis_length, axis_moves, spread
+from grow.kernels import Storage
+from grow.layers import SparseConv2d, SparseLinear, expand
+from grow.optim import BIRTH, PerConnectionStep
+from grow.topology import Connections, Topology
+
+Index: TypeAlias = IntArray | None
+"""Sorted flat positions (E,) of a layer's connections; None when all exist."""
+
+
+def moved_topology(before: Topology, moves: Mapping[str, IntArray], index: Mapping[str, Index]) -> Topology:
+    """The topology after units moved (new units unconnected, unless ``index`` says otherwise)."""
+    spaces = tuple(replace(space, units=len(moves[space.name])) if space.name in moves else space for space in before.spaces)
+    units = {space.name: space.units for space in spaces}
+    layers = []
+    for layer in before.layers:
+        shape = (units[layer.target], axis_length(layer.source, units), *layer.shape[2:])
+        carried = index[layer.layer] if layer.layer in index else _moved_index(before, layer, moves, shape)
+        layers.append(replace(layer, shape=shape, index=carried))
+    return Topology(spaces, tuple(layers))
+
+
+def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntArray], shape: tuple[int, ...]) -> Index:
+    """A layer's connections after units moved, in the new weight's coordinates."""
+    if not touches(layer, moves):
+        return layer.index
+    rows, columns = _line_moves(before, layer, moves)
+    if layer.index is None and rows.min(initial=0) >= 0 and columns.min(initial=0) >= 0:
+        return None
+    taps = prod(layer.shape[2:])
+    entries = spread(columns, taps)
+    height, width = layer.shape[0], layer.shape[1] * taps
+    old = sparse.csr_array(
+        (np.ones(layer.count, np.int8), np.divmod(layer.positions(), width)),
+        shape=(height + 1, width + 1),  # the last row and column are empty: that is where new ones read
+    )
+    present = sparse.csr_array(old[np.where(rows < 0, height, rows)][:, np.where(entries < 0, width, entries)]).tocoo()
+    assert present.shape == (shape[0], prod(shape[1:]))
+    return np.sort(present.row.astype(np.int64) * present.shape[1] + present.col)
+
+
+def _line_moves(before: Topology, layer: Connections, moves: Mapping[str, IntArray]) -> tuple[IntArray, IntArray]:
+    """Old row of every new row, old column of every new column, -1 for new ones."""
+    rows = moves.get(layer.target)
+    columns = axis_moves(layer.source, moves, before.units)
+    return np.arange(layer.shape[0]) if rows is None else rows, np.arange(layer.shape[1]) if columns is None else columns
+
+
+def old_positions(before: Topology, layer: Connections, after: Connections, moves: Mapping[str, IntArray]) -> IntArray:
+    """For every connection after the edit: its flat position before it, -1 where its row or column is new."""
+    positions = after.positions()
+    if not touches(layer, moves):
+        return positions
+    taps = prod(layer.shape[2:])
+    old_rows, old_columns = _line_moves(before, layer, moves)
+    rows, rest = np.divmod(positions, after.shape[1] * taps)
+    columns, tap = np.divmod(rest, taps)
+    row, column = old_rows[rows], old_columns[columns]
+    return np.where((row < 0) | (column < 0), -1, (row * layer.shape[1] + column) * taps + tap)
+
+
+def touches(layer: Connections, moves: Mapping[str, IntArray]) -> bool:
+    """Whether an edit that moves units of these spaces changes a layer's weight."""
+    return layer.target in moves or any(segment.space in moves for segment in layer.source)
+
+
+def moved_parts(parts: IntArray, moved: IntArray | None) -> IntArray:
+    """Parts after units moved; new units go, one by one, to the part that has the fewest."""
+    if moved is None:
+        return parts
+    after = np.where(moved < 0, -1, parts[np.maximum(moved, 0)])
+    sizes = np.bincount(after[after >= 0], minlength=int(parts.max(initial=0)) + 1)
+    for unit in np.flatnonzero(after < 0):
+        after[unit] = sizes.argmin()
+        sizes[after[unit]] += 1
+    return after
+
+
+def carried_state(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, object], parameter: Tensor, carry: Callable[[Tensor, float], Tensor]
+) -> dict[str, object]:
+    """An optimizer's state after the edit: what is shaped like the parameter goes with it, what is new starts afresh."""
+    carried = dict(state)
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape:
+            carried[key] = carry(value, float(state["step"]) if key == BIRTH else 0.0)  # type: ignore[arg-type]
+    if isinstance(optimizer, PerConnectionStep) and "step" in state and BIRTH not in state:
+        birth = carry(torch.zeros_like(parameter, dtype=torch.float32), float(state["step"]))  # type: ignore[arg-type]
+        if bool(birth.any()):  # otherwise everything is as old as the step count, and torch's own update is right
+            carried[BIRTH] = birth
+    return carried
+
+
+class WeightCarrier:
+    """Carries whatever is shaped like a layer's weight to its new structure and storage."""
+
+    def __init__(
+        self, layer: SparseLinear | SparseConv2d, after: Connections, storage: Storage, old_positions: IntArray, present: Tensor
+    ) -> None:
+        self._layer, self._after, self._storage, self._present = layer, after, storage, present
+        before = layer.index()
+        held = old_positions >= 0
+        if before is not None and len(before):
+            slots = np.searchsorted(before, old_positions).clip(max=len(before) - 1)
+            held &= before[slots] == old_positions
+        elif before is not None:
+            held[:] = False
+        self._kept = torch.from_numpy(held).to(present.device)
+        self._source = torch.from_numpy(np.where(held, old_positions, 0)).to(present.device)
+
+    def __call__(self, tensor: Tensor, fill: float) -> Tensor:
+        """``fill`` where a connection is new, 0 where none exists."""
+        layer = self._layer
+        flat = tensor.reshape(-1) if layer.storage == "dense" else expand(tensor, layer.positions, layer.weight_shape).reshape(-1)
+        values = flat if not len(flat) else torch.where(self._kept, flat[self._source], torch.full_like(flat[:1], fill))
+        if self._storage == "compressed":
+            return values
+        return expand(values, self._present, self._after.shape)
+
+
+def same_index(one: Index, other: Index) -> bool:
+    """Whether two layers have the same connections."""
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))

@@ -1,0 +1,186 @@
+"""Checkpoints: tensors as safetensors, topology, axes and everything else as JSON. Nothing is pickled.
+
+A checkpoint is a folder that appears at once, complete or not at all. The JSON names the tensors' file by its hash, so that a
+damaged one is told from a whole one; `latest` then takes the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from grow.axes import ConnectionsAxis
+from grow.controller import State
+from grow.network import Network
+from grow.train import Session
+
+SCHEMA_VERSION = 1
+KEPT = 2
+"""Checkpoints kept of a training: the last one, and the one before in case the last is damaged."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged or belongs to another network."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds. ``meta`` is the JSON, ``tensors`` are named network.*, positions.*, parts.*, optimizer.*, random."""
+
+    meta: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def save(folder: Path, network: Network, optimizer: torch.optim.Optimizer | None = None, extra: Mapping[str, object] | None = None) -> None:
+    """Write a checkpoint of a network (and its optimizer) as the new folder ``folder``. ``extra`` must be JSON."""
+    tensors = network_tensors(network)
+    meta = {"schema_version": SCHEMA_VERSION, "network": describe(network), "extra": dict(extra or {})}
+    if optimizer is not None:
+        states, hyperparameters = _optimizer_tensors(network, optimizer)
+        tensors |= states
+        meta["optimizer"] = hyperparameters
+    tensors["random"] = torch.get_rng_state()
+    data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    meta["sha256"] = hashlib.sha256(data).hexdigest()
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _write(temporary / "tensors.safetensors", data)
+    _write(temporary / "checkpoint.json", json.dumps(meta, indent=1).encode())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(temporary, folder)
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder. CheckpointError if it is damaged."""
+    try:
+        meta = json.loads((folder / "checkpoint.json").read_bytes())
+        data = (folder / "tensors.safetensors").read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if found != meta["sha256"]:
+            raise CheckpointError(
+                f"{folder / 'tensors.safetensors'} has sha256 {found}, but must have {meta['sha256']}; use an earlier checkpoint"
+            )
+        return Checkpoint(meta, load_tensors(data))
+    except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is no whole checkpoint ({error}); use an earlier one") from error
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The last whole checkpoint among the numbered folders in ``folder``; None if there is none."""
+    for path in sorted(folder.glob("[0-9]*[0-9]"), reverse=True):
+        try:
+            return read(path)
+        except CheckpointError:
+            continue
+    return None
+
+
+def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Bring a freshly traced network (and an attached optimizer) to the state of a checkpoint."""
+    meta = checkpoint.meta["network"]
+    expected = {site["layer"]: site["kernel"] for site in meta["layers"]}
+    if list(expected) != list(network.layers):
+        raise CheckpointError(
+            f"checkpoint has the layers {list(expected)}, but the network has {list(network.layers)}; "
+            "start from the network that it was saved from"
+        )
+    tensors = checkpoint.tensors
+    positions = {name: tensors[f"positions.{name}"].numpy() if f"positions.{name}" in tensors else None for name in expected}
+    parts = {name.removeprefix("parts."): tensor.numpy() for name, tensor in tensors.items() if name.startswith("parts.")}
+    contents = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+    network.restore(meta["units"], positions, expected, contents, parts or None)
+    if optimizer is not None:
+        _restore_optimizer(network, optimizer, checkpoint)
+
+
+def save_session(folder: Path, session: Session, extra: Mapping[str, object] | None = None) -> None:
+    """Write a numbered checkpoint of a training between two steps, and drop all but the last ones."""
+    training = {
+        "step": session.step,
+        "phase": session.state.phase,
+        "next_update": session.state.next_update,
+        "events": len(session.history.events),
+    }
+    save(folder / f"{session.step:08d}", session.network, session.optimizer, {**(extra or {}), "training": training})
+    for old in sorted(folder.glob("[0-9]*[0-9]"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_session(session: Session, checkpoint: Checkpoint) -> None:
+    """Bring a training to where it was: network, optimizer, random state, controller, history."""
+    restore(session.network, checkpoint, session.optimizer)
+    torch.set_rng_state(checkpoint.tensors["random"])
+    training = checkpoint.meta["extra"]["training"]
+    session.step = training["step"]
+    session.state = State(training["phase"], training["next_update"])
+    session.history.rewind(training["events"])
+
+
+def describe(network: Network) -> dict[str, object]:
+    """Spaces, layers and axes of a network, as JSON."""
+    return {
+        "units": dict(network.topology.units),
+        "layers": [
+            {"layer": path, "shape": list(layer.weight_shape), "kernel": layer.kernel, "connections": layer.connections}
+            for path, layer in network.layers.items()
+        ],
+        "axes": {
+            name: [
+                {"connections": axis.layer} if isinstance(axis, ConnectionsAxis) else [[segment.space, segment.repeat] for segment in axis]
+                for axis in axes
+            ]
+            for name, axes in network.axes.items()
+        },
+    }
+
+
+def network_tensors(network: Network) -> dict[str, Tensor]:
+    """Parameters and buffers, positions of connections and parts of units, by the names that a checkpoint gives them."""
+    contents = dict(network.module.named_parameters()) | dict(network.module.named_buffers())
+    tensors = {f"network.{name}": contents[name] for name in network.axes}
+    tensors |= {f"positions.{path}": layer.positions for path, layer in network.layers.items() if layer.positions is not None}
+    tensors |= {f"parts.{space}": torch.from_numpy(parts) for space, parts in (network.parts or {}).items()}
+    return tensors
+
+
+def _optimizer_tensors(network: Network, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, object]]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in network.module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}.{key}"] = value
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return tensors, {"kind": type(optimizer).__name__, "groups": groups}
+
+
+def _restore_optimizer(network: Network, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    saved = checkpoint.meta.get("optimizer", {})
+    if saved.get("kind") != type(optimizer).__name__:
+        raise CheckpointError(f"optimizer is {type(optimizer).__name__}, but the checkpoint's is {saved.get('kind')}; use the same one")
+    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    for name, parameter in network.module.named_parameters():
+        prefix = f"optimizer.{name}."
+        state = {key.removeprefix(prefix): value for key, value in checkpoint.tensors.items() if key.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = {key: value.to(parameter.device) if value.dim() else value for key, value in state.items()}
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

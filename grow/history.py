@@ -1,0 +1,76 @@
+"""What happened to a network: one event for every growth and removal, appended to a file of JSON lines, never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+What = Literal["prune_connections", "remove_units", "add_units", "grow_connections"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One edit.
+
+    step: training steps made before it. connections: how many were added (growth) or removed. units: how many, by space. why: the
+    rule that asked for it. loss_before, loss_after: mean loss on one fixed validation batch. connections_after, density_after:
+    of the whole network.
+    """
+
+    step: int
+    what: What
+    connections: int
+    units: Mapping[str, int]
+    why: str
+    loss_before: float
+    loss_after: float
+    connections_after: int
+    density_after: float
+
+
+@dataclass
+class History:
+    """Events in order; with ``path`` each one is also appended to that file at once."""
+
+    path: Path | None = None
+    events: list[Event] = field(default_factory=list)
+
+    def append(self, event: Event) -> None:
+        """Add one event."""
+        self.events.append(event)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(event)) + "\n")
+
+    def rewind(self, count: int) -> None:
+        """Read the first ``count`` events of the file and forget the rest: what happened after the checkpoint will happen again."""
+        if self.path is None:
+            del self.events[count:]
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()[:count] if self.path.exists() else []
+        if len(lines) < count:
+            raise ValueError(
+                f"{self.path} has {len(lines)} events, but must have the checkpoint's {count}; restore the file or start the trial anew"
+            )
+        self.events = [Event(**json.loads(line)) for line in lines]
+        shorter = self.path.with_suffix(".tmp")
+        shorter.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(shorter, self.path)
+
+    def total(self, *whats: What) -> int:
+        """Connections of all events of these kinds."""
+        return sum(event.connections for event in self.events if event.what in whats)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per event, one column ``units.SPACE`` per space."""
+        import pandas as pd
+
+        rows = [{**asdict(event), **{f"units.{space}": count for space, count in event.units.items()}} for event in self.events]
+        return pd.DataFrame(rows).drop(columns="units", errors="ignore")

@@ -1,0 +1,250 @@
+"""The training loop, and how the controller's decisions are carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite, prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grow import controller
+from grow.axes import IntArray
+from grow.controller import Grow, Policy, Prune, Report, State, Stop, Train
+from grow.criteria import Criterion
+from grow.evidence import LayerEvidence, gather
+from grow.history import Event, History, What
+from grow.kernels import KERNELS, KernelCase, Timings, fastest
+from grow.network import Network
+from grow.patterns import Scored, highest, highest_priced, lowest, lowest_groups
+from grow.schedules import Schedule
+from grow.task import Batch, Task
+from grow.topology import Connections, Topology, unconnected
+
+PROBE_SAMPLES = 256
+"""Validation samples whose loss is noted before and after every edit."""
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """How decisions are carried out.
+
+    price: of one more halo unit, in median scores; None: the network's parts play no role. fan_in, fan_out: connections of a
+    new unit, per layer that computes or reads it. timings: measured times, by which the kernel of every layer is chosen anew
+    after an update; None leaves the kernels as they are.
+    """
+
+    growth: Criterion
+    pruning: Criterion
+    price: float | None = None
+    fan_in: int = 32
+    fan_out: int = 4
+    timings: Timings | None = None
+
+
+@dataclass
+class Session:
+    """A training: everything that a checkpoint must bring back, and what it was asked to do."""
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    task: Task
+    policy: Policy
+    methods: Methods
+    learning_rate: Schedule
+    seed: int
+    history: History
+    state: State
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step made."""
+
+    step: int
+    loss: float
+
+
+def train(session: Session) -> Iterator[Progress]:
+    """Train, growing and pruning as the controller decides. Yields after every step; between two steps a checkpoint may be taken.
+
+    Raises DivergedError when the loss is no longer finite.
+    """
+    while True:
+        decision, session.state = controller.decide(session.policy, report(session), session.state)
+        match decision:
+            case Stop():
+                return
+            case Train(until):
+                while session.step < until:
+                    yield Progress(session.step + 1, train_step(session))
+            case Prune() | Grow():
+                carry_out(session, decision)
+
+
+def train_step(session: Session) -> float:
+    """Forward, backward, one optimizer step; the batch's loss."""
+    session.network.train()
+    inputs, targets = _batch(session, session.step)
+    for group in session.optimizer.param_groups:
+        group["lr"] = session.learning_rate(session.step)
+    session.optimizer.zero_grad()
+    loss = session.task.loss(session.network(inputs), targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+    session.optimizer.step()
+    session.step += 1
+    value = loss.item()
+    if not isfinite(value):
+        raise DivergedError(f"loss is {value} at step {session.step}, but must be finite; lower learning_rate")
+    return value
+
+
+@torch.no_grad()
+def evaluate(network: Network, batches: Iterator[Batch], correct: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Accuracy over all batches, as a share of the samples, in evaluation mode."""
+    training = network.training
+    network.eval()
+    right, count = 0.0, 0
+    for inputs, targets in batches:
+        right += float(correct(network(inputs.to(network.device)), targets.to(network.device)).sum())
+        count += len(targets)
+    network.train(training)
+    return right / count
+
+
+def report(session: Session) -> Report:
+    """What the controller is told."""
+    topology = session.network.topology
+    dead = session.state.phase == "tidy" and bool(unconnected(topology))
+    return Report(session.step, topology.connections, topology.units, dead)
+
+
+def carry_out(session: Session, decision: Prune | Grow) -> None:
+    """Edit the network as decided, choose kernels anew, and note the event."""
+    network, before = session.network, session.network.topology
+    loss_before = _probe(session)
+    what, units = _edit(session, decision)
+    after = network.topology
+    if after is before:
+        return
+    if session.methods.timings is not None:
+        choose_kernels(network, session.methods.timings, session.task.batch_size)
+    changed = abs(after.connections - before.connections)
+    session.history.append(
+        Event(session.step, what, changed, units, decision.why, loss_before, _probe(session), after.connections, after.density)
+    )
+
+
+def choose_kernels(network: Network, timings: Timings, batch: int) -> None:
+    """Compute every layer by its fastest kernel."""
+
+    def choose(case: KernelCase) -> str:
+        return fastest(case, timings, KERNELS) if case.density < 1 else "dense"
+
+    network.use_kernels(choose, batch)
+
+
+def _edit(session: Session, decision: Prune | Grow) -> tuple[What, Mapping[str, int]]:
+    """Carry out one decision: what was done, and units added or removed by space."""
+    network = session.network
+    match decision:
+        case Prune(unconnected=True):
+            return "remove_units", network.remove_unconnected_units()
+        case Prune(connections=count):
+            network.prune_connections(_to_prune(session, count))
+            return "prune_connections", {}
+        case Grow(connections=0, units=units):
+            generator = torch.Generator().manual_seed(_draw_seed(session))
+            for space, count in units.items():
+                network.add_units(space, count, generator, session.methods.fan_in, session.methods.fan_out)
+            return "add_units", units
+        case Grow(connections=count):
+            network.grow_connections(_to_grow(session, count))
+            return "grow_connections", {}
+
+
+def _to_prune(session: Session, count: int) -> dict[str, IntArray]:
+    """The least salient connections; every layer keeps its strongest one, every output unit its own strongest."""
+    topology, evidence = session.network.topology, _evidence(session, session.methods.pruning)
+    scored = {}
+    for layer in topology.layers:
+        positions = layer.positions()
+        scores = _flat_scores(session.methods.pruning, evidence[layer.layer])[positions]
+        keep = _strongest(layer, positions, scores, by_row=topology.space(layer.target).role == "output")
+        scored[layer.layer] = (np.delete(positions, keep), np.delete(scores, keep))
+    count = min(count, sum(len(positions) for positions, _ in scored.values()))
+    parts, price = session.network.parts, session.methods.price
+    if parts is None or price is None:
+        return lowest(scored, count)
+    return lowest_groups(scored, topology, parts, price, count)
+
+
+def _to_grow(session: Session, count: int) -> dict[str, IntArray]:
+    """The absent connections most worth having."""
+    topology, evidence = session.network.topology, _evidence(session, session.methods.growth)
+    scored: dict[str, tuple[IntArray, np.ndarray]] = {}
+    for layer in topology.layers:
+        positions = _absent(layer)
+        scored[layer.layer] = (positions, _flat_scores(session.methods.growth, evidence[layer.layer])[positions])
+    count = min(count, topology.possible - topology.connections)
+    return _highest(scored, topology, session, count)
+
+
+def _highest(scored: Scored, topology: Topology, session: Session, count: int) -> dict[str, IntArray]:
+    parts, price = session.network.parts, session.methods.price
+    if parts is None or price is None:
+        return highest(scored, count)
+    return highest_priced(scored, topology, parts, price, count)
+
+
+def _evidence(session: Session, criterion: Criterion) -> Mapping[str, LayerEvidence]:
+    """Evidence on the batch of the coming step."""
+    generator = torch.Generator().manual_seed(_draw_seed(session))
+    return gather(session.network, [_batch(session, session.step)], session.task.loss, criterion.needs, generator)
+
+
+def _flat_scores(criterion: Criterion, evidence: LayerEvidence) -> np.ndarray:
+    return criterion.score(evidence).reshape(-1).to(torch.float32).cpu().numpy()
+
+
+def _strongest(layer: Connections, positions: IntArray, scores: np.ndarray, by_row: bool) -> IntArray:
+    """Where in ``positions`` the highest score stands, of the layer or of each of its rows."""
+    if not by_row:
+        return np.array([scores.argmax()]) if len(scores) else np.zeros(0, np.int64)
+    rows = positions // prod(layer.shape[1:])
+    order = np.lexsort((scores, rows))
+    return order[np.flatnonzero(np.diff(rows[order], append=-1))]
+
+
+def _absent(layer: Connections) -> IntArray:
+    missing = np.ones(layer.possible, bool)
+    missing[layer.positions()] = False
+    return np.flatnonzero(missing)
+
+
+@torch.no_grad()
+def _probe(session: Session) -> float:
+    """Mean loss on a fixed validation batch, in evaluation mode."""
+    network = session.network
+    inputs, targets = next(iter(session.task.validation()))
+    network.eval()
+    outputs = network(inputs[:PROBE_SAMPLES].to(network.device))
+    return session.task.loss(outputs, targets[:PROBE_SAMPLES].to(network.device)).item()
+
+
+def _batch(session: Session, step: int) -> Batch:
+    inputs, targets = session.task.train_batch(step)
+    return inputs.to(session.network.device), targets.to(session.network.device)
+
+
+def _draw_seed(session: Session) -> int:
+    """A seed for draws at this step: a function of the seed, the step and the phase alone, so that a resumed training draws alike."""
+    phases = ("train", "prune", "tidy", "units", "grow")
+    return (session.seed * 1_000_003 + session.step * 8 + phases.index(session.state.phase)) % 2**63

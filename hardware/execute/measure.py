@@ -1,0 +1,161 @@
+"""Training throughput by the clock: all jobs on the same ranks, in turns, so that drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+
+from grow import optim
+from grow.axes import IntArray
+from grow.network import Network
+from hardware.execute.exchange import Peers
+from hardware.execute.ranks import Kind, Rank, run_ranks
+from hardware.shard import ChooseKernel, Loss, Shard, StrategyName, by_density, shard
+
+WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A network to be trained for some steps: how it is divided, on how many devices, on what batch, with which optimizer."""
+
+    network: Network
+    strategy: StrategyName
+    devices: int
+    inputs: Tensor  # (B, ...)
+    targets: Tensor  # (B, ...)
+    parts: Mapping[str, IntArray] | None = None
+    optimizer: optim.Name = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    loss: Loss = functional.cross_entropy
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Measured training throughput: the median over the rounds and its range, and the bytes that all ranks hand in per step."""
+
+    samples_per_s: float
+    lowest_samples_per_s: float
+    highest_samples_per_s: float
+    step_s: float
+    halo_bytes_per_step: int
+    sum_bytes_per_step: int
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """What one rank saw of one job."""
+
+    step_s: list[float]  # one per round
+    halo_bytes: int
+    sum_bytes: int
+
+
+def measure_throughput(
+    jobs: Sequence[Job],
+    *,
+    kind: Kind = "cpu",
+    threads: int = 1,
+    seconds_per_job: float = 2.5,
+    rounds: int = 7,
+    choose: ChooseKernel = by_density,
+    timeout_s: float = 600.0,
+) -> list[Throughput]:
+    """Train every job for some steps and return its throughput, in the order of the jobs.
+
+    One start of as many ranks as the widest job has devices serves all. Each job gets ``rounds`` turns of equal numbers of steps,
+    about ``seconds_per_job`` in all, after a warm-up; jobs alternate from turn to turn. ``choose`` picks the kernels
+    of the local layers and, like each job's loss, must be importable by name. The networks are not changed.
+    """
+    if not jobs:
+        return []
+    narrow = next((job for job in jobs if job.devices < 1), None)
+    if narrow is not None:
+        raise ValueError(f"devices is {narrow.devices}, but must be at least 1; name the devices that the job runs on")
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}, but must be at least 1; the throughput is their median")
+    widest = max(job.devices for job in jobs)
+    plan = (list(jobs), seconds_per_job, rounds, choose)
+    turns = run_ranks(_measure, *plan, ranks=widest, kind=kind, threads=threads, timeout_s=timeout_s)
+    found = []
+    for number, job in enumerate(jobs):
+        seen = [rank[number] for rank in turns[: job.devices]]
+        steps = [max(times) for times in zip(*(rank.step_s for rank in seen), strict=True)]  # the slowest rank's time is the step's
+        samples = len(job.targets)
+        halo, sums = sum(rank.halo_bytes for rank in seen), sum(rank.sum_bytes for rank in seen)
+        found.append(Throughput(samples / median(steps), samples / max(steps), samples / min(steps), median(steps), halo, sums))
+    return found
+
+
+# ---- in the ranks ----
+
+
+class _Runner:
+    """One job on one rank."""
+
+    def __init__(self, job: Job, rank: Rank, group: distributed.ProcessGroup | None, choose: ChooseKernel) -> None:
+        self.peers, self.device = Peers(rank.number, job.devices, group), rank.device
+        self.shard: Shard = shard(
+            job.network, job.strategy, self.peers, parts=job.parts, batch=len(job.targets), choose=choose, device=rank.device
+        )
+        self.shard.module.train()
+        parameters: list[nn.Parameter] = list(self.shard.module.parameters())
+        self.optimizer = optim.make(job.optimizer, parameters, job.learning_rate, job.momentum, job.weight_decay)
+        self.inputs, self.targets, self.loss = job.inputs.to(rank.device), job.targets.to(rank.device), job.loss
+        self.step_s: list[float] = []
+        self.halo_bytes = self.sum_bytes = 0
+        self.steps = 1
+
+    def run(self, steps: int) -> float:
+        """Seconds per step of some steps that all ranks of the job begin together."""
+        self._together()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.shard.step(self.optimizer, self.inputs, self.targets, self.loss)
+        self._together()
+        return (time.perf_counter() - start) / steps
+
+    def warm_up(self, turn_s: float) -> None:
+        """First steps, bytes of one of them, and the number of steps of a turn, which rank 0 decides."""
+        self.run(WARM_UP_STEPS)
+        self.peers.halo_bytes = self.peers.sum_bytes = 0
+        step_s = self.run(WARM_UP_STEPS)
+        self.halo_bytes, self.sum_bytes = self.peers.halo_bytes // WARM_UP_STEPS, self.peers.sum_bytes // WARM_UP_STEPS
+        steps = torch.tensor(max(1, round(turn_s / step_s)), device=self.device)
+        if self.peers.count > 1:
+            distributed.broadcast(steps, 0, group=self.peers.group)
+        self.steps = int(steps)
+
+    def turn(self) -> None:
+        """One turn: a step to warm the caches up again, then the timed ones."""
+        self.run(1)
+        self.step_s.append(self.run(self.steps))
+
+    def _together(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.peers.count > 1:
+            distributed.barrier(group=self.peers.group)
+
+
+def _measure(rank: Rank, jobs: list[Job], seconds_per_job: float, rounds: int, choose: ChooseKernel) -> list[_Turns]:
+    groups = {count: distributed.new_group(list(range(count))) for count in sorted({job.devices for job in jobs} - {1, rank.count})}
+    mine = [_Runner(job, rank, groups.get(job.devices), choose) if rank.number < job.devices else None for job in jobs]
+    for runner in mine:
+        if runner is not None:
+            runner.warm_up(seconds_per_job / rounds)
+        distributed.barrier()  # ranks without a part in a job wait: nobody disturbs it
+    for _ in range(rounds):
+        for runner in mine:
+            if runner is not None:
+                runner.turn()
+            distributed.barrier()
+    return [_Turns([], 0, 0) if runner is None else _Turns(runner.step_s, runner.halo_bytes, runner.sum_bytes) for runner in mine]

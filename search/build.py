@@ -1,0 +1,219 @@
+"""From a recipe to a training, and from a trained network to its figures. What a worker, a measurement and an export share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+
+import numpy as np
+import torch
+from hardware.cost import predict
+from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units
+from hardware.profile import Profile
+
+from grow import checkpoint, controller, optim, schedules, train
+from grow.axes import axis_length
+from grow.controller import Policy
+from grow.criteria import criterion
+from grow.history import History
+from grow.kernels import KernelCase, Timings
+from grow.network import Network
+from grow.seeds import seed
+from grow.task import Task
+from grow.topology import Topology
+from grow.train import Methods, Session
+from hardware.partitioners import partitioner
+from search.definition import StudyDefinition, StudyReference
+from search.recipe import Recipe
+
+GROWTH_END, UPDATES_END = 0.6, 0.75
+"""Shares of the training after which the final number of connections is reached, and after which the structure stays."""
+
+WARM_UP = 0.05
+"""Share of the training in which the learning rate rises."""
+
+MINIMAL_DENSITY = 0.25
+"""Density at which a network grown from the minimal seed arrives: the fewer connections it may have, the narrower it stays."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a recipe names, brought to hand."""
+
+    recipe: Recipe
+    definition: StudyDefinition
+    task: Task
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a trained network is and costs. accuracy: share of the validation samples. grown, pruned: connections, in all."""
+
+    accuracy: float
+    density: float
+    connections: int
+    units: Mapping[str, int]
+    crossing_units: int
+    communication_volume: int
+    bytes_per_step: int
+    grown: int
+    pruned: int
+    predicted_samples_per_s: float
+
+
+def material(recipe: Recipe) -> Material:
+    """Find the study and its data. ValueError when the data are not those of the recipe."""
+    definition = StudyReference(recipe.study, recipe.study_sha256).load()
+    source = definition.data(None if recipe.data_dir is None else Path(recipe.data_dir))
+    if source.sha256 != recipe.data_sha256:
+        raise ValueError(f"data of {source.name} has sha256 {source.sha256}, but must have {recipe.data_sha256}; restore the run's data")
+    return Material(recipe, definition, definition.task(source, recipe.batch_size, recipe.seed))
+
+
+def start_network(material: Material) -> Network:
+    """The dense start network, drawn from the recipe's seed."""
+    torch.manual_seed(material.recipe.seed)
+    network = Network(material.definition.network(material.recipe.network)(), material.definition.example())
+    return network.to(material.recipe.device)
+
+
+def session(material: Material, profile: Profile, history: History) -> Session:
+    """The training that a recipe describes, before its first step."""
+    recipe, network = material.recipe, start_network(material)
+    dense = network.topology
+    _plant(network, recipe)
+    if recipe.strategy == "units":
+        network.assign(_partition(network.topology, recipe).parts)
+    timings = kernel_timings(profile)
+    train.choose_kernels(network, timings, recipe.batch_size)
+    optimizer = optim.make(recipe.optimizer, network.parameters(), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
+    network.attach(optimizer)
+    policy = _policy(recipe, dense, network.topology)
+    price = recipe.price if recipe.pattern == "source_group" and recipe.strategy == "units" else None
+    methods = Methods(criterion(recipe.growth), criterion(recipe.pruning), price, timings=timings)
+    return Session(
+        network, optimizer, material.task, policy, methods, _learning_rate(recipe), recipe.seed, history, controller.begin(policy)
+    )
+
+
+def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
+    """Evaluate a trained network on validation data, settle its final partition, and predict its throughput."""
+    network = training.network
+    partition = _settled(network, recipe)
+    network.assign(None if partition is None else partition.parts)
+    topology = network.topology
+    sizes = (0, 0, 0)
+    if partition is not None:
+        sizes = (
+            crossing_units(topology, partition),
+            communication_volume(topology, partition),
+            bytes_per_step(topology, partition, recipe.batch_size, element_size=4),
+        )
+    predicted = predict(topology, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices)
+    return Figures(
+        train.evaluate(network, training.task.validation(), training.task.correct),
+        topology.density,
+        topology.connections,
+        dict(topology.units),
+        *sizes,
+        training.history.total("grow_connections", "add_units"),
+        training.history.total("prune_connections", "remove_units"),
+        predicted.samples_per_s,
+    )
+
+
+def trained_network(material: Material, folder: Path) -> Network:
+    """The network of the last whole checkpoint in a folder. ValueError if there is none."""
+    saved = checkpoint.latest(folder)
+    if saved is None:
+        raise checkpoint.CheckpointError(f"{folder} holds no whole checkpoint, but must; train the trial again")
+    network = start_network(material)
+    checkpoint.restore(network, saved)
+    return network
+
+
+def kernel_timings(profile: Profile) -> Timings:
+    """The profile's measured times, as the engine asks for them."""
+
+    def seconds(kernel: str, case: KernelCase) -> float | None:
+        return profile.seconds(kernel, case)
+
+    return seconds
+
+
+def _plant(network: Network, recipe: Recipe) -> None:
+    """Turn the dense start network into the recipe's seed."""
+    if recipe.initial == "dense":
+        return
+    structure = seed(recipe.initial)(network.topology, recipe.density, np.random.default_rng(recipe.seed))
+    for space, count in structure.units.items():
+        network.remove_units(space, np.arange(count, network.topology.units[space]))
+    network.set_connections(structure.index)
+    network.rescale_to_fan_in()
+
+
+def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
+    """Move from the seed's connections to the recipe's; a dense network of full density is left alone."""
+    wanted = max(1, round(recipe.density * dense.possible))
+    if recipe.initial == "dense" and wanted == dense.possible:
+        return Policy(recipe.steps, recipe.update_interval, 0, schedules.constant(wanted), schedules.constant(0.0), {})
+    settled, last = round(GROWTH_END * recipe.steps), round(UPDATES_END * recipe.steps)
+    units = {}
+    if recipe.initial == "minimal":
+        widths = _final_widths(dense, wanted)
+        units = {space.name: schedules.cubic(space.units, max(widths[space.name], space.units), 0, settled) for space in planted.hidden}
+    return Policy(
+        recipe.steps,
+        recipe.update_interval,
+        last,
+        schedules.cubic(planted.connections, wanted, 0, settled),
+        schedules.cosine(recipe.drop_fraction, max(1, last)),
+        units,
+    )
+
+
+def _final_widths(dense: Topology, connections: int) -> dict[str, int]:
+    """Widths, in the proportions of the dense network, at which so many connections are `MINIMAL_DENSITY` of the possible ones."""
+
+    def widths(share: float) -> dict[str, int]:
+        return {space.name: max(1, round(share * space.units)) if space.role == "hidden" else space.units for space in dense.spaces}
+
+    def possible(units: Mapping[str, int]) -> int:
+        return sum(units[layer.target] * axis_length(layer.source, units) * int(np.prod(layer.shape[2:])) for layer in dense.layers)
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if possible(widths(middle)) * MINIMAL_DENSITY >= connections else (middle, high)
+    return widths(high)
+
+
+def _learning_rate(recipe: Recipe) -> schedules.Schedule:
+    """A short linear rise, then half a cosine down to zero (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+    rise = max(1, round(WARM_UP * recipe.steps))
+
+    def rate(step: int) -> float:
+        if step < rise:
+            return recipe.learning_rate * (step + 1) / rise
+        return recipe.learning_rate * (1 + cos(pi * (step - rise) / max(1, recipe.steps - rise))) / 2
+
+    return rate
+
+
+def _partition(topology: Topology, recipe: Recipe) -> Partition:
+    return partitioner(recipe.partitioner)(topology, recipe.devices, recipe.imbalance, recipe.seed)
+
+
+def _settled(network: Network, recipe: Recipe) -> Partition | None:
+    """The final partition: the one that the network grew along or one made anew, whichever is balanced and sends less."""
+    if recipe.strategy != "units":
+        return None
+    topology = network.topology
+    fresh = _partition(topology, recipe)
+    assert network.parts is not None
+    grown = Partition(network.parts, recipe.devices)
+    if max(grown.imbalance().values()) > recipe.imbalance and max(fresh.imbalance().values()) < max(grown.imbalance().values()):
+        return fresh
+    return min((grown, fresh), key=lambda partition: communication_volume(topology, partition))

@@ -1,0 +1,58 @@
+"""The command line. One module a command, imported when the command is given: `grow --help` must not wait for any of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from search.errors import DEBUG_VARIABLE, ConfigurationError, exit_code_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS = {
+    "run": "Search recipes for a study's network: accuracy against training throughput on several devices.",
+    "resume": "Go on with a run that was stopped or killed.",
+    "runs": "List the runs.",
+    "show": "Show a run, or one of its trials.",
+    "best": "Show the best network of a run and how to use it.",
+    "studies": "List the studies and their start networks.",
+    "profile": "Measure the devices and the links between them.",
+}
+
+
+def main() -> None:
+    """Entry point of the command `grow`."""
+    tokens = sys.argv[1:]
+    if "--debug" in tokens:
+        tokens.remove("--debug")
+        os.environ[DEBUG_VARIABLE] = "1"
+    sys.exit(exit_code_of(lambda: _dispatch(tokens)))
+
+
+def _dispatch(tokens: Sequence[str]) -> int | None:
+    from cyclopts import App, CycloptsError
+
+    app = App(
+        name="grow",
+        help="Find a network's own architecture for the hardware that it will run on.",
+        help_epilogue="Example: grow run --study mnist --gpus 2\n\nEvery command takes --debug, which shows tracebacks.",
+        version=_version,
+        result_action="return_value",
+        print_error=False,
+        exit_on_error=False,
+    )
+    for name, text in _COMMANDS.items():
+        app.command(f"search.cli.{name}:{name}", name=name, help=text)
+    try:
+        code = app(tokens)
+    except CycloptsError as error:
+        raise ConfigurationError(str(error)) from error
+    return code if isinstance(code, int) else 0
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("growprune")

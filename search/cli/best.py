@@ -1,0 +1,32 @@
+"""`grow best`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def best(run: str, /, *, runs_dir: Path = Path("runs")) -> int:
+    """Show the best network of a run and how to use it: the fastest one on the front, so within the tolerance of trial 0.
+
+    Example: grow best mnist-1
+
+    Parameters
+    ----------
+    run
+        Name of a run, or its path.
+    runs_dir
+        Folder of all runs.
+    """
+    from search import report
+    from search.errors import NoUsableTrialError
+    from search.results import document, fastest
+    from search.rundir import find_run
+
+    folder = find_run(run, runs_dir)
+    found = document(folder)
+    chosen = fastest(found)
+    if chosen is None:
+        raise NoUsableTrialError(f"run {found['run']!r} has no trial on its front yet; wait for one, or resume the run")
+    files = folder.trial(chosen["number"])
+    report.show(report.best_table(found, chosen), f"Its weights and topology: {files.checkpoint}", f"Its recipe: {files.recipe}")
+    return 0

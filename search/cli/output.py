@@ -1,0 +1,33 @@
+"""What commands print on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from search.errors import NoUsableTrialError
+from search.results import document
+from search.rundir import RunFolder
+
+
+def print_json(data: Mapping[str, object]) -> None:
+    """One JSON object, and nothing else."""
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def conclude(folder: RunFolder, *, as_json: bool) -> int:
+    """The end of `run` and `resume`: the front, and where to look further."""
+    from search.report import pareto_table, show
+    from search.run import reference
+
+    found = document(folder)
+    if as_json:
+        print_json(found)
+    else:
+        show(pareto_table(found), f"Look further: grow show {reference(folder)}")
+    searched = [trial for trial in found["trials"] if trial["role"] == "search"]
+    if searched and not any(trial["state"] == "complete" for trial in searched):
+        raise NoUsableTrialError(
+            f"none of the {len(searched)} trials of run {found['run']!r} is within the tolerance of trial 0; allow more with --tolerance or --trials"
+        )
+    return 0

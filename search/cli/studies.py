@@ -1,0 +1,16 @@
+"""`grow studies`."""
+
+from __future__ import annotations
+
+
+def studies() -> int:
+    """List the installed studies and their start networks.
+
+    Example: grow studies
+    """
+    from search import report
+    from search.definition import installed
+
+    rows = [(name, ", ".join(study.networks), study.summary) for name, study in installed().items()]
+    report.show(report.table("studies", ("study", "start networks, the first by default", "what it trains"), rows, text=("study",)))
+    return 0

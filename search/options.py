@@ -1,0 +1,123 @@
+"""What the user asked for, and what the run is: the two records at the top of a run folder."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Literal, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from search.errors import ConfigurationError, RunNotFoundError
+from search.rundir import RunFolder, read_json, write_json, write_text
+
+SCHEMA_VERSION = 1
+
+DeviceChoice: TypeAlias = Literal["auto", "cuda", "cpu"]
+ThroughputChoice: TypeAlias = Literal["predicted", "measured"]
+RunState: TypeAlias = Literal["running", "complete", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asked for: `config.toml`.
+
+    study: an installed name, or the absolute path of a file and a name in it. gpus: devices to plan for. trials: the budget, a
+    total that counts the two baselines. tolerance: accepted loss of validation accuracy against trial 0, in points.
+    settings: recipe fields that the user fixed.
+    """
+
+    study: str
+    gpus: int
+    network: str | None = None
+    trials: int = 12
+    seed: int = 0
+    tolerance: float = 1.0
+    device: DeviceChoice = "auto"
+    throughput: ThroughputChoice = "predicted"
+    data_dir: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require("gpus", self.gpus, self.gpus >= 1, "at least 1")
+        _require("trials", self.trials, self.trials >= 2, "at least 2, which are the two baselines")
+        _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
+        _require("tolerance", self.tolerance, isfinite(self.tolerance) and self.tolerance >= 0, "at least 0 points")
+
+    def write(self, folder: RunFolder) -> None:
+        """Write `config.toml`."""
+        scalars = {name: value for name, value in asdict(self).items() if value is not None and name != "settings"}
+        lines = [f"{name} = {_toml(value)}" for name, value in scalars.items()]
+        lines += ["", "[settings]", *(f"{name} = {_toml(value)}" for name, value in self.settings.items())]
+        write_text(folder.config, "\n".join(lines) + "\n")
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Options:
+        """Read `config.toml`; RunNotFoundError when it is missing or damaged."""
+        try:
+            with open(folder.config, "rb") as file:
+                return TypeAdapter(cls).validate_python(tomllib.load(file))
+        except (OSError, ValueError) as error:
+            raise RunNotFoundError(f"{folder.config} is unreadable ({error}); the run is damaged, start a new one") from error
+
+
+def _require(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ConfigurationError(f"{name} is {value}, but must be {rule}; choose another with --{name}")
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)  # of scalars, JSON's are TOML's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What preparation found, once and for all of the run.
+
+    study_sha256: of the file of a study that was given by path. settings: recipe fields that are fixed. ranges, first_guesses: what
+    is searched, and what is tried first. data: name, sha256 and samples of each split. kind, device_names: where it runs.
+    """
+
+    network: str
+    study_sha256: str | None
+    settings: Mapping[str, object]
+    ranges: Mapping[str, Mapping[str, object]]
+    first_guesses: Sequence[Mapping[str, object]]
+    data: Mapping[str, object]
+    kind: Literal["cpu", "cuda"]
+    device_names: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What the run is and how it ended: `run.json`. ``plan`` is None until the run is prepared."""
+
+    run: str
+    created_at: str
+    versions: Mapping[str, str]
+    state: RunState = "running"
+    reason: str | None = None
+    plan: Plan | None = None
+
+    def write(self, folder: RunFolder) -> None:
+        """Write `run.json`."""
+        write_json(folder.record, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> RunRecord:
+        """Read `run.json`; RunNotFoundError when it is missing, damaged or of another version."""
+        data = read_json(folder.record)
+        if data.pop("schema_version", None) != SCHEMA_VERSION:
+            raise RunNotFoundError(f"{folder.record} is of another schema, but must be of version {SCHEMA_VERSION}; use the grow that wrote it")
+        try:
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            raise RunNotFoundError(f"{folder.record} is damaged at {_place(error)}; start a new run") from error
+
+
+def _place(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))} ({first['msg']})"

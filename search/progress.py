@@ -1,0 +1,175 @@
+"""What is seen of a run while it works, on stderr: one live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from search.rundir import JsonObject, RunFolder, last_line, read_json_if_valid
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+LINE_EVERY_S = 10.0
+TABLE_EVERY_S = 0.5
+
+
+class Progress(Protocol):
+    """What the parent loop tells about its work."""
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+
+    def tick(self, folder: RunFolder, numbers: Sequence[int], told: int) -> None:
+        """The trials that train at the moment, and how many are done; called often."""
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the terminal to a child process for a while."""
+
+
+def started(number: int, role: str, recipe: Mapping[str, object]) -> str:
+    """The line for a trial that starts or goes on."""
+    if role != "search":
+        return f"trial {number} started: {role.replace('_', ' ')}"
+    names = ("initial", "density", "growth", "pruning", "devices", "strategy")
+    return f"trial {number} started: {', '.join(f'{name} {_short(recipe[name])}' for name in names if name in recipe)}"
+
+
+def finished(number: int, result: Mapping[str, object], *, feasible: bool) -> str:
+    """The line for a trial that is complete."""
+    facts = [
+        f"validation accuracy {_percent(result.get('accuracy'))}",
+        f"density {_percent(result.get('density'))}",
+        f"predicted {_short(result.get('predicted_samples_per_s'))} samples/s",
+    ]
+    return f"trial {number} complete: {', '.join(facts)}" + ("" if feasible else "; outside the tolerance")
+
+
+def failed(number: int, reason: str) -> str:
+    """The line for a trial that failed."""
+    return f"trial {number} failed: {reason}"
+
+
+def _percent(value: object) -> str:
+    return f"{100 * value:.2f} %" if isinstance(value, int | float) else "-"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return "-" if value is None else str(value)
+
+
+class PlainProgress:
+    """A line for each change, and one every ten seconds for what trains."""
+
+    def __init__(self, trials: int) -> None:
+        self._trials = trials
+        self._next = time.monotonic() + LINE_EVERY_S
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        sys.stderr.write(f"grow: {text}\n")
+        sys.stderr.flush()
+
+    def tick(self, folder: RunFolder, numbers: Sequence[int], told: int) -> None:
+        """Every ten seconds, where each trial stands."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LINE_EVERY_S
+        for number in numbers:
+            course = _Course.read(folder, number)
+            self.say(f"[{told}/{self._trials}] trial {number}: {course}")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Nothing to clear away."""
+        yield
+
+
+class LiveProgress:
+    """One table that is drawn anew in place."""
+
+    def __init__(self, live: Live, trials: int) -> None:
+        self._live, self._trials = live, trials
+        self._next = 0.0
+
+    def say(self, text: str) -> None:
+        """A line above the table."""
+        self._live.console.print(text, markup=False, highlight=False)
+
+    def tick(self, folder: RunFolder, numbers: Sequence[int], told: int) -> None:
+        """Draw the table anew, twice a second."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + TABLE_EVERY_S
+        self._live.update(self._table(folder, numbers, told), refresh=True)
+
+    def _table(self, folder: RunFolder, numbers: Sequence[int], told: int) -> Table:
+        from rich.table import Table
+
+        table = Table(title=f"{folder.name}: {told} of {self._trials} trials done", title_justify="left")
+        for heading in ("trial", "phase", "step", "density", "accuracy", "steps/s", "time left"):
+            table.add_column(heading, justify="left" if heading == "phase" else "right")
+        for number in numbers:
+            table.add_row(str(number), *_Course.read(folder, number).cells())
+        return table
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the table away, and bring it back."""
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
+
+
+class _Course:
+    """Where a trial stands, by the last line of its metrics."""
+
+    def __init__(self, metrics: JsonObject, steps: object) -> None:
+        self._metrics, self._steps = metrics, steps
+
+    @classmethod
+    def read(cls, folder: RunFolder, number: int) -> _Course:
+        files = folder.trial(number)
+        return cls(last_line(files.metrics) or {}, (read_json_if_valid(files.recipe) or {}).get("steps"))
+
+    def cells(self) -> list[str]:
+        """Phase, step, density, accuracy, rate and time left."""
+        m = self._metrics
+        step, rate = m.get("step"), m.get("steps_per_s")
+        left = "-"
+        if isinstance(step, int) and isinstance(self._steps, int) and isinstance(rate, int | float) and rate > 0:
+            left = f"{(self._steps - step) / rate:.0f} s"
+        return [
+            str(m.get("phase", "starting")),
+            f"{_short(step)}/{_short(self._steps)}",
+            _percent(m.get("density")),
+            _percent(m.get("accuracy")),
+            _short(rate),
+            left,
+        ]
+
+    def __str__(self) -> str:
+        phase, step, density, accuracy, rate, left = self.cells()
+        return f"{phase}, step {step}, density {density}, accuracy {accuracy}, {rate} steps/s, {left} left"
+
+
+@contextmanager
+def open_progress(trials: int) -> Iterator[Progress]:
+    """The view that suits stderr."""
+    if not sys.stderr.isatty():
+        yield PlainProgress(trials)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        yield LiveProgress(live, trials)

@@ -1,0 +1,187 @@
+"""Terminal tables of a run, a trial, and of what there is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from search.results import RunDocument, TrialDocument
+from search.rundir import RunFolder, read_lines
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+WIDTH = 150
+"""Columns of a table that is not printed on a terminal."""
+
+
+def show(*parts: RenderableType) -> None:
+    """Print on stdout, as wide as the terminal or wide enough for the tables."""
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    for part in parts:
+        console.print(part, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[str] = ()) -> Table:
+    """A table whose columns are numbers, to the right, but for those named in ``text``."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="left" if column in text else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def devices_in_words(document: RunDocument) -> str:
+    """What the figures were taken on.
+
+    >>> devices_in_words({"devices": {"requested": 2, "kind": "cpu", "names": []}})
+    '2 CPU workers'
+    """
+    devices = document["devices"]
+    kind = {"cpu": "CPU worker", "cuda": "GPU", None: "device"}[devices["kind"]]
+    return f"{devices['requested']} {kind}{'s' if devices['requested'] > 1 else ''}"
+
+
+_COLUMNS = (
+    "trial",
+    "role",
+    "validation\naccuracy",
+    "test\naccuracy",
+    "predicted\nsamples/s",
+    "measured\nsamples/s",
+    "speed against\ntrial 0,\nmeasured",
+    "density",
+    "connections",
+    "devices\nused",
+    "strategy",
+    "crossing\nunits",
+    "communication\nvolume",
+)
+
+
+def pareto_table(document: RunDocument) -> Table:
+    """The front, and the baselines that it is compared with (marked when they are not members)."""
+    trials = {trial["number"]: trial for trial in document["trials"]}
+    dense = trials[0]["throughput"]["measured_samples_per_s"] if 0 in trials else None
+    front = set(document["pareto"])
+    chosen = sorted(front | {number for number, trial in trials.items() if trial["role"] != "search"})
+    return table(
+        f"{document['run']}: Pareto front and baselines, on {devices_in_words(document)}",
+        _COLUMNS,
+        [_row(trials[number], dense, number in front) for number in chosen],
+        text=("role", "strategy"),
+    )
+
+
+def all_trials_table(document: RunDocument) -> Table:
+    """Every trial and its state."""
+    rows = [
+        (
+            str(trial["number"]),
+            trial["state"],
+            trial["role"].replace("_", " "),
+            percent(trial["accuracy"]),
+            rate(trial["throughput"]["predicted_samples_per_s"]),
+            percent(trial["density"]),
+            str(trial["devices_used"]),
+            trial["strategy"],
+            trial["failure"] or "",
+        )
+        for trial in document["trials"]
+    ]
+    columns = ("trial", "state", "role", "validation\naccuracy", "predicted\nsamples/s", "density", "devices", "strategy", "failure")
+    return table(f"{document['run']}: all trials, {document['state']}", columns, rows, text=("state", "role", "strategy", "failure"))
+
+
+def _row(trial: TrialDocument, dense: float | None, member: bool) -> Sequence[str]:
+    measured = trial["throughput"]["measured_samples_per_s"]
+    return (
+        str(trial["number"]),
+        ("front" if trial["role"] == "search" else trial["role"].replace("_", " ")) + ("" if member else ", not on the front"),
+        percent(trial["accuracy"]),
+        percent(trial["test_accuracy"]),
+        rate(trial["throughput"]["predicted_samples_per_s"]),
+        rate(measured),
+        f"{measured / dense:.2f}x" if measured and dense else "-",
+        percent(trial["density"]),
+        "-" if trial["connections"] is None else f"{trial['connections']:,}",
+        str(trial["devices_used"]),
+        trial["strategy"],
+        f"{trial['crossing_units']:,}",
+        f"{trial['communication_volume']:,}",
+    )
+
+
+def best_table(document: RunDocument, trial: TrialDocument) -> Table:
+    """One trial as in the table of the front."""
+    dense = document["trials"][0]["throughput"]["measured_samples_per_s"]
+    title = f"{document['run']}: the fastest network within the tolerance, on {devices_in_words(document)}"
+    return table(title, _COLUMNS, [_row(trial, dense, True)], text=("role", "strategy"))
+
+
+def trial_tables(folder: RunFolder, trial: TrialDocument) -> list[RenderableType]:
+    """A trial: its facts, its recipe and its course."""
+    files = folder.trial(trial["number"])
+    facts = [(name, _plain(value)) for name, value in trial.items() if name not in ("recipe", "number")]
+    recipe = [(name, _plain(value)) for name, value in trial["recipe"].items()]
+    course = [_metrics_row(line) for line in read_lines(files.metrics)]
+    events = [_event_row(line) for line in read_lines(files.history)]
+    parts: list[RenderableType] = [
+        table(f"trial {trial['number']}", ("fact", "value"), facts, text=("fact", "value")),
+        table("recipe", ("field", "value"), recipe, text=("field", "value")),
+    ]
+    if course:
+        parts.append(table("course", ("step", "phase", "loss", "accuracy", "density", "connections", "units"), course, text=("phase", "units")))
+    if events:
+        parts.append(table("growing and pruning", ("step", "what", "how many", "why"), events, text=("what", "why")))
+    return parts
+
+
+def _metrics_row(line: Mapping[str, object]) -> Sequence[str]:
+    return (
+        _plain(line.get("step")),
+        _plain(line.get("phase")),
+        _plain(line.get("loss")),
+        percent(line.get("accuracy")),
+        percent(line.get("density")),
+        _plain(line.get("connections")),
+        _plain(line.get("units")),
+    )
+
+
+def _event_row(line: Mapping[str, object]) -> Sequence[str]:
+    return tuple(_plain(line.get(name)) for name in ("step", "what", "count", "why"))
+
+
+def percent(value: object) -> str:
+    """A share in percent.
+
+    >>> percent(0.9871)
+    '98.71 %'
+    """
+    return f"{100 * value:.2f} %" if isinstance(value, int | float) else "-"
+
+
+def rate(value: object) -> str:
+    """Samples a second, without decimals.
+
+    >>> rate(12345.6)
+    '12,346'
+    """
+    return f"{value:,.0f}" if isinstance(value, int | float) else "-"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "-" if value is None else str(value)

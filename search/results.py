@@ -1,0 +1,176 @@
+"""The JSON document of a run: what `--json` prints, rebuilt from the files at any time, without owning the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+from search.options import Options, RunRecord, RunState
+from search.rundir import JsonObject, RunFolder, TrialFolder, owner, read_json_if_valid
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+SCHEMA_VERSION = 1
+
+TrialState: TypeAlias = Literal["complete", "infeasible", "failed", "stopped_early", "running"]
+
+
+class Throughput(TypedDict):
+    """Training samples per second, by the cost model and by the clock."""
+
+    predicted_samples_per_s: float | None
+    measured_samples_per_s: float | None
+
+
+class TrialDocument(TypedDict):
+    """One trial. Density and connections are of the whole network, all layers counted."""
+
+    number: int
+    state: TrialState
+    role: str
+    accuracy: float | None
+    test_accuracy: float | None
+    throughput: Throughput
+    density: float | None
+    connections: int | None
+    units: dict[str, int]
+    devices_used: int
+    strategy: str
+    crossing_units: int
+    communication_volume: int
+    bytes_per_step: int
+    grown: int
+    pruned: int
+    recipe: JsonObject
+    failure: str | None
+
+
+class DataDocument(TypedDict):
+    """The data that the run uses, and the samples of each split."""
+
+    name: str
+    sha256: str
+    train: int
+    validation: int
+    test: int
+
+
+class DevicesDocument(TypedDict):
+    """The devices that were asked for; kind None until the run is prepared."""
+
+    requested: int
+    kind: str | None
+    names: list[str]
+
+
+class RunDocument(TypedDict):
+    """A run. ``data`` is None until the run is prepared."""
+
+    schema_version: int
+    run: str
+    study: str
+    state: RunState
+    data: DataDocument | None
+    devices: DevicesDocument
+    trials: list[TrialDocument]
+    pareto: list[int]
+
+
+def document(folder: RunFolder) -> RunDocument:
+    """The document of a run; RunNotFoundError when its files are damaged."""
+    from search.storage import pareto, read_trials
+
+    record, options, trials = RunRecord.read(folder), Options.read(folder), read_trials(folder.journal)
+    plan = record.plan
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": record.run,
+        "study": options.study,
+        "state": state_of(folder, record),
+        "data": None if plan is None else _data(plan.data),
+        "devices": {
+            "requested": options.gpus,
+            "kind": None if plan is None else plan.kind,
+            "names": [] if plan is None else list(plan.device_names),
+        },
+        "trials": [_trial(trial, folder.trial(trial.number)) for trial in trials],
+        "pareto": pareto(trials),
+    }
+
+
+def state_of(folder: RunFolder, record: RunRecord) -> RunState:
+    """The state of a run; one that nobody works on any more was interrupted."""
+    process = owner(folder)
+    if record.state == "running" and (process is None or not process.alive):
+        return "interrupted"
+    return record.state
+
+
+def _data(data: Mapping[str, Any]) -> DataDocument:
+    return {
+        "name": data["name"],
+        "sha256": data["sha256"],
+        "train": data["train"],
+        "validation": data["validation"],
+        "test": data["test"],
+    }
+
+
+def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
+    # Read from files that a live run may be writing: what is not there yet is None, or 0 where the schema knows no None.
+    recipe = read_json_if_valid(files.recipe) or {}
+    result: dict[str, Any] = read_json_if_valid(files.result) or {}
+    measured: dict[str, Any] = read_json_if_valid(files.measured) or {}
+    test: dict[str, Any] = read_json_if_valid(files.test) or {}
+    return {
+        "number": trial.number,
+        "state": _state(trial),
+        "role": str(trial.user_attrs.get("role", "search")),
+        "accuracy": result.get("accuracy"),
+        "test_accuracy": test.get("accuracy"),
+        "throughput": {
+            "predicted_samples_per_s": result.get("predicted_samples_per_s"),
+            "measured_samples_per_s": measured.get("samples_per_s"),
+        },
+        "density": result.get("density"),
+        "connections": result.get("connections"),
+        "units": result.get("units", {}),
+        "devices_used": int(str(recipe.get("devices", 1))),
+        "strategy": str(recipe.get("strategy", "single")),
+        "crossing_units": result.get("crossing_units", 0),
+        "communication_volume": result.get("communication_volume", 0),
+        "bytes_per_step": result.get("bytes_per_step", 0),
+        "grown": result.get("grown", 0),
+        "pruned": result.get("pruned", 0),
+        "recipe": recipe,
+        "failure": trial.user_attrs.get("failure"),
+    }
+
+
+def _state(trial: FrozenTrial) -> TrialState:
+    from optuna.trial import TrialState as Optuna
+
+    from search.storage import feasible
+
+    match trial.state:
+        case Optuna.COMPLETE:
+            return "complete" if feasible(trial) else "infeasible"
+        case Optuna.FAIL:
+            return "failed"
+        case Optuna.PRUNED:
+            return "stopped_early"
+        case _:
+            return "running"
+
+
+def fastest(found: RunDocument) -> TrialDocument | None:
+    """The member of the front with the highest throughput, by the clock where all members were timed."""
+    members = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
+    by_clock = all(trial["throughput"]["measured_samples_per_s"] is not None for trial in members)
+
+    def throughput(trial: TrialDocument) -> float:
+        rates = trial["throughput"]
+        return (rates["measured_samples_per_s"] if by_clock else rates["predicted_samples_per_s"]) or 0.0
+
+    return max(members, key=throughput, default=None)

@@ -1,0 +1,170 @@
+"""The run's Optuna study: a journal that a kill cannot spoil, trials that enter it whole, and a sampler that never repeats itself.
+
+Objectives, both maximised: validation accuracy (a fraction) and throughput (samples/s). Constraint: trial 0's accuracy, less the
+tolerance, less the trial's own; feasible means <= 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+
+from search.errors import RunNotFoundError
+from search.recipe import TrialRole
+from search.rundir import cut_torn_line
+from search.space import Range, suggest
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+DIRECTIONS = ("maximize", "maximize")
+METRICS = ("validation accuracy", "throughput (samples/s)")
+TOLERANCE = "accuracy loss beyond the tolerance"
+FAILURE = "failure"
+ROLE = "role"
+
+
+def repair(journal: Path) -> int:
+    """Make a journal readable again after a kill; the caller holds the run's lock. Returns the bytes of the torn line that was lost.
+
+    Optuna appends to what is there, so a torn line would spoil the next one, and with it the journal, for good. A dead owner's
+    lock file would make the next writer wait.
+    """
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    lost = cut_torn_line(journal)
+    lines = journal.read_bytes().splitlines() if journal.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            raise RunNotFoundError(f"{journal} is damaged in line {number} of {len(lines)}; restore it from a copy or start a new run") from error
+    return lost
+
+
+def open_study(journal: Path, name: str) -> optuna.Study:
+    """The study of a repaired journal, made when there is none."""
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True, sampler=RandomSampler()
+    )  # a sampler that is never asked: see `ask`
+    if study.metric_names is None:
+        study.set_metric_names(list(METRICS))
+    return study
+
+
+def read_trials(journal: Path) -> list[FrozenTrial]:
+    """All trials of a journal, also while another process writes it; none when there is no journal yet."""
+    if not journal.exists():
+        return []
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        studies = storage.get_all_studies()
+        return storage.get_all_trials(studies[0]._study_id) if studies else []
+    except (ValueError, KeyError, AssertionError) as error:
+        raise RunNotFoundError(f"{journal} is unreadable ({error}); the run is damaged, start a new one") from error
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Parameters of a trial to come, with what they were drawn from."""
+
+    params: Mapping[str, object]
+    distributions: Mapping[str, BaseDistribution]
+
+
+def seed_of(run_seed: int, number: int) -> int:
+    """Seed of the sampler for one trial, so that no restart replays a draw."""
+    return int.from_bytes(hashlib.sha256(f"{run_seed}/{number}".encode()).digest()[:4], "little")
+
+
+def ask(
+    trials: Sequence[FrozenTrial],
+    ranges: Mapping[str, Range],
+    settings: Mapping[str, object],
+    *,
+    seed: int,
+    startup: int,
+    guess: Mapping[str, object] | None = None,
+) -> Proposal:
+    """Draw all parameters of the next trial from what ``trials`` have shown, without touching their storage.
+
+    The sampler is built anew, so that what it draws depends on the arguments alone. startup: trials before the model is
+    used. guess: values to take as they are; what it leaves open is drawn. Baselines, which have no parameters, are left out: the
+    sampler models only parameters that trials share.
+    """
+    sampler = TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup)
+    copy = optuna.create_study(storage=InMemoryStorage(), directions=DIRECTIONS, sampler=sampler)
+    copy.add_trials([trial for trial in trials if trial.params])
+    if guess:
+        copy.enqueue_trial(dict(guess))
+    trial = copy.ask()
+    suggest(trial, ranges, settings)
+    return Proposal(trial.params, trial.distributions)
+
+
+def values_of(params: Mapping[str, object], ranges: Mapping[str, Range], settings: Mapping[str, object]) -> dict[str, object]:
+    """The recipe fields that the parameters of a trial stand for."""
+    return suggest(FixedTrial(dict(params)), ranges, settings)
+
+
+def add_running(study: optuna.Study, role: TrialRole, proposal: Proposal | None = None) -> int:
+    """Enter a trial by one line of the journal, so that a kill leaves a whole trial or none. Returns its number."""
+    study.add_trial(
+        create_trial(
+            state=TrialState.RUNNING,
+            params=dict(proposal.params) if proposal else {},
+            distributions=dict(proposal.distributions) if proposal else {},
+            user_attrs={ROLE: role},
+        )
+    )
+    return len(study.get_trials(deepcopy=False)) - 1
+
+
+def tell_complete(study: optuna.Study, number: int, accuracy: float, throughput: float, lowest_accuracy: float) -> None:
+    """Enter the outcome of a trial. The constraint goes first, so that a kill in between leaves a trial that can be told again."""
+    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    if TOLERANCE not in trial.constraints:
+        trial.set_constraint(TOLERANCE, lowest_accuracy - accuracy)
+    study.tell(number, [accuracy, throughput])
+
+
+def tell_failed(study: optuna.Study, number: int, reason: str) -> None:
+    """Enter that a trial failed, and why."""
+    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    trial.set_user_attr(FAILURE, reason)
+    study.tell(number, state=TrialState.FAIL)
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial is complete and within the tolerance."""
+    return trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+
+
+def front(points: Iterable[tuple[int, float, float]]) -> list[int]:
+    """Numbers of the points (number, accuracy, throughput) that no other point beats in one and equals in the other or beats too.
+
+    >>> front([(0, 0.9, 10.0), (1, 0.8, 20.0), (2, 0.8, 15.0)])
+    [0, 1]
+    """
+    points = list(points)
+    return [number for number, *mine in points if not any(_dominates(other, mine) for _, *other in points)]
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))
+
+
+def pareto(trials: Iterable[FrozenTrial]) -> list[int]:
+    """Numbers of the feasible trials that no other feasible one dominates."""
+    return front((trial.number, trial.values[0], trial.values[1]) for trial in trials if feasible(trial))

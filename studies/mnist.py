@@ -1,0 +1,76 @@
+"""The study `mnist`: handwritten digits, 28x28."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from search.definition import DataSource, StudyDefinition
+from studies.datasets.mnist import find, read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grow.task import Task
+
+_MEAN, _DEVIATION = 33.32, 78.57  # of the pixels of the 60,000 training digits
+
+
+def _task(source: DataSource, batch_size: int, seed: int) -> Task:
+    from studies.images import classification
+
+    return classification(read(source), _MEAN, _DEVIATION, batch_size, seed)
+
+
+def _example() -> Tensor:
+    import torch
+
+    return torch.zeros(1, 1, 28, 28)
+
+
+mnist = StudyDefinition(
+    name="mnist",
+    summary="handwritten digits, 28x28; a bundled sample where the full set cannot be had",
+    data=find,
+    task=_task,
+    networks={
+        "mlp-1024x3": "studies.models:mlp_1024x3",
+        "lenet-300-100": "studies.models:lenet_300_100",
+        "lenet-5": "studies.models:lenet_5",
+    },
+    example=_example,
+    settings={
+        "steps": 400,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "pattern": "source_group",
+        "checkpoint_interval": 100,
+    },
+    first_guesses=(
+        {
+            "initial": "erk",
+            "density": 0.1,
+            "update_interval": 20,
+            "drop_fraction": 0.3,
+            "growth": "gradient",
+            "pruning": "magnitude",
+            "price": 64.0,
+            "imbalance": 0.05,
+            "strategy": "units",
+        },
+        {
+            "initial": "dense",
+            "density": 0.1,
+            "update_interval": 20,
+            "drop_fraction": 0.2,
+            "growth": "gradient",
+            "pruning": "magnitude",
+            "price": 64.0,
+            "imbalance": 0.05,
+            "strategy": "units",
+        },
+        {"initial": "erk", "density": 0.05, "growth": "gradient", "pruning": "obd", "price": 256.0, "strategy": "units"},
+    ),
+)
+"""Start network 784-1024-1024-1024-10, or LeNet."""

@@ -1,0 +1,45 @@
+"""The start networks. Inputs are images (B, 1, H, W), outputs are logits (B, 10)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+
+def mlp_1024x3() -> nn.Sequential:
+    """784-1024-1024-1024-10."""
+    return _mlp(784, 1024, 1024, 1024, 10)
+
+
+def lenet_300_100() -> nn.Sequential:
+    """784-300-100-10 (LeCun et al. 1998, Gradient-based learning applied to document recognition)."""
+    return _mlp(784, 300, 100, 10)
+
+
+def lenet_5() -> nn.Sequential:
+    """LeNet-5 as Caffe has it, for 28x28 images: 20 and 50 channels, 500 units, 430,500 weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 20, 5),  # (B, 20, 24, 24)
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),  # (B, 50, 8, 8)
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),  # (B, 800)
+        nn.Linear(800, 500),
+        nn.ReLU(),
+        nn.Linear(500, 10),
+    )
+
+
+def mlp_64x2() -> nn.Sequential:
+    """64-64-64-10, for 8x8 images."""
+    return _mlp(64, 64, 64, 10)
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for sources, targets in pairwise(widths):
+        layers += [nn.Linear(sources, targets), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])  # no ReLU after the logits

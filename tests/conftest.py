@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import studies.datasets
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_data_and_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither the network nor the user's cache is touched, by the tests or the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROW_DATA", str(Path(studies.datasets.__file__).parent / "bundled"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

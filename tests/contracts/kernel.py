@@ -1,0 +1,106 @@
+"""What every kernel keeps: it is the masked dense product, in its output and in all gradients. Subclass, supply the fixture `kernel`."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from grow.kernels import Kernel
+
+BATCH = 4
+
+
+@st.composite
+def structures(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor]:
+    """A shape (O, I) and sorted positions in it: empty rows and columns, empty and full layers among them."""
+    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
+    live = draw(st.lists(st.booleans(), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
+    return shape, torch.from_numpy(np.flatnonzero(live))
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def stored(kernel: Kernel, values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The weight as the kernel wants it, from the values of the connections."""
+    if kernel.storage == "compressed":
+        return values.clone()
+    return torch.zeros(shape[0] * shape[1], dtype=values.dtype).index_put((positions,), values).reshape(shape)
+
+
+def of_connections(kernel: Kernel, gradient: Tensor, positions: Tensor) -> Tensor:
+    return gradient if kernel.storage == "compressed" else gradient.reshape(-1)[positions]
+
+
+class KernelContract:
+    @pytest.fixture
+    def kernel(self) -> Kernel:
+        raise NotImplementedError("supply the kernel under test")
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
+    @given(structure=structures(), with_bias=st.booleans(), feature_major=st.booleans())
+    def test_output_and_gradients_are_those_of_the_masked_dense_product(
+        self, kernel: Kernel, structure: tuple[tuple[int, int], Tensor], with_bias: bool, feature_major: bool
+    ) -> None:
+        shape, positions = structure
+        values = draw(len(positions), seed=1)
+        x = (draw(shape[1], BATCH).t() if feature_major else draw(BATCH, shape[1])).requires_grad_()
+        weight = stored(kernel, values, positions, shape).requires_grad_()
+        bias = draw(shape[0], seed=2).requires_grad_() if with_bias else None
+        oracle_x, oracle_values = x.detach().clone().requires_grad_(), values.clone().requires_grad_()
+        dense = torch.zeros(shape[0] * shape[1], dtype=torch.float64).index_put((positions,), oracle_values).reshape(shape)
+        expected = oracle_x @ dense.T + (0 if bias is None else bias.detach())
+        upstream = draw(BATCH, shape[0], seed=3)
+
+        y = kernel.prepare(positions, shape)(x, weight, bias)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+        y.backward(upstream)
+        expected.backward(upstream)
+        torch.testing.assert_close(x.grad, oracle_x.grad, rtol=1e-12, atol=1e-12)
+        assert weight.grad is not None
+        torch.testing.assert_close(of_connections(kernel, weight.grad, positions), oracle_values.grad, rtol=1e-12, atol=1e-12)
+        if kernel.storage == "dense":  # what does not exist gets no gradient, so that no optimizer can bring it back
+            assert torch.count_nonzero(weight.grad) == torch.count_nonzero(weight.grad.reshape(-1)[positions])
+        if bias is not None:
+            torch.testing.assert_close(bias.grad, upstream.sum(0), rtol=1e-12, atol=1e-12)
+
+    def test_gradients_agree_with_finite_differences(self, kernel: Kernel) -> None:
+        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])  # the last row is empty
+        product = kernel.prepare(positions, shape)
+        values = draw(4, seed=1).requires_grad_()
+
+        def y(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+            dense = torch.zeros(12, dtype=torch.float64).index_put((positions,), values).reshape(shape)
+            return product(x, values if kernel.storage == "compressed" else dense, bias)
+
+        assert gradcheck(y, (draw(2, 4).requires_grad_(), values, draw(3, seed=2).requires_grad_()))
+
+    def test_an_input_without_gradient_and_a_frozen_weight_are_fine(self, kernel: Kernel) -> None:
+        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])
+        product, weight = kernel.prepare(positions, shape), stored(kernel, draw(4), positions, shape)
+        x, trained = draw(2, 4).requires_grad_(), weight.clone().requires_grad_()
+        product(x.detach(), trained, None).sum().backward()
+        product(x, weight, None).sum().backward()
+        assert trained.grad is not None
+        assert x.grad is not None
+
+    @pytest.mark.parametrize("with_bias", [False, True])
+    def test_the_output_may_be_changed_in_place(self, kernel: Kernel, with_bias: bool) -> None:
+        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])
+        weight = stored(kernel, draw(4), positions, shape).requires_grad_()
+        product = kernel.prepare(positions, shape)
+        product(draw(2, 4), weight, draw(3) if with_bias else None).relu_().sum().backward()
+        assert weight.grad is not None
+
+    def test_every_declared_dtype_is_computed_in_that_dtype(self, kernel: Kernel) -> None:
+        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])
+        for dtype in kernel.dtypes:
+            weight = stored(kernel, draw(4).to(dtype), positions, shape).requires_grad_()
+            y = kernel.prepare(positions, shape)(draw(2, 4).to(dtype), weight, draw(3).to(dtype))
+            y.sum().backward()
+            assert weight.grad is not None
+            assert y.dtype == weight.grad.dtype == dtype

@@ -1,0 +1,76 @@
+"""The controller is a pure function: it alternates removal and growth, and ends at the target."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grow.controller import Grow, Policy, Prune, Report, State, Stop, Train, begin, decide
+from grow.schedules import constant, cosine, cubic
+
+
+def follow(policy: Policy, connections: int) -> list[tuple[int, Train | Prune | Grow | Stop, int]]:
+    """Carry decisions out on a bare number of connections: (step, decision, connections after it)."""
+    report, state, course = Report(0, connections, {}, unconnected=False), begin(policy), []
+    while not course or not isinstance(course[-1][1], Stop):
+        decision, state = decide(policy, report, state)
+        match decision:
+            case Train(until):
+                assert until > report.step
+                report = replace(report, step=until)
+            case Prune(connections=count):
+                report = replace(report, connections=report.connections - count)
+            case Grow(connections=count):
+                report = replace(report, connections=report.connections + count)
+        course.append((report.step, decision, report.connections))
+    return course
+
+
+def policy(steps: int = 100, start: int = 1000, end: int = 100) -> Policy:
+    return Policy(steps, 10, round(0.75 * steps), cubic(start, end, 0, round(0.6 * steps)), cosine(0.3, round(0.75 * steps)), {})
+
+
+def test_growth_follows_removal_at_every_update_while_connections_are_replaced() -> None:
+    kinds = [type(decision) for _, decision, _ in follow(policy(), 1000) if not isinstance(decision, Train)]
+    assert kinds[:4] == [Prune, Grow, Prune, Grow]
+
+
+def test_the_target_is_met_exactly_and_nothing_changes_after_the_last_update() -> None:
+    course = follow(policy(), 1000)
+    edits = [step for step, decision, _ in course if isinstance(decision, Prune | Grow)]
+    assert course[-1][2] == 100
+    assert max(edits) <= 75
+    assert course[-1][0] == 100
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000))
+def test_any_start_reaches_any_target(start: int, end: int) -> None:
+    assert follow(policy(start=start, end=end), start)[-1][2] == end
+
+
+def test_units_are_added_between_clearing_away_and_growing() -> None:
+    grown = Policy(20, 10, 20, constant(50), constant(0.0), {"hidden": constant(8)})
+    report, state = Report(10, 40, {"hidden": 5}, unconnected=True), State("train", 10)
+    decisions = []
+    for _ in range(3):
+        decision, state = decide(grown, report, state)
+        decisions.append(decision)
+        report = replace(report, unconnected=False)
+    assert decisions[0] == Prune(0, True, "no path from the input or to the output is left")
+    assert decisions[1] == Grow(0, {"hidden": 3}, "the schedule of units wants them")
+    assert decisions[2] == Grow(10, {}, "50 connections wanted")
+
+
+def test_a_policy_without_updates_only_trains() -> None:
+    still = Policy(7, 10, 0, constant(5), constant(0.0), {})
+    assert [type(decision) for _, decision, _ in follow(still, 5)] == [Train, Stop]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("steps", (0, 1, 0)), ("update_interval", (10, 0, 5)), ("last_update", (10, 1, 11))],
+)
+def test_contradictions_are_named(name: str, arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is .* but must be"):
+        Policy(*arguments, constant(1), constant(0), {})

@@ -1,0 +1,179 @@
+"""Training while growing and pruning, its history, and checkpoints that resume bit by bit."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from grow import checkpoint, controller, schedules
+from grow.criteria import CRITERIA
+from grow.history import History
+from grow.network import Network
+from grow.topology import unconnected
+from grow.optim import make
+from grow.task import Classification, Samples
+from grow.train import DivergedError, Methods, Session, evaluate, train
+
+
+def rings(samples: int, seed: int) -> Samples:
+    """Three classes that no linear model can tell apart: rings around the origin, in 8 dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, 3, (samples,), generator=generator)
+    directions = nn.functional.normalize(torch.randn(samples, 8, generator=generator), dim=1)
+    return Samples(directions * (1.0 + targets[:, None]), targets)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def make_session(
+    history: History,
+    optimizer: str = "sgd",
+    *,
+    learning_rate: float = 0.05,
+    price: float | None = None,
+    grown: bool = False,
+    kernel: str = "dense",
+) -> Session:
+    torch.manual_seed(0)
+    task = Classification(rings(1000, 1), rings(300, 2), lambda: rings(300, 3), batch_size=50, seed=4)
+    network = Network(mlp(), torch.zeros(1, 8))
+    possible = network.topology.connections
+    units = {}
+    if grown:
+        for space in network.topology.hidden:
+            network.remove_units(space.name, np.arange(4, space.units))
+            units[space.name] = schedules.linear(4, 16, 0, 60)
+    if price is not None:
+        network.assign({space.name: np.arange(space.units) % 2 for space in network.topology.hidden})
+    network.use_kernels(lambda case: kernel, 50)
+    optim = make(optimizer, network.parameters(), learning_rate)  # type: ignore[arg-type]
+    network.attach(optim)
+    target = schedules.cubic(network.topology.connections, round(0.2 * possible), 0, 60)
+    policy = controller.Policy(120, 10, 80, target, schedules.cosine(0.3, 80), units)
+    methods = Methods(CRITERIA["gradient"], CRITERIA["obd"], price, fan_in=4, fan_out=2)
+    return Session(network, optim, task, policy, methods, lambda step: learning_rate, 5, history, controller.begin(policy))
+
+
+def finish(session: Session) -> None:
+    for _ in train(session):
+        pass
+
+
+def digest(session: Session) -> str:
+    """Hash over every tensor of the network and its optimizer."""
+    tensors = checkpoint.network_tensors(session.network)
+    for name, parameter in session.network.module.named_parameters():
+        tensors |= {f"{name}.{key}": value for key, value in session.optimizer.state[parameter].items() if isinstance(value, torch.Tensor)}
+    return hashlib.sha256(b"".join(name.encode() + tensors[name].detach().numpy().tobytes() for name in sorted(tensors))).hexdigest()
+
+
+@pytest.mark.parametrize(("price", "grown"), [(None, False), (8.0, False), (None, True)])
+def test_training_ends_at_the_wanted_number_of_connections_and_has_learnt(price: float | None, grown: bool) -> None:
+    session = make_session(History(), "adam", learning_rate=0.01, price=price, grown=grown)
+    finish(session)
+    topology = session.network.topology
+    assert topology.connections == round(0.2 * (8 * 32 + 32 * 32 + 32 * 3))
+    assert not unconnected(topology)
+    assert evaluate(session.network, session.task.validation(), session.task.correct) > 0.55  # chance is a third
+
+
+def test_every_edit_leaves_one_event_and_the_events_add_up() -> None:
+    history = History()
+    session = make_session(history)
+    before = session.network.topology.connections
+    finish(session)
+    added, removed = history.total("grow_connections", "add_units"), history.total("prune_connections", "remove_units")
+    assert session.network.topology.connections == before + added - removed
+    assert added > 0
+    assert [event.step for event in history.events] == sorted(event.step for event in history.events)
+    assert all(np.isfinite([event.loss_before, event.loss_after]).all() and event.why for event in history.events)
+    frame = history.frame()
+    assert frame["what"].iloc[0] == "prune_connections"
+    assert set(frame["what"]) >= {"prune_connections", "grow_connections"}
+    assert frame["connections_after"].iloc[-1] == round(0.2 * before)
+
+
+def test_growth_does_not_change_the_loss() -> None:
+    history = History()
+    finish(make_session(history, grown=True))
+    grown = [event for event in history.events if event.what in ("grow_connections", "add_units")]
+    assert {event.what for event in grown} == {"grow_connections", "add_units"}
+    for event in grown:
+        assert event.loss_after == pytest.approx(event.loss_before, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("kernel", ["dense", "csr"])
+def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path, optimizer: str, kernel: str) -> None:
+    whole = make_session(History(tmp_path / "whole.jsonl"), optimizer, grown=True, kernel=kernel)
+    finish(whole)
+    for stop in (1, 37, 60, 119):
+        path = tmp_path / f"{stop}"
+        first = make_session(History(tmp_path / f"{stop}.jsonl"), optimizer, grown=True, kernel=kernel)
+        for progress in train(first):
+            if progress.step == stop:
+                checkpoint.save_session(path, first)
+            if progress.step == min(stop + 15, 120):  # what happened after the checkpoint will happen again
+                break
+        second = make_session(History(tmp_path / f"{stop}.jsonl"), optimizer, grown=True, kernel=kernel)
+        saved = checkpoint.latest(path)
+        assert saved is not None
+        checkpoint.restore_session(second, saved)
+        finish(second)
+        assert digest(second) == digest(whole)
+        assert (tmp_path / f"{stop}.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_parts_are_brought_back(tmp_path: Path) -> None:
+    session = make_session(History(), price=8.0)
+    finish(session)
+    checkpoint.save_session(tmp_path, session)
+    other = make_session(History(), price=8.0)
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    checkpoint.restore(other.network, saved)
+    assert session.network.parts is not None
+    assert other.network.parts is not None
+    for space, parts in session.network.parts.items():
+        np.testing.assert_array_equal(other.network.parts[space], parts)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, harm: str) -> None:
+    session = make_session(History())
+    for progress in train(session):
+        if progress.step in (20, 40):
+            checkpoint.save_session(tmp_path, session)
+    tensors, description = tmp_path / "00000040" / "tensors.safetensors", tmp_path / "00000040" / "checkpoint.json"
+    harms: dict[str, Callable[[], object]] = {
+        "truncate": lambda: tensors.write_bytes(tensors.read_bytes()[:-9]),
+        "flip": lambda: tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x7f"),
+        "json": lambda: description.write_text("{"),
+    }
+    harms[harm]()
+    with pytest.raises(checkpoint.CheckpointError, match="use an earlier"):
+        checkpoint.read(tmp_path / "00000040")
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.meta["extra"]["training"]["step"] == 20
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    session = make_session(History())
+    checkpoint.save(tmp_path / "one", session.network)
+    other = Network(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), torch.zeros(1, 8))
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(checkpoint.CheckpointError, match="start from the network"):
+        checkpoint.restore(other, checkpoint.read(tmp_path / "one"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_diverging_training_says_so() -> None:
+    with pytest.raises(DivergedError, match=r"^loss is (nan|inf) at step \d+, but must be finite; lower learning_rate"):
+        finish(make_session(History(), learning_rate=1e6))
