@@ -49,6 +49,12 @@ def counts(shapes: Shapes, densities: Mapping[str, float], total: int) -> dict[s
     return whole
 
 
+def check_density(density: float) -> None:
+    """ValueError unless in (0, 1]."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}, but must be in (0, 1]; pass connections / possible connections")
+
+
 def _in_proportion(shapes: Shapes, density: float, raw: Callable[[tuple[int, ...]], float]) -> dict[str, float]:
     """Densities eps * raw(shape) that meet the budget; a layer that would exceed 1 is fixed dense and eps solved again without it."""
     _check(shapes, density)
@@ -67,7 +73,6 @@ def _in_proportion(shapes: Shapes, density: float, raw: Callable[[tuple[int, ...
 
 
 def _check(shapes: Shapes, density: float) -> None:
-    if not 0 < density <= 1:
-        raise ValueError(f"density is {density}, but must be in (0, 1]; pass connections / possible connections")
+    check_density(density)
     if not shapes:
         raise ValueError("shapes is empty, but must name at least one layer; pass the shape of every layer's weight")

@@ -142,11 +142,6 @@ def sparse_layer(module: nn.Linear | nn.Conv2d) -> SparseLinear | SparseConv2d:
     bias = None if module.bias is None else module.bias
     if isinstance(module, nn.Linear):
         return SparseLinear(module.weight, bias)
-    pairs = [_pair(value) for value in (module.stride, module.padding, module.dilation)]
-    return SparseConv2d(module.weight, bias, *pairs)
-
-
-def _pair(value: tuple[int, ...] | str) -> tuple[int, int]:
-    if isinstance(value, str):
-        raise ValueError(f"padding is {value!r}, but must be a number of pixels; write the padding out")
-    return (value[0], value[1])
+    assert not isinstance(module.padding, str)  # the tracer refuses it
+    stride, padding, dilation = ((value[0], value[1]) for value in (module.stride, module.padding, module.dilation))
+    return SparseConv2d(module.weight, bias, stride, padding, dilation)

@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, reindex
@@ -131,12 +132,12 @@ class Network(nn.Module):
         for name, new in positions.items():
             layer = self.topology.layer(name)
             new = _checked(layer, new)
-            present = _present(layer, new)
+            present = new[_exist(layer, new)]
             if len(present):
                 raise ValueError(
                     f"position {present[0]} of layer {name!r} exists already, but must be absent; grow absent connections only"
                 )
-            index[name] = _as_index(np.union1d(layer.positions(), new), layer.possible)
+            index[name] = _as_index(np.sort(np.concatenate([layer.positions(), new]), kind="stable"), layer.possible)
         plan = self._plan({}, index)
         for name, given in (values or {}).items():
             new = np.asarray(positions.get(name, ()), np.int64)
@@ -155,10 +156,12 @@ class Network(nn.Module):
         for name, old in positions.items():
             layer = self.topology.layer(name)
             old = _checked(layer, old)
-            if len(_present(layer, old)) != len(old):
-                missing = np.setdiff1d(old, _present(layer, old))[0]
-                raise ValueError(f"position {missing} of layer {name!r} does not exist, but must; prune existing connections only")
-            index[name] = _as_index(np.setdiff1d(layer.positions(), old, assume_unique=True), layer.possible)
+            missing = old[~_exist(layer, old)]
+            if len(missing):
+                raise ValueError(f"position {missing[0]} of layer {name!r} does not exist, but must; prune existing connections only")
+            kept = np.ones(layer.count, bool)
+            kept[old if layer.index is None else np.searchsorted(layer.index, old)] = False
+            index[name] = layer.index if kept.all() else layer.positions()[kept]
         plan = self._plan({}, index)
         for space, dead in unconnected(plan.topology).items():
             if len(dead) == plan.topology.units[space]:
@@ -455,18 +458,24 @@ def _as_index(positions: IntArray, possible: int) -> Index:
 
 def _checked(layer: Connections, positions: IntArray) -> IntArray:
     """Distinct positions inside the weight, sorted."""
-    given = np.asarray(positions, np.int64)
-    unique = np.unique(given)
-    if len(unique) != len(given):
-        raise ValueError(f"positions of layer {layer.layer!r} has {len(given) - len(unique)} duplicates, but must be distinct")
-    if len(unique) and not 0 <= unique[0] <= unique[-1] < layer.possible:
-        outside = unique[0] if unique[0] < 0 else unique[-1]
+    ordered = np.sort(np.asarray(positions, np.int64), kind="stable")  # linear for what comes sorted, as it mostly does
+    duplicates = int((ordered[1:] == ordered[:-1]).sum())
+    if duplicates:
+        raise ValueError(f"positions of layer {layer.layer!r} has {duplicates} duplicates, but must be distinct")
+    if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < layer.possible:
+        outside = ordered[0] if ordered[0] < 0 else ordered[-1]
         raise ValueError(f"position {outside} of layer {layer.layer!r} does not exist, but must be in 0..{layer.possible - 1}")
-    return unique
+    return ordered
 
 
-def _present(layer: Connections, positions: IntArray) -> IntArray:
-    return positions if layer.index is None else np.intersect1d(positions, layer.index, assume_unique=True)
+def _exist(layer: Connections, positions: IntArray) -> NDArray[np.bool_]:
+    """Which of some positions exist."""
+    if layer.index is None:
+        return np.ones(len(positions), bool)
+    if not len(layer.index):
+        return np.zeros(len(positions), bool)
+    found: NDArray[np.bool_] = layer.index[np.searchsorted(layer.index, positions).clip(max=len(layer.index) - 1)] == positions
+    return found
 
 
 def _random_rows(layer: Connections, rows: IntArray, fan_in: int, generator: torch.Generator) -> IntArray:

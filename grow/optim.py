@@ -90,5 +90,7 @@ def check_editable(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if group.get("dampening", 0):
             raise ValueError(f"dampening is {group['dampening']}, but must be 0; with it SGD treats a connection's first step differently")
+        if group.get("maximize", False):
+            raise ValueError("maximize is True, but must be False; minimise the negative")
         if group.get("amsgrad", False):
             raise ValueError("amsgrad is True, but must be False; its running maximum has no fresh value for a new connection")

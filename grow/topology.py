@@ -179,9 +179,12 @@ def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
     if layer.index is None:
         return np.arange(topology.units[space])
     segment_of, unit_of = entry_units(layer.source, topology.units)
-    columns = np.unique(layer.rows_and_columns(layer.positions())[1])
-    inside = np.array([segment.space == space for segment in layer.source])[segment_of[columns]]
-    return np.unique(unit_of[columns[inside]])
+    columns = np.zeros(layer.shape[1], bool)
+    columns[layer.rows_and_columns(layer.index)[1]] = True
+    columns &= np.array([segment.space == space for segment in layer.source])[segment_of]
+    units = np.zeros(topology.units[space], bool)
+    units[unit_of[columns]] = True
+    return np.flatnonzero(units)
 
 
 def columns_of(topology: Topology, layer: Connections, space: str, units: IntArray) -> list[IntArray]:

@@ -22,7 +22,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional
 
 from grow.axes import NO_SPACE, Axes, Segment, SpaceAxis
-from grow.layers import sparse_layer
+from grow.layers import SparseLayer, sparse_layer
 from grow.topology import Role, Space
 
 INPUT, OUTPUT = "input", "output"
@@ -161,6 +161,8 @@ def _visit(tracing: _Tracing, node: fx.Node) -> _Signature | None:
             return None
         case "call_module":
             module = tracing.module.get_submodule(str(node.target))
+            if isinstance(module, SparseLayer):
+                raise TraceError(f"module {node.target!r} is called twice, but must be called once; give each call a layer of its own")
             handler = next((found for kind, found in MODULES.items() if isinstance(module, kind)), None)
             if handler is None:
                 raise _unknown(node, type(module).__name__)
@@ -209,8 +211,6 @@ def _only_input(tracing: _Tracing, node: fx.Node) -> _Signature:
 
 def _weighted(tracing: _Tracing, node: fx.Node, dimensions: int) -> _Signature:
     path, source = str(node.target), _only_input(tracing, node)
-    if any(site[0] == path for site in tracing.sites):
-        raise TraceError(f"module {path!r} is called twice, but must be called once; give each call a layer of its own")
     argument = node.args[0]
     assert isinstance(argument, fx.Node)
     if len(_shape(argument)) != dimensions:
@@ -229,7 +229,7 @@ def _weighted(tracing: _Tracing, node: fx.Node, dimensions: int) -> _Signature:
 
 def _replace(module: nn.Module, path: str, replacement: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, replacement)
+    setattr(module.get_submodule(parent), name, replacement.train(module.get_submodule(path).training))
 
 
 def _linear(tracing: _Tracing, node: fx.Node) -> _Signature:
@@ -241,6 +241,8 @@ def _convolution(tracing: _Tracing, node: fx.Node) -> _Signature:
     assert isinstance(module, nn.Conv2d)
     if module.groups != 1:
         raise TraceError(f"module {str(node.target)!r} has groups={module.groups}, but must have 1; use a convolution without groups")
+    if isinstance(module.padding, str):
+        raise TraceError(f"module {str(node.target)!r} has padding={module.padding!r}, but must have a number of pixels; write it out")
     if module.padding_mode != "zeros":
         raise TraceError(f"module {str(node.target)!r} has padding_mode={module.padding_mode!r}, but must have 'zeros'")
     return _weighted(tracing, node, dimensions=4)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from hardware.cost import predict
-from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units
+from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units, imbalance
 from hardware.profile import Profile
+from hardware.workload import Workload
 
 from grow import checkpoint, controller, optim, schedules, train
 from grow.axes import axis_length
@@ -24,7 +25,7 @@ from grow.seeds import seed
 from grow.task import Task
 from grow.topology import Topology
 from grow.train import Methods, Session
-from hardware.partitioners import partitioner
+from hardware.partitioners import PARTITIONERS
 from search.definition import StudyDefinition, StudyReference
 from search.recipe import Recipe
 
@@ -79,15 +80,16 @@ def start_network(material: Material) -> Network:
     return network.to(material.recipe.device)
 
 
-def session(material: Material, profile: Profile, history: History) -> Session:
-    """The training that a recipe describes, before its first step."""
+def session(material: Material, profile: Profile | None, history: History) -> Session:
+    """The training that a recipe describes, before its first step. Without a profile every layer is computed by the dense kernel."""
     recipe, network = material.recipe, start_network(material)
     dense = network.topology
     _plant(network, recipe)
     if recipe.strategy == "units":
-        network.assign(_partition(network.topology, recipe).parts)
-    timings = kernel_timings(profile)
-    train.choose_kernels(network, timings, recipe.batch_size)
+        network.assign(_partition(Workload.of(network.topology), recipe).parts)
+    timings = None if profile is None else kernel_timings(profile)
+    if timings is not None:
+        train.choose_kernels(network, timings, recipe.batch_size)
     optimizer = optim.make(recipe.optimizer, network.parameters(), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     network.attach(optimizer)
     policy = _policy(recipe, dense, network.topology)
@@ -103,15 +105,15 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
     network = training.network
     partition = _settled(network, recipe)
     network.assign(None if partition is None else partition.parts)
-    topology = network.topology
+    topology, work = network.topology, Workload.of(network.topology)
     sizes = (0, 0, 0)
     if partition is not None:
         sizes = (
-            crossing_units(topology, partition),
-            communication_volume(topology, partition),
-            bytes_per_step(topology, partition, recipe.batch_size, element_size=4),
+            crossing_units(work, partition),
+            communication_volume(work, partition),
+            bytes_per_step(work, partition, recipe.batch_size, element_size=4),
         )
-    predicted = predict(topology, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices)
+    predicted = predict(work, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices)
     return Figures(
         train.evaluate(network, training.task.validation(), training.task.correct),
         topology.density,
@@ -202,18 +204,20 @@ def _learning_rate(recipe: Recipe) -> schedules.Schedule:
     return rate
 
 
-def _partition(topology: Topology, recipe: Recipe) -> Partition:
-    return partitioner(recipe.partitioner)(topology, recipe.devices, recipe.imbalance, recipe.seed)
+def _partition(work: Workload, recipe: Recipe) -> Partition:
+    return PARTITIONERS[recipe.partitioner](work, recipe.devices, recipe.imbalance, recipe.seed)
 
 
 def _settled(network: Network, recipe: Recipe) -> Partition | None:
     """The final partition: the one that the network grew along or one made anew, whichever is balanced and sends less."""
     if recipe.strategy != "units":
         return None
-    topology = network.topology
-    fresh = _partition(topology, recipe)
     assert network.parts is not None
-    grown = Partition(network.parts, recipe.devices)
-    if max(grown.imbalance().values()) > recipe.imbalance and max(fresh.imbalance().values()) < max(grown.imbalance().values()):
-        return fresh
-    return min((grown, fresh), key=lambda partition: communication_volume(topology, partition))
+    work = Workload.of(network.topology)
+    candidates = [Partition(network.parts, recipe.devices), _partition(work, recipe)]
+
+    def excess(partition: Partition) -> float:
+        uneven = max(imbalance(work, partition, space) for space in work.hidden)
+        return max(uneven - recipe.imbalance, 0.0)
+
+    return min(candidates, key=lambda partition: (excess(partition), communication_volume(work, partition)))

@@ -90,7 +90,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         return _report(error, error.exit_code)
     except ValueError as error:
         return _report(error, 2)
-    except Exception as error:
+    except Exception as error:  # the last resort of a process: whatever it is, the user gets one line
         return _report(error, 1)
 
 

@@ -77,12 +77,11 @@ def _toml(value: object) -> str:
 class Plan:
     """What preparation found, once and for all of the run.
 
-    study_sha256: of the file of a study that was given by path. settings: recipe fields that are fixed. ranges, first_guesses: what
-    is searched, and what is tried first. data: name, sha256 and samples of each split. kind, device_names: where it runs.
+    settings: recipe fields that are fixed. ranges, first_guesses: what is searched, and what is tried first. data: name, sha256,
+    folder and samples of each split. kind, device_names: where it runs.
     """
 
     network: str
-    study_sha256: str | None
     settings: Mapping[str, object]
     ranges: Mapping[str, Mapping[str, object]]
     first_guesses: Sequence[Mapping[str, object]]
@@ -93,11 +92,15 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What the run is and how it ended: `run.json`. ``plan`` is None until the run is prepared."""
+    """What the run is and how it ended: `run.json`.
+
+    study_sha256: of the file of a study that was given by path. plan: None until the run is prepared.
+    """
 
     run: str
     created_at: str
     versions: Mapping[str, str]
+    study_sha256: str | None = None
     state: RunState = "running"
     reason: str | None = None
     plan: Plan | None = None
@@ -111,7 +114,9 @@ class RunRecord:
         """Read `run.json`; RunNotFoundError when it is missing, damaged or of another version."""
         data = read_json(folder.record)
         if data.pop("schema_version", None) != SCHEMA_VERSION:
-            raise RunNotFoundError(f"{folder.record} is of another schema, but must be of version {SCHEMA_VERSION}; use the grow that wrote it")
+            raise RunNotFoundError(
+                f"{folder.record} is of another schema, but must be of version {SCHEMA_VERSION}; use the grow that wrote it"
+            )
         try:
             return TypeAdapter(cls).validate_python(data)
         except ValidationError as error:

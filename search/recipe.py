@@ -158,7 +158,7 @@ def _annotations() -> dict[str, object]:
 
 @cache
 def _adapter(annotation: object) -> TypeAdapter[object]:
-    return TypeAdapter(annotation)
+    return TypeAdapter(annotation)  # type: ignore[arg-type]  # a type form, which python cannot yet say
 
 
 def _rule(annotation: object) -> str:

@@ -29,7 +29,7 @@ def show(*parts: RenderableType) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[str] = ()) -> Table:
     """A table whose columns are numbers, to the right, but for those named in ``text``."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         made.add_column(column, justify="left" if column in text else "right", overflow="fold")
     for row in rows:
@@ -55,24 +55,24 @@ _COLUMNS = (
     "test\naccuracy",
     "predicted\nsamples/s",
     "measured\nsamples/s",
-    "speed against\ntrial 0,\nmeasured",
+    "measured\nagainst\ntrial 0",
     "density",
-    "connections",
+    "connec-\ntions",
     "devices\nused",
     "strategy",
     "crossing\nunits",
-    "communication\nvolume",
+    "communi-\ncation\nvolume",
 )
 
 
 def pareto_table(document: RunDocument) -> Table:
-    """The front, and the baselines that it is compared with (marked when they are not members)."""
+    """The front, and the baselines that it is compared with."""
     trials = {trial["number"]: trial for trial in document["trials"]}
     dense = trials[0]["throughput"]["measured_samples_per_s"] if 0 in trials else None
     front = set(document["pareto"])
     chosen = sorted(front | {number for number, trial in trials.items() if trial["role"] != "search"})
     return table(
-        f"{document['run']}: Pareto front and baselines, on {devices_in_words(document)}",
+        f"{document['run']}: the Pareto front (*) and the baselines, on {devices_in_words(document)}",
         _COLUMNS,
         [_row(trials[number], dense, number in front) for number in chosen],
         text=("role", "strategy"),
@@ -102,8 +102,8 @@ def all_trials_table(document: RunDocument) -> Table:
 def _row(trial: TrialDocument, dense: float | None, member: bool) -> Sequence[str]:
     measured = trial["throughput"]["measured_samples_per_s"]
     return (
-        str(trial["number"]),
-        ("front" if trial["role"] == "search" else trial["role"].replace("_", " ")) + ("" if member else ", not on the front"),
+        f"{trial['number']} {'*' if member else ' '}",
+        "search" if trial["role"] == "search" else "baseline",
         percent(trial["accuracy"]),
         percent(trial["test_accuracy"]),
         rate(trial["throughput"]["predicted_samples_per_s"]),
@@ -130,16 +130,18 @@ def trial_tables(folder: RunFolder, trial: TrialDocument) -> list[RenderableType
     files = folder.trial(trial["number"])
     facts = [(name, _plain(value)) for name, value in trial.items() if name not in ("recipe", "number")]
     recipe = [(name, _plain(value)) for name, value in trial["recipe"].items()]
-    course = [_metrics_row(line) for line in read_lines(files.metrics)]
+    course = [_metrics_row(line) for line in read_lines(files.metrics) if line.get("accuracy") is not None]
     events = [_event_row(line) for line in read_lines(files.history)]
     parts: list[RenderableType] = [
         table(f"trial {trial['number']}", ("fact", "value"), facts, text=("fact", "value")),
         table("recipe", ("field", "value"), recipe, text=("field", "value")),
     ]
     if course:
-        parts.append(table("course", ("step", "phase", "loss", "accuracy", "density", "connections", "units"), course, text=("phase", "units")))
+        columns = ("step", "phase", "loss", "accuracy so far", "density", "connections", "units")
+        parts.append(table("course", columns, course, text=("phase", "units")))
     if events:
-        parts.append(table("growing and pruning", ("step", "what", "how many", "why"), events, text=("what", "why")))
+        columns = ("step", "what", "connections", "units", "loss before", "loss after", "density after", "why")
+        parts.append(table("growing and pruning", columns, events, text=("what", "units", "why")))
     return parts
 
 
@@ -156,7 +158,8 @@ def _metrics_row(line: Mapping[str, object]) -> Sequence[str]:
 
 
 def _event_row(line: Mapping[str, object]) -> Sequence[str]:
-    return tuple(_plain(line.get(name)) for name in ("step", "what", "count", "why"))
+    before = [_plain(line.get(name)) for name in ("step", "what", "connections", "units", "loss_before", "loss_after")]
+    return (*before, percent(line.get("density_after")), _plain(line.get("why")))
 
 
 def percent(value: object) -> str:

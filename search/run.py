@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from search import progress
 from search.errors import ChildError, RunError, RunNotFoundError, StoppedError
-from search.options import Options, Plan, RunRecord
+from search.options import Options, RunRecord
 from search.process import POLL_S, Signals, Slot, ending, noted_signals, slots, spawn, stop, wait
 from search.progress import Progress, open_progress
 from search.rundir import (
@@ -50,14 +50,14 @@ DATA_PARALLEL = 1
 """Number of the data-parallel baseline; the dense one is trial 0."""
 
 
-def start(options: Options, runs_dir: Path, name: str | None) -> RunFolder:
+def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str | None) -> RunFolder:
     """Begin a new run and work on it to the end of its budget; a run that cannot begin leaves nothing behind."""
     stem = Path(options.study.rpartition(":")[2]).name
     folder = create_run_folder(runs_dir, name, stem)
     unfit = (ChildError, ValueError, OSError)
     with removed_on_error(folder, unfit):
         options.write(folder)
-        RunRecord(run=folder.name, created_at=_now(), versions=_versions()).write(folder)
+        RunRecord(run=folder.name, created_at=_now(), versions=_versions(), study_sha256=study_sha256).write(folder)
     with RunLock(folder), noted_signals() as signals, _state_kept(folder):
         _note(folder, "run_created")
         with removed_on_error(folder, unfit):
@@ -123,7 +123,7 @@ def _work(folder: RunFolder, signals: Signals) -> None:
         _say(f"the journal ended in a torn line of {lost} bytes, which is lost; nothing else is")
     study = open_study(folder.journal, record.run)
     with open_progress(options.trials) as view:
-        _Search(folder, options, record.plan, study, signals, view).run()
+        _Search(folder, options, record, study, signals, view).run()
         members = pareto(read_trials(folder.journal))
         _measure(folder, sorted({0, DATA_PARALLEL, *members}), members, signals, view)
     _set_state(folder, "complete")
@@ -157,11 +157,13 @@ class _Search:
     """The loop: free devices are refilled at once, ended workers told at once, until the budget is met."""
 
     def __init__(
-        self, folder: RunFolder, options: Options, plan: Plan, study: optuna.Study, signals: Signals, view: Progress
+        self, folder: RunFolder, options: Options, record: RunRecord, study: optuna.Study, signals: Signals, view: Progress
     ) -> None:
         from search.space import from_json
 
-        self.folder, self.options, self.plan, self.study = folder, options, plan, study
+        assert record.plan is not None
+        plan = record.plan
+        self.folder, self.options, self.record, self.plan, self.study = folder, options, record, plan, study
         self.signals, self.progress = signals, view
         self.ranges: Mapping[str, Range] = from_json(plan.ranges)
         # A clock that is the objective must not be disturbed by a neighbour, so then trials take turns.
@@ -192,8 +194,8 @@ class _Search:
                 self._tell(number)
         busy = {job.slot for job in self.jobs}
         for slot in self.slots:
-            if slot not in busy and (number := self._next()) is not None:
-                self.jobs.append(self._spawn(number, slot))
+            if slot not in busy and (upcoming := self._next()) is not None:
+                self.jobs.append(self._spawn(upcoming, slot))
         return bool(self.jobs or self.ended)
 
     # Which trial is next
@@ -242,7 +244,7 @@ class _Search:
         if trials[0].values is None:
             reason = trials[0].user_attrs.get("failure")
             raise RunError(f"trial 0, the dense baseline, failed: {reason}; the others cannot be judged without it, start a new run")
-        return trials[0].values[0] - self.options.tolerance / 100
+        return float(trials[0].values[0]) - self.options.tolerance / 100
 
     # Spawning
 
@@ -279,7 +281,7 @@ class _Search:
             values
             | {
                 "study": self.options.study,
-                "study_sha256": self.plan.study_sha256,
+                "study_sha256": self.record.study_sha256,
                 "network": self.plan.network,
                 "data_dir": self.options.data_dir,
                 "data_sha256": data["sha256"],
@@ -386,7 +388,8 @@ def _set_state(folder: RunFolder, state: str, reason: str | None = None) -> None
     record = read_json(folder.record)
     if (record["state"], record["reason"]) != (state, reason):
         write_json(folder.record, {**record, "state": state, "reason": reason})
-        _note(folder, f"run_{state}")
+        if state != "running":
+            _note(folder, f"run_{state}")
 
 
 def _note(folder: RunFolder, event: str, **details: object) -> None:

@@ -173,9 +173,8 @@ def find_run(run: str, runs_dir: Path) -> RunFolder:
         if place.is_dir() and place != runs_dir and place.name not in (".", ".."):
             raise RunNotFoundError(f"run {run!r} is damaged: {place / 'run.json'} is missing, but must be there; start a new run")
     known = tuple(folder.name for folder in run_folders(runs_dir))
-    raise RunNotFoundError(
-        f"run is {run!r}, but must be the name of a run in {str(runs_dir)!r} or the path of one{suggestion(run, known) or '; `grow runs` lists them'}"
-    )
+    remedy = suggestion(run, known) or "; `grow runs` lists them"
+    raise RunNotFoundError(f"run is {run!r}, but must be the name of a run in {str(runs_dir)!r} or the path of one{remedy}")
 
 
 def run_folders(runs_dir: Path) -> tuple[RunFolder, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from search.errors import RunNotFoundError
@@ -26,13 +28,20 @@ from search.rundir import cut_torn_line
 from search.space import Range, suggest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-DIRECTIONS = ("maximize", "maximize")
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MAXIMIZE)
 METRICS = ("validation accuracy", "throughput (samples/s)")
 TOLERANCE = "accuracy loss beyond the tolerance"
 FAILURE = "failure"
 ROLE = "role"
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Do without Optuna's warning that a part of it may change: the version is pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def repair(journal: Path) -> int:
@@ -48,7 +57,9 @@ def repair(journal: Path) -> int:
         try:
             json.loads(line)
         except ValueError as error:
-            raise RunNotFoundError(f"{journal} is damaged in line {number} of {len(lines)}; restore it from a copy or start a new run") from error
+            raise RunNotFoundError(
+                f"{journal} is damaged in line {number} of {len(lines)}; restore it from a copy or start a new run"
+            ) from error
     return lost
 
 
@@ -59,7 +70,8 @@ def open_study(journal: Path, name: str) -> optuna.Study:
         storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True, sampler=RandomSampler()
     )  # a sampler that is never asked: see `ask`
     if study.metric_names is None:
-        study.set_metric_names(list(METRICS))
+        with _experimental():
+            study.set_metric_names(list(METRICS))
     return study
 
 
@@ -103,7 +115,8 @@ def ask(
     used. guess: values to take as they are; what it leaves open is drawn. Baselines, which have no parameters, are left out: the
     sampler models only parameters that trials share.
     """
-    sampler = TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup)
+    with _experimental():
+        sampler = TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup)
     copy = optuna.create_study(storage=InMemoryStorage(), directions=DIRECTIONS, sampler=sampler)
     copy.add_trials([trial for trial in trials if trial.params])
     if guess:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from grow.seeds.structure import Structure, check_density
+from grow.allocate import check_density
+from grow.seeds.structure import Structure
 from grow.topology import Topology
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from grow.allocate import check_density
 from grow.axes import axis_length
 from grow.seeds.scatter import cover_size, scatter
-from grow.seeds.structure import Structure, check_density
+from grow.seeds.structure import Structure
 from grow.topology import Topology
 
 UNIT_SHARE = 32

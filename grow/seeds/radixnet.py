@@ -20,8 +20,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from grow.allocate import check_density
 from grow.axes import IntArray, entry_units
-from grow.seeds.structure import Structure, check_density
+from grow.seeds.structure import Structure
 from grow.topology import Connections, Topology
 
 BoolArray: TypeAlias = NDArray[np.bool_]

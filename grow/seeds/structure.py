@@ -26,9 +26,3 @@ class Structure:
 
 Seed: TypeAlias = Callable[[Topology, float, np.random.Generator], Structure]
 """(dense topology, density, generator) -> structure. Density is connections / possible connections of that topology, in (0, 1]."""
-
-
-def check_density(density: float) -> None:
-    """ValueError unless in (0, 1]."""
-    if not 0 < density <= 1:
-        raise ValueError(f"density is {density}, but must be in (0, 1]; pass connections / possible connections")

@@ -5,9 +5,8 @@ Legend: B batch, S entries held by this rank (units times repeat), H entries of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,22 +26,32 @@ class Peers:
         self.rank, self.count, self.group = rank, count, group
         self.halo_bytes = 0
         self.sum_bytes = 0
-        self._staged = count > 1 and distributed.get_backend(group) == "gloo"  # gloo's all-to-all takes no CUDA tensors
+        self._staged = count > 1 and torch.cuda.is_available() and distributed.get_backend(group) == "gloo"  # gloo's messages take no CUDA tensors
 
-    def exchange(self, handed: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        """All-to-all of a flat tensor: ``sent[r]`` elements go to rank r, ``received[r]`` come from it, in the order of the ranks."""
-        source = handed.cpu() if self._staged else handed
-        target = source.new_empty(sum(received))
-        distributed.all_to_all_single(target, source, list(received), list(sent), group=self.group)
-        return target.to(handed.device)
+    def exchange(self, handed: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Each rank's tensor to that rank (None: nothing); what comes back, by rank, has the given shapes.
+
+        Pairs of messages: with gloo they take two thirds of the time of its all-to-all, and empty ones are never sent.
+        """
+        sent = [None if tensor is None else tensor.cpu() if self._staged else tensor.contiguous() for tensor in handed]
+        like = next(tensor for tensor in handed if tensor is not None)
+        received = [torch.empty(shape, dtype=like.dtype, device="cpu" if self._staged else like.device) for shape in shapes]
+        operations = [self._operation(distributed.irecv, tensor, rank) for rank, tensor in enumerate(received) if tensor.numel()]
+        operations += [self._operation(distributed.isend, tensor, rank) for rank, tensor in enumerate(sent) if tensor is not None and tensor.numel()]
+        for work in distributed.batch_isend_irecv(operations) if operations else []:
+            work.wait()
+        return [tensor.to(like.device) for tensor in received] if self._staged else received
+
+    def _operation(self, kind: Callable[..., distributed.Work | None], tensor: Tensor, rank: int) -> distributed.P2POp:
+        return distributed.P2POp(kind, tensor, group=self.group, group_peer=rank)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, stacked in their order (k, ...), in one message to each other rank."""
-        size, mine = tensor.numel(), tensor.reshape(-1)
-        others = [0 if rank == self.rank else size for rank in range(self.count)]
-        self.sum_bytes += (self.count - 1) * size * tensor.element_size()
-        theirs = self.exchange(mine.repeat(self.count - 1), others, others).split(size) if size else [mine] * (self.count - 1)
-        return torch.stack([*theirs[: self.rank], mine, *theirs[self.rank :]]).reshape(self.count, *tensor.shape)
+        """The tensors of all ranks, of one shape, stacked in their order (k, ...), in one message to each other rank."""
+        others = range(self.count)
+        shapes = [(0,) if rank == self.rank else tuple(tensor.shape) for rank in others]
+        self.sum_bytes += (self.count - 1) * tensor.numel() * tensor.element_size()
+        received = self.exchange([None if rank == self.rank else tensor for rank in others], shapes)
+        return torch.stack([tensor if rank == self.rank else received[rank] for rank in others])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, a new tensor, bit for bit the same on all of them."""
@@ -116,21 +125,18 @@ class _Halo(torch.autograd.Function):
         plan: HaloPlan = ctx.plan
         own, *halo = gradients[0].split([plan.own, *plan.receives], 1)
         sections = _exchange(ctx.peers, halo, [len(entries) for entries in plan.sends])
-        total = own.contiguous() if plan.halo else own.clone(memory_format=torch.contiguous_format)
+        total = own.clone(memory_format=torch.contiguous_format)
         for entries, section in zip(plan.sends, sections, strict=True):
-            total.index_add_(1, entries, section)
+            if len(entries):
+                total.index_add_(1, entries, section)
         return total, None, None
 
 
 def _exchange(peers: Peers, sections: Sequence[Tensor], receives: Sequence[int]) -> list[Tensor]:
     """Sections (B, entries, ...) to every rank; what comes back, ``receives[r]`` entries from rank r."""
-    first = sections[0]
-    values = first.shape[0] * prod(first.shape[2:])
-    handed = torch.cat([section.reshape(-1) for section in sections])
-    peers.halo_bytes += handed.numel() * handed.element_size()
-    flat = peers.exchange(handed, [section.numel() for section in sections], [values * count for count in receives])
-    parts = flat.split([values * count for count in receives])
-    return [part.view(first.shape[0], count, *first.shape[2:]) for part, count in zip(parts, receives, strict=True)]
+    peers.halo_bytes += sum(section.numel() * section.element_size() for section in sections)
+    batch, _, *rest = sections[0].shape
+    return peers.exchange(sections, [(batch, count, *rest) for count in receives])
 
 
 class _Total(torch.autograd.Function):

@@ -15,7 +15,7 @@ from grow import optim
 from grow.axes import IntArray
 from grow.network import Network
 from hardware.execute.exchange import Peers
-from hardware.execute.ranks import Kind, Rank, run_ranks
+from hardware.execute.ranks import Kind, Rank, run_ranks, settle_gloo
 from hardware.shard import ChooseKernel, Loss, Shard, StrategyName, by_density, shard
 
 WARM_UP_STEPS = 3
@@ -148,6 +148,7 @@ class _Runner:
 
 def _measure(rank: Rank, jobs: list[Job], seconds_per_job: float, rounds: int, choose: ChooseKernel) -> list[_Turns]:
     groups = {count: distributed.new_group(list(range(count))) for count in sorted({job.devices for job in jobs} - {1, rank.count})}
+    settle_gloo()
     mine = [_Runner(job, rank, groups.get(job.devices), choose) if rank.number < job.devices else None for job in jobs]
     for runner in mine:
         if runner is not None:

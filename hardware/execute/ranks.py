@@ -250,8 +250,25 @@ def _work(setting: _Setting, work: bytes) -> object:
         world_size=setting.count,
         timeout=timedelta(seconds=setting.timeout_s),
     )
+    settle_gloo()
     target, arguments = pickle.loads(work)
     return target(Rank(setting.number, setting.count, device), *arguments)
+
+
+def settle_gloo() -> None:
+    """Keep gloo's event threads from spinning; to be called after every new group.
+
+    Such a thread tries for a lock and asks again at once when another thread holds it. On a core of its own rank it may wake up
+    in the middle of that other thread's send, and then spins until the scheduler's next tick, for up to 4 ms a message. A batch
+    thread does not interrupt others: it runs when they wait. Median, 90th percentile of 20 KB both ways: 0.07, 0.11 against 0.2, 5 ms.
+    """
+    if not hasattr(os, "SCHED_BATCH"):
+        return
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/comm") as stream:
+            name = stream.read()
+        if name.startswith("gloo_"):
+            os.sched_setscheduler(int(thread), os.SCHED_BATCH, os.sched_param(0))
 
 
 def _read(size: int) -> bytes:

@@ -28,6 +28,7 @@ def conclude(folder: RunFolder, *, as_json: bool) -> int:
     searched = [trial for trial in found["trials"] if trial["role"] == "search"]
     if searched and not any(trial["state"] == "complete" for trial in searched):
         raise NoUsableTrialError(
-            f"none of the {len(searched)} trials of run {found['run']!r} is within the tolerance of trial 0; allow more with --tolerance or --trials"
+            f"none of the {len(searched)} searched trials of run {found['run']!r} is within the tolerance of trial 0;"
+            " start a run with a larger --tolerance or more --trials"
         )
     return 0

@@ -66,9 +66,9 @@ def run(
     from search.definition import check_reference
     from search.run import start
 
-    check_reference(study)
+    found = check_reference(study)
     options = Options(
-        study=study,
+        study=found.text,
         gpus=gpus,
         network=network,
         trials=trials,
@@ -79,4 +79,4 @@ def run(
         data_dir=None if data_dir is None else str(data_dir.resolve()),
         settings=dict(parse_setting(text) for text in settings),
     )
-    return conclude(start(options, runs_dir, name), as_json=json)
+    return conclude(start(options, found.sha256, runs_dir, name), as_json=json)

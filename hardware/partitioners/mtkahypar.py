@@ -1,0 +1,84 @@
+"""Hypergraph partitioning with Mt-KaHyPar: fewest copies of units on remote parts.
+
+Gottesbueren et al., Scalable Shared-Memory Hypergraph Partitioning, ALENEX 2021; the hypergraph model of a network is that of
+Demirci and Ferhatosmanoglu, ICS 2021. The net of a source unit has its readers and, fixed, the part of the unit itself, so that
+its connectivity minus one is the number of copies sent. Only the DETERMINISTIC preset repeats itself for a seed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hardware.partition import Partition
+from hardware.partitioners.base import Nets, Problem, space_by_space
+from hardware.workload import IntArray, Workload
+
+if TYPE_CHECKING:
+    from mtkahypar import Initializer
+
+PINS = 2**15
+"""Pins per space, behind and ahead each, beyond which a random share of them stands for all: keeps a million connections within seconds."""
+
+BEHIND = 4
+"""How much more a copy behind the space counts, which is certain, than one ahead, which the next space may still avoid."""
+
+UNIT = 64
+"""Weight factor of units: the solver does not end on weightless fixed vertices, so each part's anchor weighs 1, units much more."""
+
+
+def mtkahypar(work: Workload, parts: int, imbalance: float = 0.05, seed: int = 0) -> Partition:
+    """Every hidden space with the smallest communication volume that Mt-KaHyPar finds. ValueError where it is not installed."""
+    return space_by_space(work, parts, imbalance, seed, _solve)
+
+
+@cache
+def _solver() -> Initializer:
+    try:
+        import mtkahypar
+    except ImportError:
+        raise ValueError("partitioner is 'mtkahypar', but must be installed; pip install mtkahypar, or use 'metis' or 'contiguous'") from None
+    return mtkahypar.initialize(1, False)  # once per process; without warnings, one thread
+
+
+def _solve(problem: Problem) -> IntArray:
+    solver = _solver()
+    import mtkahypar
+
+    context = solver.context_from_preset(mtkahypar.PresetType.DETERMINISTIC)
+    context.set_partitioning_parameters(problem.parts, problem.imbalance, mtkahypar.Objective.KM1)
+    context.logging = False
+    mtkahypar.set_seed(problem.seed)
+    count = len(problem.weights)
+    pins: list[list[int]] = []
+    costs: list[int] = []
+    for factor, found in ((BEHIND, problem.behind), (1, problem.ahead)):
+        for nets in found:
+            listed, values = _pins(nets, count, problem.seed)
+            pins += listed
+            costs += (factor * values).tolist()
+    if not pins:
+        return np.arange(count) * problem.parts // count
+    weights = [*(problem.weights * UNIT).tolist(), *[1] * problem.parts]
+    graph = solver.create_hypergraph(context, len(weights), len(pins), pins, weights, costs)
+    graph.add_fixed_vertices([-1] * count + list(range(problem.parts)), problem.parts)
+    return np.array(graph.partition(context).get_partition()[:count], np.int64)
+
+
+def _pins(nets: Nets, count: int, seed: int) -> tuple[list[list[int]], IntArray]:
+    """Pins of every net that can be saved, with the anchor of its source's part behind the units; and the nets' values."""
+    ids, units = nets.ids, nets.units
+    if len(ids) > PINS:
+        kept = np.sort(np.random.default_rng(seed).choice(len(ids), PINS, replace=False))
+        ids, units = ids[kept], units[kept]
+    order = np.argsort(ids, kind="stable")
+    chosen, starts = np.unique(ids[order], return_index=True)
+    listed, kept_nets = [], []
+    for net, members in zip(chosen.tolist(), np.split(units[order], starts[1:]), strict=True):
+        anchor = [count + int(nets.part[net])] if nets.part[net] >= 0 else []
+        if len(members) < count and len(members) + len(anchor) > 1:
+            listed.append([*members.tolist(), *anchor])
+            kept_nets.append(net)
+    return listed, nets.values[kept_nets]

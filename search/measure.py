@@ -1,0 +1,90 @@
+"""Final networks by the clock, alone on the devices, and their test accuracy: `python -m search.measure RUN --time N... --test N...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from hardware.profile import Profile
+
+from grow import train
+from grow.kernels import KERNELS, KernelCase, fastest
+from hardware.execute.measure import Job, measure_throughput
+from search import build
+from search.errors import exit_code_of
+from search.process import die_with_parent
+from search.recipe import Recipe
+from search.rundir import RunFolder, read_json, write_json
+
+
+def measure(run: RunFolder, numbers: Sequence[int]) -> None:
+    """Time the networks of some trials in turns, each under its recipe's strategy, and write `measured.json` for each."""
+    profile = Profile.load(run.hardware)
+    recipes = [_recipe(run, number) for number in numbers]
+    jobs = [_job(run, recipe) for recipe in recipes]
+    kind = recipes[0].device
+    found = measure_throughput(jobs, kind=kind, threads=recipes[0].threads, choose=partial(choose, profile))
+    for number, throughput in zip(numbers, found, strict=True):
+        write_json(run.trial(number).measured, {"measured_with": [n for n in numbers if n != number], **asdict(throughput)})
+
+
+def choose(profile: Profile, case: KernelCase) -> str:
+    """The kernel that the run's profile has found the fastest."""
+    return fastest(case, build.kernel_timings(profile), KERNELS) if case.density < 1 else "dense"
+
+
+def _job(run: RunFolder, recipe: Recipe) -> Job:
+    material = build.material(recipe)
+    network = build.trained_network(material, run.trial(recipe.number).checkpoint)
+    inputs, targets = material.task.train_batch(0)
+    return Job(
+        network,
+        recipe.strategy,
+        recipe.devices,
+        inputs,
+        targets,
+        parts=network.parts if recipe.strategy == "units" else None,
+        optimizer=recipe.optimizer,
+        learning_rate=recipe.learning_rate / 100,  # the clock is all that counts: keep away from divergence, whose numbers are slow
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def test(run: RunFolder, number: int) -> None:
+    """Read the test accuracy of a trial's network and write `test.json`."""
+    material = build.material(_recipe(run, number))
+    network = build.trained_network(material, run.trial(number).checkpoint)
+    accuracy = train.evaluate(network, material.task.test(), material.task.correct)
+    write_json(run.trial(number).test, {"accuracy": accuracy})
+
+
+def _recipe(run: RunFolder, number: int) -> Recipe:
+    return Recipe.from_json(read_json(run.trial(number).recipe))
+
+
+def main() -> None:
+    """Entry point."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="search.measure")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--time", type=int, nargs="*", default=[])
+    parser.add_argument("--test", type=int, nargs="*", default=[])
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    run = RunFolder(wanted.run)
+    if wanted.time:
+        measure(run, wanted.time)
+    for number in wanted.test:
+        test(run, number)
+
+
+if __name__ == "__main__":
+    from search.measure import main as importable  # `choose` must be found by its name in other processes, where this is no main
+
+    sys.exit(exit_code_of(importable))

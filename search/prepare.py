@@ -1,0 +1,81 @@
+"""What must be known before the first trial, found in a process of its own since it needs torch: `python -m search.prepare RUN`.
+
+Finds the data, traces the start network, profiles the devices. Writes `hardware.json` and prints the plan as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from grow.topology import Topology
+from hardware import devices, profile
+from search import build
+from search.definition import DataSource, StudyDefinition, StudyReference
+from search.errors import ConfigurationError, exit_code_of
+from search.options import Options, Plan, RunRecord
+from search.process import die_with_parent
+from search.recipe import recipe
+from search.run import baseline
+from search.rundir import RunFolder
+from search.space import to_json
+
+
+def prepare(run: RunFolder) -> Plan:
+    """Check all that a trial could stumble over, cheap things first, and freeze the profile."""
+    options, record = Options.read(run), RunRecord.read(run)
+    definition = StudyReference(options.study, record.study_sha256).load().fixing(options.settings)
+    network = definition.network_name(options.network)
+    _check_devices(options)
+    ranges = definition.ranges(options.gpus)
+    source = definition.data(None if options.data_dir is None else Path(options.data_dir))
+    _check_units(_start_topology(definition, source, options, network), options.gpus, definition)
+    found = devices.discover(options.device, options.gpus)
+    profile.measure(found).save(run.hardware)
+    return Plan(
+        network=network,
+        settings=dict(definition.settings),
+        ranges=to_json(ranges),
+        first_guesses=definition.guesses(options.gpus),
+        data={**asdict(source), "folder": None if source.folder is None else str(source.folder)},
+        kind=found[0].kind,
+        device_names=[device.name for device in found],
+    )
+
+
+def _check_devices(options: Options) -> None:
+    used = options.settings.get("devices", 1)
+    if isinstance(used, int) and used > options.gpus:
+        raise ConfigurationError(f"devices is {used}, but must be at most the number asked for, {options.gpus}; ask for more with --gpus")
+
+
+def _start_topology(definition: StudyDefinition, source: DataSource, options: Options, network: str) -> Topology:
+    fields: dict[str, object] = {
+        "study": options.study,
+        "network": network,
+        "data_sha256": source.sha256,
+        "number": 0,
+        "role": "baseline_dense",
+    }
+    first = recipe(dict(definition.settings) | baseline("baseline_dense", 1) | fields)
+    material = build.Material(first, definition, definition.task(source, first.batch_size, first.seed))
+    return build.start_network(material).topology
+
+
+def _check_units(topology: Topology, gpus: int, definition: StudyDefinition) -> None:
+    narrowest = min(topology.hidden, key=lambda space: space.units, default=None)
+    if narrowest is not None and gpus > narrowest.units:
+        raise ConfigurationError(
+            f"gpus is {gpus}, but must be at most {narrowest.units}, the units of {narrowest.name!r} in {definition.name}; ask for fewer"
+        )
+
+
+def _main() -> None:
+    die_with_parent()
+    sys.stdout.write(json.dumps(asdict(prepare(RunFolder(Path(sys.argv[1]))))) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(_main))

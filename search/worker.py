@@ -1,0 +1,107 @@
+"""One trial in one process: `python -m search.worker RECIPE`.
+
+Trains what the recipe says, with checkpoints, and leaves `result.json`. On SIGTERM, and when its parent ends, it writes a checkpoint
+and ends with no result; the next worker of the trial goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import torch
+from hardware.profile import Profile
+
+from grow import checkpoint
+from grow.history import History
+from grow.train import DivergedError, Session, evaluate, train
+from search import build
+from search.errors import DEBUG_VARIABLE, StoppedError, exit_code_of
+from search.process import Signals, die_with_parent, noted_signals, orphaned
+from search.recipe import Recipe
+from search.rundir import RunFolder, TrialFolder, append_line, read_json, read_lines, write_json, write_text
+
+METRICS = 50
+"""Lines of metrics that a training writes."""
+
+EVALUATIONS = 10
+"""How many of them hold an accuracy."""
+
+
+def work(path: Path) -> None:
+    """Train the trial of a recipe file from its last checkpoint to its result."""
+    die_with_parent()
+    files, run = TrialFolder(path.parent), RunFolder(path.parent.parent.parent)
+    recipe = Recipe.from_json(read_json(path))
+    torch.set_num_threads(recipe.threads)
+    profile = Profile.load(run.hardware)
+    with noted_signals() as signals:
+        try:
+            training = begin(recipe, profile, files)
+            advance(training, recipe, files, signals)
+        except DivergedError as error:
+            write_json(files.result, {"state": "failed", "failure": str(error)})
+            return
+        figures = build.figures(training, recipe, profile)
+        checkpoint.save_session(files.checkpoint, training)  # with the final partition
+        write_json(files.result, {"state": "complete", **asdict(figures)})
+
+
+def begin(recipe: Recipe, profile: Profile, files: TrialFolder) -> Session:
+    """The training at its last whole checkpoint, or before its first step. What was noted after that point is forgotten."""
+    training = build.session(build.material(recipe), profile, History(files.history))
+    saved = checkpoint.latest(files.checkpoint)
+    if saved is None:
+        training.history.rewind(0)
+    else:
+        checkpoint.restore_session(training, saved)
+    kept = [line for line in read_lines(files.metrics) if isinstance(step := line.get("step"), int) and step <= training.step]
+    write_text(files.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    return training
+
+
+def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Signals) -> None:
+    """Train to the end, with metrics and checkpoints on the way."""
+    begun_at, begun = time.monotonic(), training.step
+    every = max(1, recipe.steps // METRICS)
+    for progress in train(training):
+        if signals.received is not None or orphaned():
+            checkpoint.save_session(files.checkpoint, training)
+            raise StoppedError(signals.received or signal.SIGTERM)
+        if progress.step % every == 0 or progress.step == recipe.steps:
+            rate = (progress.step - begun) / max(1e-9, time.monotonic() - begun_at)
+            evaluated = progress.step % max(every, recipe.steps // EVALUATIONS) == 0
+            append_line(files.metrics, metrics(training, progress.loss, rate, evaluated=evaluated))
+        if progress.step % recipe.checkpoint_interval == 0:
+            checkpoint.save_session(files.checkpoint, training)
+
+
+def metrics(training: Session, loss: float, steps_per_s: float, *, evaluated: bool) -> dict[str, object]:
+    """Where the training stands. The accuracy on the way is that of the first validation batch: it is to be seen, not to be judged by."""
+    topology = training.network.topology
+    return {
+        "step": training.step,
+        "phase": "growing and pruning" if training.step < training.policy.last_update else "training",
+        "loss": loss,
+        "accuracy": evaluate(training.network, islice(training.task.validation(), 1), training.task.correct) if evaluated else None,
+        "density": topology.density,
+        "connections": topology.connections,
+        "units": {space.name: space.units for space in topology.hidden},
+        "steps_per_s": steps_per_s,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    os.environ[DEBUG_VARIABLE] = "1"  # the log of a trial is the place for tracebacks
+    sys.exit(exit_code_of(lambda: work(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

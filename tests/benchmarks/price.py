@@ -1,0 +1,121 @@
+"""Does a price on crossing units buy less communication, and what does it cost in accuracy?
+
+    python -m tests.benchmarks.price [--data-dir DIR] [--seeds 3] [--steps 2000] [--price 64] [--json]
+
+Trains the same recipe with the price on and with coefficient 0: same seed, density, pattern and partition to begin with. Reports
+validation accuracy (the test set is not read), communication volume and crossing units after training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from grow.history import History
+from grow.train import evaluate, train
+from hardware.partition import Partition, communication_volume, crossing_units
+from hardware.workload import Workload
+from search import build
+from search.definition import StudyReference
+from search.recipe import Recipe
+
+STUDY = "mnist"
+
+
+def recipe(arguments: argparse.Namespace) -> Recipe:
+    """ERK at the given density on two parts; everything else as the study sets it."""
+    definition = StudyReference(STUDY).load()
+    source = definition.data(arguments.data_dir)
+    return Recipe(
+        study=STUDY,
+        network=arguments.network,
+        data_dir=None if source.folder is None else str(source.folder),
+        data_sha256=source.sha256,
+        number=0,
+        role="search",
+        initial="erk",
+        density=arguments.density,
+        update_interval=arguments.steps // 20,
+        drop_fraction=0.3,
+        growth="gradient",
+        pruning="magnitude",
+        pattern="source_group",
+        price=0.0,
+        imbalance=0.05,
+        devices=2,
+        strategy="units",
+        steps=arguments.steps,
+        batch_size=256,
+        optimizer="sgd",
+        learning_rate=arguments.learning_rate,
+    )
+
+
+def outcome(chosen: Recipe) -> dict[str, float]:
+    """Train one recipe and look at the network that comes out."""
+    training = build.session(build.material(chosen), None, History())
+    for progress in train(training):
+        if progress.step % 200 == 0:
+            sys.stderr.write(f"price {chosen.price:g}, seed {chosen.seed}: step {progress.step} of {chosen.steps}\n")
+    network = training.network
+    work, parts = Workload.of(network.topology), network.parts
+    assert parts is not None
+    partition = Partition(parts, chosen.devices)
+    return {
+        "seed": chosen.seed,
+        "price": chosen.price,
+        "accuracy": 100 * evaluate(network, training.task.validation(), training.task.correct),
+        "density": network.topology.density,
+        "connections": network.topology.connections,
+        "communication_volume": communication_volume(work, partition),
+        "crossing_units": crossing_units(work, partition),
+        "hidden_units": sum(space.units for space in network.topology.hidden),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--network", default="mlp-1024x3")
+    parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--price", type=float, default=64.0)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    base = recipe(arguments)
+    rows = [outcome(replace(base, seed=seed, price=price)) for seed in range(arguments.seeds) for price in (0.0, arguments.price)]
+    frame = pd.DataFrame(rows)
+    off, on = (frame[frame.price == price].set_index("seed") for price in (0.0, arguments.price))
+    ratios = off.communication_volume / on.communication_volume.clip(lower=1)
+    loss = off.accuracy - on.accuracy
+    case = {"network": arguments.network, "density": arguments.density, "price": arguments.price, "parts": 2, "steps": arguments.steps}
+    row = {
+        "benchmark": "price",
+        "case": {**case, "accuracy_loss_points": float(loss.mean())},
+        "against": "coefficient 0",
+        "ratio": float(ratios.median()),
+        "ratio_min": float(ratios.min()),
+        "ratio_max": float(ratios.max()),
+    }
+    if arguments.json:
+        sys.stdout.write(json.dumps([row]) + "\n")
+        return
+    sys.stdout.write(frame.to_string(index=False) + "\n")
+    sys.stdout.write(f"communication volume is {row['ratio']:.1f} times smaller ({row['ratio_min']:.1f} to {row['ratio_max']:.1f}), ")
+    sys.stdout.write(f"accuracy {loss.mean():.2f} points lower ({loss.min():.2f} to {loss.max():.2f})\n")
+    sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {base.data_sha256[:12]}\n")
+
+
+if __name__ == "__main__":
+    main()

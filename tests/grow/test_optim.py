@@ -1,0 +1,113 @@
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grow import optim
+from grow.optim import BIRTH
+
+ADAMS: dict[str, tuple[type[torch.optim.Optimizer], Callable[..., torch.optim.Optimizer]]] = {
+    "adam": (torch.optim.Adam, optim.Adam),
+    "adamw": (torch.optim.AdamW, optim.AdamW),
+}
+
+
+def gradients(steps: int, size: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=generator, dtype=dtype) for _ in range(steps)]
+
+
+def trained(optimizer: torch.optim.Optimizer, parameter: Tensor, steps: list[Tensor]) -> Tensor:
+    for gradient in steps:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("name", ADAMS)
+def test_nothing_grown_means_torchs_own_update_bit_for_bit(name: str) -> None:
+    stock, ours = ADAMS[name]
+    start, steps = torch.randn(5), gradients(10, 5, torch.float32)
+    one, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    expected = trained(stock([one], lr=0.01, weight_decay=0.1), one, steps)
+    assert torch.equal(trained(ours([other], lr=0.01, weight_decay=0.1), other, steps), expected)
+
+
+@pytest.mark.parametrize("name", ADAMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_every_connection_moves_as_in_a_fresh_optimizer_of_its_own_age(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    stock, ours = ADAMS[name]
+    steps = gradients(30, 3, dtype)
+    parameter = nn.Parameter(torch.zeros(3, dtype=dtype))
+    optimizer = ours([parameter], lr=0.01, weight_decay=0.1)
+    trained(optimizer, parameter, steps[:20])
+    grown = nn.Parameter(torch.cat([parameter.detach(), torch.full((1,), 0.5, dtype=dtype)]))  # as an edit carries it
+    state = {key: torch.cat([value, value.new_zeros(1)]) if value.dim() else value for key, value in optimizer.state.pop(parameter).items()}
+    optimizer.state[grown] = {**state, BIRTH: torch.tensor([0.0, 0, 0, 20])}
+    optimizer.param_groups[0]["params"] = [grown]
+    later = [torch.cat([gradient, gradient[:1] * 3]) for gradient in steps[20:]]
+    trained(optimizer, grown, later)
+
+    old, fresh = nn.Parameter(torch.zeros(3, dtype=dtype)), nn.Parameter(torch.full((1,), 0.5, dtype=dtype))
+    trained(stock([old], lr=0.01, weight_decay=0.1), old, steps)
+    trained(stock([fresh], lr=0.01, weight_decay=0.1), fresh, [gradient[3:] for gradient in later])
+    torch.testing.assert_close(grown.detach(), torch.cat([old, fresh]).detach(), rtol=tolerance, atol=0)
+
+
+def test_gradients_are_still_there_after_the_step() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = optim.Adam([parameter])
+    trained(optimizer, parameter, gradients(1, 2, torch.float32))
+    optimizer.state[parameter][BIRTH] = torch.tensor([0.0, 1])
+    gradient = torch.ones(2)
+    parameter.grad = gradient
+    optimizer.step()
+    assert parameter.grad is gradient
+
+
+def test_the_state_survives_being_saved_and_loaded() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = optim.Adam([parameter])
+    trained(optimizer, parameter, gradients(2, 2, torch.float32))
+    optimizer.state[parameter][BIRTH] = torch.tensor([0.0, 2])
+    twin = nn.Parameter(parameter.detach().clone())
+    other = optim.Adam([twin])
+    other.load_state_dict(deepcopy(optimizer.state_dict()))
+    more = gradients(3, 2, torch.float32)
+    assert torch.equal(trained(optimizer, parameter, more), trained(other, twin, more))
+
+
+def test_optimizers_are_made_by_name() -> None:
+    parameters = [nn.Parameter(torch.ones(2))]
+    assert optim.make("sgd", parameters, 0.1, 0.8, 0.01).defaults | {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01} == optim.make(
+        "sgd", parameters, 0.1, 0.8, 0.01
+    ).defaults
+    assert isinstance(optim.make("adam", parameters, 0.1), optim.Adam)
+    assert isinstance(optim.make("adamw", parameters, 0.1), optim.AdamW)
+    with pytest.raises(ValueError, match="optimizer is 'lion', but must be one of sgd, adam, adamw"):
+        optim.make("lion", parameters, 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda p: torch.optim.Adam(p), "its step count is shared by all connections; use grow.optim.Adam"),
+        (lambda p: torch.optim.AdamW(p), "use grow.optim.AdamW"),
+        (lambda p: torch.optim.RMSprop(p), "optimizer is RMSprop, but must be torch.optim.SGD"),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.1), "dampening is 0.1, but must be 0"),
+        (lambda p: optim.Adam(p, amsgrad=True), "amsgrad is True, but must be False"),
+        (lambda p: optim.Adam(p, maximize=True), "maximize is True, but must be False"),
+    ],
+)
+def test_an_optimizer_that_could_not_follow_an_edit_exactly_is_refused(
+    build: Callable[[list[nn.Parameter]], torch.optim.Optimizer], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        optim.check_editable(build([nn.Parameter(torch.ones(2))]))
+
+
+def test_a_closure_is_refused() -> None:
+    with pytest.raises(ValueError, match="closure is given, but must be None"):
+        optim.Adam([nn.Parameter(torch.ones(2))]).step(lambda: 0.0)  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+Grow: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+STUDY = """
+import torch
+from torch import nn
+
+from grow.task import Samples
+from search.definition import StudyDefinition
+from search.space import Choice
+
+generator = torch.Generator().manual_seed(0)
+
+
+def samples(count):
+    inputs = torch.randn(count, 8, generator=generator)
+    return Samples(inputs, (inputs[:, 0] > 0).long())
+
+
+tiny = StudyDefinition.from_samples(
+    "tiny", samples(512), samples(256), samples(256),
+    networks={"mlp": lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))},
+    parameters={"learning_rate": Choice((0.1, 1e30))},
+    settings={"steps": 30, "batch_size": 64, "optimizer": "sgd", "initial": "dense", "update_interval": 5},
+)
+"""
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One cache for all runs of the tests, so that the devices are profiled once."""
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="session")
+def grow(environment: dict[str, str]) -> Grow:
+    """The command line, in a folder."""
+
+    def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "search.cli", *arguments]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def digits(grow: Grow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A finished run of the study digits: its folder, its JSON, and what it said on stderr."""
+    folder = tmp_path_factory.mktemp("digits")
+    done = grow("run", "--study", "digits", "--gpus", "2", "--trials", "4", "--tolerance", "100", "--set", "steps=60", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits-1", json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A stranger's study, in a file."""
+    (tmp_path / "own.py").write_text(STUDY)
+    return "own.py:tiny"

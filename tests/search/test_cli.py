@@ -1,0 +1,108 @@
+"""What the command line answers to bad input, and how fast it answers."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.search.conftest import Grow
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("rnu",), 2, 'Did you mean "run"'),
+        (("run", "--study", "mnist"), 2, "--gpus"),
+        (("run", "--study", "mnits", "--gpus", "2"), 2, "study is 'mnits'"),
+        (("run", "--study", "absent.py:tiny", "--gpus", "2"), 2, "absent.py"),
+        (("run", "--study", "digits", "--gpus", "0"), 2, "gpus is 0, but must be at least 1"),
+        (("run", "--study", "digits", "--gpus", "two"), 2, "two"),
+        (("run", "--study", "digits", "--gpus", "2", "--device", "gpu"), 2, 'Did you mean "cpu"'),
+        (("run", "--study", "digits", "--gpus", "2", "--trials", "1"), 2, "trials is 1, but must be at least 2"),
+        (("run", "--study", "digits", "--gpus", "2", "--tolerance", "-1"), 2, "tolerance is -1.0"),
+        (("run", "--study", "digits", "--gpus", "2", "--tolerance", "nan"), 2, "tolerance is nan"),
+        (("run", "--study", "digits", "--gpus", "2", "--set", "density=1.3"), 2, "density is 1.3, but must be in (0, 1]"),
+        (("run", "--study", "digits", "--gpus", "2", "--set", "densty=0.1"), 2, "did you mean 'density'"),
+        (("run", "--study", "digits", "--gpus", "2", "--name", "../up"), 2, "name is '../up'"),
+        (("run", "--study", "digits", "--gpus", "2", "--runs-dir", "/proc/runs"), 2, "runs_dir is '/proc/runs'"),
+        (("resume", "nothing"), 4, "run is 'nothing'"),
+        (("show", "nothing"), 4, "run is 'nothing'"),
+        (("best", "nothing"), 4, "run is 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    arguments: tuple[str, ...], code: int, message: str, grow: Grow, tmp_path: Path
+) -> None:
+    done = grow(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--study", "digits", "--gpus", "65"), "gpus is 65, but must be at most 64"),
+        (("--study", "digits", "--gpus", "1", "--set", "devices=2"), "devices is 2, but must be at most"),
+        (("--study", "digits", "--gpus", "2", "--network", "mlp-64x3"), "did you mean 'mlp-64x2'"),
+        (("--study", "digits", "--gpus", "2", "--set", "batch_size=100000"), "batch_size is 100000"),
+    ],
+)
+def test_what_preparation_refuses_leaves_nothing_behind(arguments: tuple[str, ...], message: str, grow: Grow, tmp_path: Path) -> None:
+    done = grow("run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_cannot_be_traced_is_named(grow: Grow, tiny: str, tmp_path: Path) -> None:
+    study = tmp_path / "own.py"
+    study.write_text(study.read_text().replace("nn.ReLU()", "nn.LSTM(16, 16)"))
+    done = grow("run", "--study", tiny, "--gpus", "1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "LSTM" in done.stderr
+    assert list(tmp_path.iterdir()) == [study]
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"schema_version": 2}', '{"schema_version": 1, "run": 3}'])
+def test_a_damaged_run_ends_with_4(content: str | None, grow: Grow, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "broken"
+    run.mkdir(parents=True)
+    if content is not None:
+        (run / "run.json").write_text(content)
+    for command in ("show", "resume", "best"):
+        done = grow(command, "broken", cwd=tmp_path)
+        assert done.returncode == 4
+        assert "run.json" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(grow: Grow, tmp_path: Path) -> None:
+    assert "Traceback" in grow("show", "nothing", "--debug", cwd=tmp_path).stderr
+
+
+def test_help_is_quick_and_imports_nothing_heavy(grow: Grow, tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        assert "grow run --study mnist --gpus 2" in grow("--help", cwd=tmp_path).stdout
+        seconds.append(time.monotonic() - begun)
+    assert min(seconds) < 0.4
+    code = (
+        "import sys; sys.argv = ['grow', '--help']; from search.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'torch', 'optuna', 'pandas', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_studies_and_runs_are_listed(grow: Grow, tmp_path: Path) -> None:
+    assert "mlp-1024x3" in grow("studies", cwd=tmp_path).stdout
+    assert "no runs" in grow("runs", cwd=tmp_path).stdout

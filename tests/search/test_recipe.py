@@ -1,0 +1,84 @@
+import json
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.errors import ConfigurationError
+from search.recipe import Recipe, parse_setting, recipe, settable
+
+REQUIRED: dict[str, object] = {"study": "digits", "network": "mlp", "data_sha256": "0" * 64, "number": 2, "role": "search"}
+
+
+@given(
+    density=st.floats(0, 1, exclude_min=True),
+    price=st.floats(0, 1e300),
+    seed=st.integers(0, 2**32 - 1),
+    devices=st.integers(2, 64),
+    strategy=st.sampled_from(["data", "units"]),
+    study=st.text(min_size=1),
+)
+def test_json_and_back_is_the_same_recipe(**values: object) -> None:
+    made = recipe(REQUIRED | values)
+    assert Recipe.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("density", 1.3, "density is 1.3, but must be in (0, 1]"),
+        ("density", 0.0, "density is 0.0, but must be in (0, 1]"),
+        ("density", float("nan"), "density is nan, but must be in (0, 1]"),
+        ("density", "thin", "density is 'thin', but must be in (0, 1]"),
+        ("steps", 0, "steps is 0, but must be an integer in [1, inf)"),
+        ("steps", 1.5, "steps is 1.5, but must be an integer in [1, inf)"),
+        ("learning_rate", float("inf"), "learning_rate is inf, but must be in (0, inf)"),
+        ("initial", "ekr", "initial is 'ekr', but must be one of 'dense', 'erk', 'radixnet', 'minimal'; did you mean 'erk'?"),
+        ("strategy", "units", "strategy is 'units', but must be 'single' on one device"),
+        ("devices", 2, "strategy is 'single', but must be 'data' or 'units' on 2 devices"),
+    ],
+)
+def test_a_wrong_value_is_named_with_the_rule(field: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        recipe(REQUIRED | {field: value})
+    assert str(caught.value) == message
+
+
+def test_a_wrong_name_is_an_error_with_a_suggestion() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean 'density'"):
+        recipe(REQUIRED | {"densty": 0.1})
+    with pytest.raises(ConfigurationError, match="study is missing"):
+        recipe({name: value for name, value in REQUIRED.items() if name != "study"})
+
+
+def test_another_schema_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="schema_version is 2"):
+        Recipe.from_json({**recipe(REQUIRED).to_json(), "schema_version": 2})
+
+
+def test_settings_are_read_as_their_fields_type() -> None:
+    assert parse_setting("steps=40") == ("steps", 40)
+    assert parse_setting("density=1e-1") == ("density", 0.1)
+    assert parse_setting("optimizer=adamw") == ("optimizer", "adamw")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps", "key=value"),
+        ("stesp=4", "did you mean 'steps'"),
+        ("density=1.3", r"density is 1.3, but must be in \(0, 1\]"),
+        ("steps=many", "steps is 'many', but must be an integer"),
+        ("growth=gradeint", "did you mean 'gradient'"),
+        ("seed=3", "--set names 'seed'"),
+    ],
+)
+def test_a_wrong_setting_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        parse_setting(text)
+
+
+def test_every_field_is_settable_or_fixed_by_the_run() -> None:
+    assert set(settable()) < {field.name for field in fields(Recipe)}
+    assert not set(settable()) & {"study", "number", "role", "seed", "device"}
