@@ -30,7 +30,7 @@ class Partition:
         if self.count < 1:
             raise ValueError(f"count is {self.count}, but must be at least 1; one part is one device")
         for space, part in self.parts.items():
-            if len(part) and not (0 <= part.min() and part.max() < self.count):
+            if len(part) and (part.min() < 0 or part.max() >= self.count):
                 raise ValueError(f"parts of space {space!r} reach from {part.min()} to {part.max()}, but must be in 0..{self.count - 1}")
 
     def units(self, space: str, part: int) -> IntArray:

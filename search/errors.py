@@ -95,10 +95,12 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
 
 
 def _report(error: BaseException, code: int) -> int:
-    if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(error)
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (RunError, StoppedError, ValueError)):
-        text = f"{type(error).__name__}: {text}; run again with --debug for the traceback"
+        text = f"{type(error).__name__}: {text}"
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    elif code == 1 and not isinstance(error, RunError):
+        text += "; run again with --debug for the traceback"
     sys.stderr.write(f"grow: {text}\n")
     return code

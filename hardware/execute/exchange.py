@@ -5,7 +5,7 @@ Legend: B batch, S entries held by this rank (units times repeat), H entries of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ class Peers:
         self.rank, self.count, self.group = rank, count, group
         self.halo_bytes = 0
         self.sum_bytes = 0
-        self._staged = count > 1 and torch.cuda.is_available() and distributed.get_backend(group) == "gloo"  # gloo's messages take no CUDA tensors
+        self._gloo = count > 1 and distributed.get_backend(group) == "gloo"
+        self._staged = self._gloo and torch.cuda.is_available()  # gloo's messages take no CUDA tensors
 
     def exchange(self, handed: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Each rank's tensor to that rank (None: nothing); what comes back, by rank, has the given shapes.
@@ -36,14 +37,22 @@ class Peers:
         sent = [None if tensor is None else tensor.cpu() if self._staged else tensor.contiguous() for tensor in handed]
         like = next(tensor for tensor in handed if tensor is not None)
         received = [torch.empty(shape, dtype=like.dtype, device="cpu" if self._staged else like.device) for shape in shapes]
-        operations = [self._operation(distributed.irecv, tensor, rank) for rank, tensor in enumerate(received) if tensor.numel()]
-        operations += [self._operation(distributed.isend, tensor, rank) for rank, tensor in enumerate(sent) if tensor is not None and tensor.numel()]
-        for work in distributed.batch_isend_irecv(operations) if operations else []:
+        sends = [(tensor, rank) for rank, tensor in enumerate(sent) if tensor is not None and tensor.numel()]
+        receives = [(tensor, rank) for rank, tensor in enumerate(received) if tensor.numel()]
+        for work in self._post(sends, receives):
             work.wait()
         return [tensor.to(like.device) for tensor in received] if self._staged else received
 
-    def _operation(self, kind: Callable[..., distributed.Work | None], tensor: Tensor, rank: int) -> distributed.P2POp:
-        return distributed.P2POp(kind, tensor, group=self.group, group_peer=rank)
+    def _post(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> list[distributed.Work]:
+        group = self.group
+        if self._gloo:
+            works = [distributed.isend(tensor, group=group, group_dst=rank) for tensor, rank in sends]
+            works += [distributed.irecv(tensor, group=group, group_src=rank) for tensor, rank in receives]
+            return [work for work in works if work is not None]
+        # NCCL runs messages one after the other unless they are posted as one batch
+        operations = [distributed.P2POp(distributed.isend, tensor, group=group, group_peer=rank) for tensor, rank in sends]
+        operations += [distributed.P2POp(distributed.irecv, tensor, group=group, group_peer=rank) for tensor, rank in receives]
+        return distributed.batch_isend_irecv(operations) if operations else []
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape, stacked in their order (k, ...), in one message to each other rank."""

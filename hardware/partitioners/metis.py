@@ -28,7 +28,11 @@ def _solve(problem: Problem) -> IntArray:
     count, anchors = len(problem.weights), problem.parts
     graph = _graph(problem)
     weights = np.concatenate(
-        [problem.weights, np.full(anchors, max(1, problem.weights.sum() // problem.parts)), np.zeros(graph.shape[0] - count - anchors, np.int64)]
+        [
+            problem.weights,
+            np.full(anchors, max(1, problem.weights.sum() // problem.parts)),
+            np.zeros(graph.shape[0] - count - anchors, np.int64),
+        ]
     )
     allowed = max(1, round(1000 * problem.imbalance / 2))  # of units and anchor together, which weigh twice the units
     found = pymetis.part_graph(
@@ -68,5 +72,3 @@ def _named(found: IntArray, count: int, parts: int) -> IntArray:
     np.add.at(anchors, (found[count : count + parts], np.arange(parts)), 1)
     names = linear_sum_assignment(-anchors)[1]
     return np.asarray(names, np.int64)[found[:count]]
-
-

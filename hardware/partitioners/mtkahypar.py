@@ -39,7 +39,9 @@ def _solver() -> Initializer:
     try:
         import mtkahypar
     except ImportError:
-        raise ValueError("partitioner is 'mtkahypar', but must be installed; pip install mtkahypar, or use 'metis' or 'contiguous'") from None
+        raise ValueError(
+            "partitioner is 'mtkahypar', but must be installed; pip install mtkahypar, or use 'metis' or 'contiguous'"
+        ) from None
     return mtkahypar.initialize(1, False)  # once per process; without warnings, one thread
 
 

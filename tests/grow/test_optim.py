@@ -81,9 +81,10 @@ def test_the_state_survives_being_saved_and_loaded() -> None:
 
 def test_optimizers_are_made_by_name() -> None:
     parameters = [nn.Parameter(torch.ones(2))]
-    assert optim.make("sgd", parameters, 0.1, 0.8, 0.01).defaults | {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01} == optim.make(
-        "sgd", parameters, 0.1, 0.8, 0.01
-    ).defaults
+    assert (
+        optim.make("sgd", parameters, 0.1, 0.8, 0.01).defaults | {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
+        == optim.make("sgd", parameters, 0.1, 0.8, 0.01).defaults
+    )
     assert isinstance(optim.make("adam", parameters, 0.1), optim.Adam)
     assert isinstance(optim.make("adamw", parameters, 0.1), optim.AdamW)
     with pytest.raises(ValueError, match="optimizer is 'lion', but must be one of sgd, adam, adamw"):

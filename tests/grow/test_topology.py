@@ -31,7 +31,11 @@ def test_pairs_of_units_weigh_as_many_connections_as_join_them() -> None:
     topology = convolutional().with_index({"fc1": np.array([0, 1, 4, 37])})  # row 0 columns 0, 1, 4; row 1 column 1; 4 columns a unit
     (pairs,) = topology.pairs(topology.layer("fc1"))
     assert pairs.space == "b"
-    assert list(zip(pairs.sources.tolist(), pairs.targets.tolist(), pairs.weights.tolist(), strict=True)) == [(0, 0, 2), (0, 1, 1), (1, 0, 1)]
+    assert list(zip(pairs.sources.tolist(), pairs.targets.tolist(), pairs.weights.tolist(), strict=True)) == [
+        (0, 0, 2),
+        (0, 1, 1),
+        (1, 0, 1),
+    ]
 
 
 def test_a_layer_that_reads_two_spaces_has_pairs_of_both() -> None:

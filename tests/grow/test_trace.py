@@ -115,7 +115,11 @@ class Scaled(nn.Module):
 
 REFUSED = {
     "an unknown module": (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), (4,), "module '1' is the operator LayerNorm.*; rewrite it"),
-    "an unknown function": (Computed(lambda m, x: torch.sin(m.fc(x)), fc=nn.Linear(4, 4)), (4,), "node 'sin' is the operator sin.*; rewrite"),
+    "an unknown function": (
+        Computed(lambda m, x: torch.sin(m.fc(x)), fc=nn.Linear(4, 4)),
+        (4,),
+        "node 'sin' is the operator sin.*; rewrite",
+    ),
     "an unknown method": (Computed(lambda m, x: m.fc(x).cumsum(1), fc=nn.Linear(4, 4)), (4,), "node 'cumsum' is the operator cumsum"),
     "a module with parts of its own": (
         nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2)),
@@ -125,9 +129,17 @@ REFUSED = {
     "a parameter outside of layers": (Scaled(), (4,), "node 'scale' is the operator scale"),
     "a branch on data": (Branching(), (4,), "module is Branching, but must be traceable.*; keep data-dependent branches out of forward"),
     "shared weights": (shared(), (4,), "tensor 'b.weight' is shared.*; give each module its own weights"),
-    "a layer called twice": (Computed(lambda m, x: m.fc(m.fc(x)), fc=nn.Linear(4, 4)), (4,), "module 'fc' is called twice.*; give each call"),
+    "a layer called twice": (
+        Computed(lambda m, x: m.fc(m.fc(x)), fc=nn.Linear(4, 4)),
+        (4,),
+        "module 'fc' is called twice.*; give each call",
+    ),
     "groups": (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), (4, 5, 5), "module '0' has groups=2, but must have 1; use"),
-    "another padding": (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), (4, 5, 5), "module '0' has padding_mode='reflect'"),
+    "another padding": (
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
+        (4, 5, 5),
+        "module '0' has padding_mode='reflect'",
+    ),
     "padding by a word": (nn.Sequential(nn.Conv2d(4, 4, 3, padding="same")), (4, 5, 5), "padding='same'.*; write"),
     "a linear layer on a map": (nn.Sequential(nn.Linear(5, 4)), (4, 5), "module '0' reads a tensor of 3 dimensions.*; flatten before it"),
     "literal sizes": (
@@ -136,7 +148,11 @@ REFUSED = {
         r"node 'view' has the literal sizes \(-1, 8\).*; use torch.flatten",
     ),
     "a flattened batch": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0)), (1, 4, 4), "node '_1' gives the shape .*; use torch.flatten"),
-    "some of the units": (Computed(lambda m, x: m.fc(x)[:, :2], fc=nn.Linear(4, 4)), (4,), "node 'getitem' is the operator getitem of a tensor"),
+    "some of the units": (
+        Computed(lambda m, x: m.fc(x)[:, :2], fc=nn.Linear(4, 4)),
+        (4,),
+        "node 'getitem' is the operator getitem of a tensor",
+    ),
     "one unit added to all": (
         Computed(lambda m, x: m.fc(x) + x[:, :1], fc=nn.Linear(4, 4)),
         (4,),
@@ -148,14 +164,22 @@ REFUSED = {
         "node 'add' adds units in segments of .*; align the operands",
     ),
     "a product of units": (Computed(lambda m, x: m.fc(x) * x, fc=nn.Linear(4, 4)), (4,), "node 'mul' is the operator multiplication"),
-    "joined samples": (Computed(lambda m, x: torch.cat([m.fc(x), x]), fc=nn.Linear(4, 4)), (4,), "node 'cat' concatenates along dim 0.*; join"),
+    "joined samples": (
+        Computed(lambda m, x: torch.cat([m.fc(x), x]), fc=nn.Linear(4, 4)),
+        (4,),
+        "node 'cat' concatenates along dim 0.*; join",
+    ),
     "a tensor by keyword": (
         Computed(lambda m, x: torch.tanh(input=m.fc(x)), fc=nn.Linear(4, 4)),
         (4,),
         "node 'tanh' reads no tensor .*; pass the tensor by position",
     ),
     "no layers": (nn.Sequential(nn.ReLU()), (4,), "no layer with connections.* Linear or Conv2d"),
-    "an example of another shape": (nn.Sequential(nn.Linear(5, 4)), (4,), r"example has shape \(1, 4\), but must be an input.*; pass one sample"),
+    "an example of another shape": (
+        nn.Sequential(nn.Linear(5, 4)),
+        (4,),
+        r"example has shape \(1, 4\), but must be an input.*; pass one sample",
+    ),
     "an example without units": (nn.Sequential(nn.Identity()), (), r"example has shape \(1,\), but must have a batch and a unit dimension"),
 }
 

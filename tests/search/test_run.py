@@ -104,11 +104,11 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been(grow: Grow, environment: 
     assert grow(*options, "--name", "whole", cwd=tmp_path).returncode == 0
 
     killed = tmp_path / "runs" / "killed"
-    with started([*options, "--name", "killed"], environment, tmp_path):
-        until((killed / "study.journal").exists)
+    with started([*options, "--name", "killed"], environment, tmp_path) as parent:
+        until((killed / "study.journal").exists, parent)
     shutil.copy(whole / "hardware.json", killed)  # the two differ in nothing but the clock
     with started(["resume", "killed"], environment, tmp_path) as parent:
-        until(lambda: any((killed / "trials" / "0002" / "checkpoint").glob("[0-9]*0")))
+        until(lambda: any((killed / "trials" / "0002" / "checkpoint").glob("[0-9]*0")), parent)
         workers = psutil.Process(parent.pid).children()
         live = grow("resume", "killed", cwd=tmp_path)
         assert live.returncode == 5
@@ -154,7 +154,7 @@ def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(
     run = tmp_path / "runs" / "stopped"
     options = ["run", "--study", "digits", "--gpus", "1", "--trials", "2", "--name", "stopped", "--set", "steps=5000"]
     with started(options, environment, tmp_path) as parent:
-        until(lambda: (run / "trials" / "0000" / "metrics.jsonl").exists() and bool(read_lines(run / "trials" / "0000" / "metrics.jsonl")))
+        until(lambda: bool(read_lines(run / "trials" / "0000" / "metrics.jsonl")), parent)
         parent.send_signal(number)
         _, stderr = parent.communicate(timeout=30)
     assert parent.returncode == code
@@ -165,8 +165,8 @@ def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(
 
 def test_the_folder_is_there_within_a_second(environment: dict[str, str], tmp_path: Path) -> None:
     begun = time.monotonic()
-    with started(["run", "--study", "mnist", "--gpus", "2", "--name", "quick"], environment, tmp_path):
-        until((tmp_path / "runs" / "quick" / "run.json").exists)
+    with started(["run", "--study", "mnist", "--gpus", "2", "--name", "quick"], environment, tmp_path) as parent:
+        until((tmp_path / "runs" / "quick" / "run.json").exists, parent)
         assert time.monotonic() - begun < 1
 
 
@@ -182,9 +182,10 @@ def started(options: list[str], environment: dict[str, str], folder: Path) -> It
                 process.kill()
 
 
-def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not holds():
+        assert process.poll() is None, process.communicate()[1].decode()
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
 

@@ -1,0 +1,213 @@
+"""The machines: devices, the links between them, and how they are found. Nothing here imports torch.
+
+Latencies in seconds, bandwidths in bytes per second.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import networkx
+import psutil
+
+Kind = Literal["cpu", "cuda"]
+
+
+class TooFewDevicesError(ValueError):
+    """There are fewer GPUs than asked for, and CPU workers were ruled out."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU, or one CPU worker of one core. ``id`` names the very piece of hardware."""
+
+    name: str
+    kind: Kind
+    index: int
+    memory_bytes: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """What one message costs: ``latency_s + bytes / bandwidth_bytes_per_s``."""
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth_bytes_per_s > 0:
+            raise ValueError(
+                f"bandwidth_bytes_per_s is {self.bandwidth_bytes_per_s}, but must be positive; leave out a link that does not exist"
+            )
+        if not self.latency_s >= 0:
+            raise ValueError(f"latency_s is {self.latency_s}, but must be at least 0; measure it anew with `grow profile`")
+
+    def seconds(self, size_bytes: float) -> float:
+        """Time of one message.
+
+        >>> Link(1e-5, 1e9).seconds(1e6)
+        0.00101
+        """
+        return self.latency_s + size_bytes / self.bandwidth_bytes_per_s
+
+
+class DeviceGraph:
+    """Devices and the links between them. Immutable; links serve both directions."""
+
+    def __init__(self, devices: tuple[Device, ...], links: Mapping[tuple[int, int], Link]) -> None:
+        self.devices = devices
+        self._graph = networkx.Graph()
+        self._graph.add_nodes_from(range(len(devices)))
+        for (first, second), link in links.items():
+            if not (0 <= first < len(devices) and 0 <= second < len(devices)) or first == second:
+                raise ValueError(
+                    f"link is ({first}, {second}), but must join two of the devices 0..{len(devices) - 1}; number them in their order"
+                )
+            self._graph.add_edge(first, second, link=link)
+        if devices and not networkx.is_connected(self._graph):
+            alone = [sorted(group) for group in networkx.connected_components(self._graph)]
+            raise ValueError(f"the device graph falls apart into {alone}, but must be connected; add a link between them")
+
+    def link(self, first: int, second: int) -> Link:
+        """The link between two devices, by their places in ``devices``."""
+        if not self._graph.has_edge(first, second):
+            raise ValueError(f"link is ({first}, {second}), but must be one that exists; measure it with `grow profile`")
+        found: Link = self._graph.edges[first, second]["link"]
+        return found
+
+    @property
+    def links(self) -> dict[tuple[int, int], Link]:
+        """All links, by pairs of devices."""
+        return {(min(a, b), max(a, b)): link for a, b, link in self._graph.edges(data="link")}
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The devices found. ``note`` is for the user (on stderr) where CPU workers stand in or share cores."""
+
+    devices: tuple[Device, ...]
+    note: str | None
+
+    @property
+    def kind(self) -> Kind:
+        """What the devices are: all of them are of one kind."""
+        return self.devices[0].kind
+
+
+def discover(kind: Literal["auto", "cpu", "cuda"] = "auto", count: int = 1) -> Discovery:
+    """Find ``count`` devices.
+
+    ``auto`` takes GPUs where there are enough, else as many CPU workers of one core. Raises TooFewDevicesError for ``cuda``.
+    """
+    if kind not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {kind!r}, but must be one of auto, cpu, cuda")
+    if count < 1:
+        raise ValueError(f"the number of devices is {count}, but must be at least 1; ask for the devices that the network may use")
+    if kind == "cpu":
+        return Discovery(_workers(count), _crowded(count))
+    found = gpus()
+    if len(found) >= count:
+        return Discovery(found[:count], None)
+    if kind == "cuda":
+        raise TooFewDevicesError(
+            f"the number of GPUs is {len(found)}, but must be at least {count}; ask for fewer, or use --device auto or cpu"
+        )
+    workers = f"{count} CPU worker{'s' if count > 1 else ''} of one core each"
+    note = f"{len(found)} of {count} GPUs found: {workers} stand in, and every figure is of them"
+    crowded = _crowded(count)
+    return Discovery(_workers(count), note if crowded is None else f"{note}; {crowded}")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def gpus() -> tuple[Device, ...]:
+    """NVIDIA GPUs that CUDA programs of this process see, in their order."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except (ImportError, OSError):
+        return ()
+    except pynvml.NVMLError:
+        return ()  # no driver
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        found = [
+            (_text(pynvml.nvmlDeviceGetUUID(h)), _text(pynvml.nvmlDeviceGetName(h)), int(pynvml.nvmlDeviceGetMemoryInfo(h).total))
+            for h in handles
+        ]
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+    seen = visible([identity for identity, _, _ in found], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return tuple(Device(found[place][1], "cuda", index, found[place][2], found[place][0]) for index, place in enumerate(seen))
+
+
+def visible(identities: list[str], setting: str | None) -> list[int]:
+    """Places of the GPUs that CUDA_VISIBLE_DEVICES leaves: numbers or beginnings of ids, up to the first that fits none.
+
+    >>> visible(["GPU-a1", "GPU-b2"], "1,GPU-a"), visible(["GPU-a1", "GPU-b2"], "0,7,1"), visible(["GPU-a1"], None)
+    ([1, 0], [0], [0])
+    """
+    if setting is None:
+        return list(range(len(identities)))
+    chosen: list[int] = []
+    for word in (part.strip() for part in setting.split(",")):
+        fits = [int(word)] if word.isdigit() else [n for n, identity in enumerate(identities) if word and identity.startswith(word)]
+        if len(fits) != 1 or fits[0] >= len(identities):
+            break
+        chosen += fits
+    return chosen
+
+
+@cache
+def driver() -> str:
+    """Version of the NVIDIA driver, empty without one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except (ImportError, OSError):
+        return ""
+    except pynvml.NVMLError:
+        return ""
+    try:
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+@cache
+def cpu_name() -> str:
+    """Name of the processor."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _workers(count: int) -> tuple[Device, ...]:
+    memory = psutil.virtual_memory().total // count
+    return tuple(Device(cpu_name(), "cpu", index, memory, f"{platform.node()}/worker{index}") for index in range(count))
+
+
+def _crowded(count: int) -> str | None:
+    if count <= cores():
+        return None
+    return f"{count} workers share {cores()} core{'s' if cores() > 1 else ''}, so more workers cannot be faster"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
