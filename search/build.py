@@ -9,23 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hardware.cost import predict
-from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units, imbalance
-from hardware.profile import Profile
-from hardware.workload import Workload
 
 from grow import checkpoint, controller, optim, schedules, train
 from grow.axes import axis_length
 from grow.controller import Policy
 from grow.criteria import criterion
 from grow.history import History
-from grow.kernels import KernelCase, Timings
 from grow.network import Network
 from grow.seeds import seed
 from grow.task import Task
 from grow.topology import Topology
 from grow.train import Methods, Session
+from hardware.cost import predict
+from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units, imbalance
 from hardware.partitioners import PARTITIONERS
+from hardware.profile import Profile
+from hardware.workload import Workload
 from search.definition import StudyDefinition, StudyReference
 from search.recipe import Recipe
 
@@ -87,7 +86,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     _plant(network, recipe)
     if recipe.strategy == "units":
         network.assign(_partition(Workload.of(network.topology), recipe).parts)
-    timings = None if profile is None else kernel_timings(profile)
+    timings = None if profile is None else profile.timings
     if timings is not None:
         train.choose_kernels(network, timings, recipe.batch_size)
     optimizer = optim.make(recipe.optimizer, network.parameters(), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
@@ -113,7 +112,7 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
             communication_volume(work, partition),
             bytes_per_step(work, partition, recipe.batch_size, element_size=4),
         )
-    predicted = predict(work, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices)
+    predicted = predict(work, recipe.strategy, profile, recipe.batch_size, devices=recipe.devices, partition=partition)
     return Figures(
         train.evaluate(network, training.task.validation(), training.task.correct),
         topology.density,
@@ -134,15 +133,6 @@ def trained_network(material: Material, folder: Path) -> Network:
     network = start_network(material)
     checkpoint.restore(network, saved)
     return network
-
-
-def kernel_timings(profile: Profile) -> Timings:
-    """The profile's measured times, as the engine asks for them."""
-
-    def seconds(kernel: str, case: KernelCase) -> float | None:
-        return profile.seconds(kernel, case)
-
-    return seconds
 
 
 def _plant(network: Network, recipe: Recipe) -> None:

@@ -35,7 +35,7 @@ def measure(run: RunFolder, numbers: Sequence[int]) -> None:
 
 def choose(profile: Profile, case: KernelCase) -> str:
     """The kernel that the run's profile has found the fastest."""
-    return fastest(case, build.kernel_timings(profile), KERNELS) if case.density < 1 else "dense"
+    return fastest(case, profile.timings, KERNELS) if case.density < 1 else "dense"
 
 
 def _job(run: RunFolder, recipe: Recipe) -> Job:

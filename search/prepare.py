@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from grow.topology import Topology
-from hardware import devices, profile
+from hardware.devices import discover
+from hardware.profile import obtain
 from search import build
 from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
@@ -29,20 +30,27 @@ def prepare(run: RunFolder) -> Plan:
     definition = StudyReference(options.study, record.study_sha256).load().fixing(options.settings)
     network = definition.network_name(options.network)
     _check_devices(options)
+    found = discover(options.device, options.gpus)
     ranges = definition.ranges(options.gpus)
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
     _check_units(_start_topology(definition, source, options, network), options.gpus, definition)
     found = devices.discover(options.device, options.gpus)
-    profile.measure(found).save(run.hardware)
+    if found.note is not None:
+        _say(found.note)
+    profile.obtain(found.devices, progress=_say).save(run.hardware)
     return Plan(
         network=network,
         settings=dict(definition.settings),
         ranges=to_json(ranges),
         first_guesses=definition.guesses(options.gpus),
         data={**asdict(source), "folder": None if source.folder is None else str(source.folder)},
-        kind=found[0].kind,
-        device_names=[device.name for device in found],
+        kind=found.kind,
+        device_names=[device.name for device in found.devices],
     )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"grow: {text}\n")
 
 
 def _check_devices(options: Options) -> None:
@@ -70,6 +78,10 @@ def _check_units(topology: Topology, gpus: int, definition: StudyDefinition) -> 
         raise ConfigurationError(
             f"gpus is {gpus}, but must be at most {narrowest.units}, the units of {narrowest.name!r} in {definition.name}; ask for fewer"
         )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"grow: {text}\n")
 
 
 def _main() -> None:

@@ -140,8 +140,8 @@ def trial_tables(folder: RunFolder, trial: TrialDocument) -> list[RenderableType
         columns = ("step", "phase", "loss", "accuracy so far", "density", "connections", "units")
         parts.append(table("course", columns, course, text=("phase", "units")))
     if events:
-        columns = ("step", "what", "connections", "units", "loss before", "loss after", "density after", "why")
-        parts.append(table("growing and pruning", columns, events, text=("what", "units", "why")))
+        headings = ("step", "what", "connections", "units", "loss before", "loss after", "density after", "why")
+        parts.append(table("growing and pruning", headings, events, text=("what", "units", "why")))
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 
 from search.errors import NoUsableTrialError
@@ -13,6 +14,11 @@ from search.rundir import RunFolder
 def print_json(data: Mapping[str, object]) -> None:
     """One JSON object, and nothing else."""
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_error_line(text: str) -> None:
+    """A line on stderr."""
+    print(f"grow: {text}", file=sys.stderr)
 
 
 def conclude(folder: RunFolder, *, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,12 @@ from search.options import DeviceChoice
 
 
 def profile(
-    *, gpus: int = 2, device: DeviceChoice = "auto", save: Path | None = None, json: Annotated[bool, Parameter(negative="")] = False
+    *,
+    gpus: int = 2,
+    device: DeviceChoice = "auto",
+    anew: Annotated[bool, Parameter(negative="")] = False,
+    save: Path | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure the devices and the links between them, as a run does before its first trial; cached until something changes.
 
@@ -23,21 +29,26 @@ def profile(
         Devices to profile.
     device
         auto takes GPUs when there are enough, and lets CPU workers stand in otherwise.
+    anew
+        Measure even where there is a profile of these devices.
     save
         Write the profile to this file as well.
     json
         Print it as one JSON object.
     """
-    from hardware import devices
-    from hardware.profile import measure
+    from hardware.devices import discover
+    from hardware.profile import obtain
     from search import report
-    from search.cli.output import print_json
+    from search.cli.output import print_error_line, print_json
 
-    found = measure(devices.discover(device, gpus))
+    devices = discover(device, gpus)
+    if devices.note is not None:
+        print_error_line(devices.note)
+    found = obtain(devices.devices, anew=anew, progress=print_error_line)
     if save is not None:
         found.save(save)
     if json:
-        print_json(found.to_json())
+        print_json(asdict(found))
     else:
-        report.show(*report.tables_of("measured profile", found.to_json()))
+        report.show(*report.tables_of("measured profile", asdict(found)))
     return 0
