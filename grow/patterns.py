@@ -74,6 +74,32 @@ def highest_priced(scored: Scored, topology: Topology, parts: Mapping[str, IntAr
 
     ``scored`` holds absent connections; a halo holds what the existing connections of ``topology`` carry.
     """
+    worth = _worth(scored, topology, parts, price, count)
+    return _choice(scored, _smallest(-worth, count))
+
+
+def highest_balanced(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
+    """As `highest_priced`, but the parts of a space get what evens their work out.
+
+    What `highest_priced` would give to a target space is shared out so that the incoming connections of its parts come as near to
+    equal as they can. Without this the larger part, which has more places to grow into, outgrows the others.
+    """
+    worth = _worth(scored, topology, parts, price, count)
+    spaces, labels, load = _targets(scored, topology, parts)
+    free = _smallest(-worth, count)
+    chosen = free.copy()
+    for number in np.unique(spaces[spaces >= 0]):
+        inside = spaces == number
+        places = np.bincount(labels[inside], minlength=_part_count(parts))
+        shares = _even_out(load[number], places, int(free[inside].sum()))
+        for part, share in enumerate(shares.tolist()):
+            members = np.flatnonzero(inside & (labels == part))
+            chosen[members] = _smallest(-worth[members], share)
+    return _choice(scored, chosen)
+
+
+def _worth(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> FloatArray:
+    """Scores of absent connections less the price of the halo units that they would add, (N,)."""
     scores = _scores(scored, count)
     keys = _remote_keys(scored, topology, parts, price)
     halo = np.zeros(_key_count(topology, parts), bool)
@@ -82,7 +108,40 @@ def highest_priced(scored: Scored, topology: Topology, parts: Mapping[str, IntAr
         halo[existing[existing >= 0]] = True
     adds = keys >= 0
     adds[adds] = ~halo[keys[adds]]
-    return _choice(scored, _smallest(np.where(adds, price * _median(scores), 0.0) - scores, count))
+    return scores - np.where(adds, price * _median(scores), 0.0)
+
+
+def _targets(scored: Scored, topology: Topology, parts: Mapping[str, IntArray]) -> tuple[IntArray, IntArray, IntArray]:
+    """Number of the target space and part of every candidate, (N,) each, -1 where it has none; connections into each part (spaces, k)."""
+    names = list(parts)
+    load = np.zeros((len(names), _part_count(parts)), np.int64)
+    for layer in topology.layers:
+        if layer.target in parts:
+            rows, _ = layer.rows_and_columns(layer.positions())
+            load[names.index(layer.target)] += np.bincount(parts[layer.target][rows], minlength=load.shape[1])
+    spaces, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for name, (positions, _) in scored.items():
+        layer = topology.layer(name)
+        known = layer.target in parts
+        spaces.append(np.full(len(positions), names.index(layer.target) if known else -1))
+        labels.append(parts[layer.target][layer.rows_and_columns(positions)[0]] if known else np.full(len(positions), -1))
+    return np.concatenate(spaces), np.concatenate(labels), load
+
+
+def _even_out(load: IntArray, places: IntArray, count: int) -> IntArray:
+    """Share ``count`` out so that ``load`` becomes as even as it can, no part getting more than its ``places``; ties to the first.
+
+    >>> _even_out(np.array([10, 4, 7]), np.array([9, 9, 1]), 8).tolist()
+    [1, 6, 1]
+    """
+    low, high = int(load.min()), int((load + places).max())
+    while low < high:  # the highest level that needs no more than count
+        level = (low + high + 1) // 2
+        low, high = (level, high) if int(np.clip(level - load, 0, places).sum()) <= count else (low, level - 1)
+    shares = np.clip(low - load, 0, places)
+    more = np.flatnonzero((shares < places) & (load + shares <= low))[: count - int(shares.sum())]
+    shares[more] += 1
+    return shares
 
 
 def _scores(scored: Scored, count: int) -> FloatArray:

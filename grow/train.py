@@ -18,7 +18,7 @@ from grow.evidence import LayerEvidence, gather
 from grow.history import Event, History, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
 from grow.network import Network
-from grow.patterns import Scored, highest, highest_priced, lowest, lowest_groups
+from grow.patterns import Scored, highest, highest_balanced, lowest, lowest_groups
 from grow.schedules import Schedule
 from grow.task import Batch, Task
 from grow.topology import Connections, Topology, unconnected
@@ -201,7 +201,7 @@ def _highest(scored: Scored, topology: Topology, session: Session, count: int) -
     parts, price = session.network.parts, session.methods.price
     if parts is None or price is None:
         return highest(scored, count)
-    return highest_priced(scored, topology, parts, price, count)
+    return highest_balanced(scored, topology, parts, price, count)
 
 
 def _evidence(session: Session, criterion: Criterion) -> Mapping[str, LayerEvidence]:

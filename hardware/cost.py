@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hardware.layout import Strategy, name_of, strategy
+from hardware import layout
+from hardware.layout import Strategy, name_of
 from hardware.partition import Partition, exchanges, halo, remote_readers
 from hardware.profile import CONV, Profile
 from hardware.workload import LayerWork, Workload
@@ -64,22 +65,22 @@ class LocalLayer(NamedTuple):
 
 def predict(
     work: Workload,
-    strategy_: str | Strategy,
+    strategy: str | Strategy,
+    partition: Partition | None,
     profile: Profile,
     batch: int,
-    *,
     devices: int = 1,
-    partition: Partition | None = None,
+    *,
     kernels: Sequence[str] = KERNELS,
 ) -> StepTime:
     """Predict one training step. ``units`` takes its number of devices from the partition."""
-    name = name_of(work, strategy(work, strategy_) if isinstance(strategy_, str) else strategy_)
+    name = name_of(work, layout.strategy(work, strategy) if isinstance(strategy, str) else strategy)
     if batch < 1:
-        raise ValueError(f"batch is {batch}, but must be at least 1")
+        raise ValueError(f"batch is {batch}, but must be at least 1; name the samples of one step")
     if name == "units" and partition is None:
         raise ValueError("partition is None, but must be given under 'units'; divide the network with one of hardware.partitioners")
     if devices < 1:
-        raise ValueError(f"devices is {devices}, but must be at least 1")
+        raise ValueError(f"devices is {devices}, but must be at least 1; name those that share the batch")
     if name == "data" and devices > 1:
         return _data(work, profile, batch, devices, kernels)
     if name == "units" and partition is not None and partition.count > 1:
@@ -142,7 +143,7 @@ def _data(work: Workload, profile: Profile, batch: int, devices: int, kernels: S
         _, kernel = layer_seconds(local, profile, share, True, kernels)
         values += (local.connections if kernel != "dense" else local.rows * local.columns * local.work.taps) + local.rows
     size = values * profile.element_size
-    return StepTime(profile.word, batch, compute_s, _sum_seconds(profile, devices, size), 0, devices * size, memory)
+    return StepTime(profile.word, batch, compute_s, profile.collective_seconds("sum", devices, size), 0, devices * size, memory)
 
 
 def _units(work: Workload, partition: Partition, profile: Profile, batch: int, kernels: Sequence[str]) -> StepTime:
@@ -153,18 +154,12 @@ def _units(work: Workload, partition: Partition, profile: Profile, batch: int, k
             sent = remote_readers(work, partition, space, values).sum(1)  # (U,) copies of each unit
             if sent.any():
                 handed = np.bincount(partition.parts[space], sent, minlength=partition.count) * values * batch * profile.element_size
-                communication_s += 2 * profile.collective_seconds("all_to_all", partition.count, float(handed.max()))
+                communication_s += 2 * profile.collective_seconds("exchange", partition.count, float(handed.max()))
                 halo_bytes += 2 * int(handed.sum())
     for layer in work.layers:
         if layer.target not in partition.parts:
             size = batch * layer.rows * layer.target_values * profile.element_size
-            communication_s += _sum_seconds(profile, partition.count, size)
+            communication_s += profile.collective_seconds("sum", partition.count, size)
             sum_bytes += partition.count * size
     compute_s, memory = max(seconds for seconds, _ in devices), max(size for _, size in devices)
     return StepTime(profile.word, batch, compute_s, communication_s, halo_bytes, sum_bytes, memory)
-
-
-def _sum_seconds(profile: Profile, devices: int, size: int) -> float:
-    """Sums go round a ring, or directly to everybody where that is faster."""
-    direct = profile.collective_seconds("all_to_all", devices, (devices - 1) * size)
-    return min(direct, profile.collective_seconds("all_reduce", devices, size))

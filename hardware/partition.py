@@ -129,7 +129,7 @@ def bytes_per_step(work: Workload, partition: Partition, batch: int, element_siz
 
 def _cut(layer: LayerWork, reads: Reads, partition: Partition) -> int:
     sources, targets = partition.parts[reads.space], partition.parts[layer.target]
-    if not reads.complete:
+    if len(reads.sources) or not reads.complete:
         return int(reads.weights[sources[reads.sources] != targets[reads.targets]].sum())
     inside = np.bincount(sources, minlength=partition.count) @ np.bincount(targets, minlength=partition.count)
     return int(len(sources) * len(targets) - inside) * reads.entries * layer.taps

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scipy.interpolate import RegularGridInterpolator
 
     from grow.kernels import KernelCase
+    from hardware.execute.exchange import Peers
     from hardware.execute.ranks import Rank
 
 SCHEMA_VERSION = 1
@@ -45,7 +46,8 @@ CONV = "conv"
 SIZES = (8, 64, 512, 4096, 2**15, 2**18, 2**21, 2**23)  # 8 B to 8 MiB
 Progress: TypeAlias = Callable[[str], None]
 FloatArray: TypeAlias = NDArray[np.float64]
-Collective: TypeAlias = Literal["all_reduce", "all_to_all"]
+Collective: TypeAlias = Literal["exchange", "sum"]
+"""What ranks do together: every one hands the others equal shares of its bytes, or all add up a tensor."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,13 @@ class Profile:
         return float(beyond if size_bytes > sizes[-1] else np.exp(np.interp(np.log(max(size_bytes, 1)), np.log(sizes), np.log(seconds))))
 
     def _modelled(self, collective: Collective, ranks: int, size_bytes: float) -> float:
-        """Hockney's model: a ring's all-reduce has 2 (k - 1) steps of bytes / k, an all-to-all k - 1 messages of bytes / (k - 1)."""
+        """Hockney's model: a ring's all-reduce has 2 (k - 1) steps of bytes / k, an exchange k - 1 messages of bytes / (k - 1)."""
         links = [link for pair, link in self.graph.links.items() if max(pair) < ranks] or list(self.graph.links.values())
         if not links:
             raise ValueError(
                 f"the profile has {len(self.devices)} devices, but must have at least 2 for {ranks} ranks; measure it with `grow profile`"
             )
-        steps, message = (2 * (ranks - 1), size_bytes / ranks) if collective == "all_reduce" else (ranks - 1, size_bytes / (ranks - 1))
+        steps, message = (2 * (ranks - 1), size_bytes / ranks) if collective == "sum" else (ranks - 1, size_bytes / (ranks - 1))
         return steps * max(link.seconds(message) for link in links)
 
     def save(self, path: Path) -> None:
@@ -319,26 +321,37 @@ def measure_links(rank: Rank) -> tuple[MeasuredLink, ...]:
 
 
 def measure_collectives(rank: Rank) -> tuple[CollectiveTime, ...]:
-    """All-reduce and all-to-all of all sizes on the first 2, 4, 8, ... and on all ranks."""
-    import torch
+    """Exchanges and sums of all sizes, as a training step does them, on the first 2, 4, 8, ... and on all ranks."""
     from torch import distributed
 
-    found = []
+    from hardware.execute.exchange import Peers
+    from hardware.execute.ranks import settle_gloo
+
+    found: list[CollectiveTime] = []
     counts = sorted({2**power for power in range(1, rank.count.bit_length()) if 2**power < rank.count} | {rank.count})
     for count in counts:
         group = distributed.new_group(list(range(count)))
+        settle_gloo()
         if rank.number < count:
-            staged = rank.device.type == "cuda" and distributed.get_backend(group) == "gloo"  # gloo's all-to-all takes no CUDA tensors
+            peers = Peers(rank.number, count, group)
             for size in SIZES:
-                values = torch.zeros(max(1, size // 4), device=rank.device)
-                handed = torch.zeros(max(1, size // 4 // (count - 1)) * count, device="cpu" if staged else rank.device)
-                received = torch.empty_like(handed)
-                repeats = _repeats(size, rank.count)
-                reduced = _timed(partial(distributed.all_reduce, values, group=group), rank.device, repeats, None)
-                moved = _timed(partial(distributed.all_to_all_single, received, handed, group=group), rank.device, repeats, None)
-                found += [CollectiveTime("all_reduce", count, size, reduced), CollectiveTime("all_to_all", count, size, moved)]
+                found += _collectives(rank, peers, size)
         distributed.barrier()
     return tuple(found)
+
+
+def _collectives(rank: Rank, peers: Peers, size: int) -> tuple[CollectiveTime, CollectiveTime]:
+    import torch
+
+    others = [number for number in range(peers.count) if number != peers.rank]
+    share = torch.zeros(max(1, size // 4 // len(others)), device=rank.device)
+    handed = [share if number in others else None for number in range(peers.count)]
+    shapes = [tuple(share.shape) if number in others else (0,) for number in range(peers.count)]
+    whole = torch.zeros(max(1, size // 4), device=rank.device)
+    repeats = _repeats(size, rank.count)
+    exchanged = _timed(partial(peers.exchange, handed, shapes), rank.device, repeats, None)
+    summed = _timed(partial(peers.sum, whole), rank.device, repeats, None)
+    return CollectiveTime("exchange", peers.count, size, exchanged), CollectiveTime("sum", peers.count, size, summed)
 
 
 class _Bench:
@@ -423,36 +436,35 @@ class _Bench:
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             x.grad = None
-            torch.relu(layer(x)).backward(upstream)
+            torch.relu(layer(x)).backward(upstream)  # type: ignore[no-untyped-call,unused-ignore]
             optimizer.step()
 
         return _timed(step, self.device, 15)
 
 
 def _timed(call: Callable[[], object], device: torch.device, repeats: int, budget_s: float | None = 0.06) -> float:
-    """Seconds of a call after a warm-up, on the device's own clock; fewer repeats once the budget is spent.
+    """Seconds of a call after a warm-up; of all repeats the lower quartile, since other programs only ever add time.
 
-    Of all repeats the lower quartile: other programs only ever add time.
-    A call that other ranks take part in must have no budget, or their numbers of repeats would differ.
+    With a budget it is the device's own work: CUDA events, or the time that the processor spends on this process. Without one
+    other ranks take part: then the wall clock, and always the same number of repeats.
     """
     import torch
 
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call,unused-ignore]
+    clock = time.perf_counter if budget_s is None else time.process_time
     for _ in range(2):
         call()
     times: list[float] = []
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
-    spent = 0.0
-    while len(times) < repeats and (budget_s is None or len(times) < 3 or spent < budget_s):
-        begun = time.perf_counter()
+    end = time.perf_counter() + (budget_s or 0.0)
+    while len(times) < repeats and (budget_s is None or len(times) < 3 or time.perf_counter() < end):
+        begun = clock()
         if events:
             events[0].record()
         call()
         if events:
             events[1].record()
             torch.cuda.synchronize(device)
-        wall = time.perf_counter() - begun
-        times.append(events[0].elapsed_time(events[1]) / 1000 if events else wall)
-        spent += wall
+        times.append(events[0].elapsed_time(events[1]) / 1000 if events else clock() - begun)
     return float(np.quantile(times, 0.25))
 
 
@@ -461,13 +473,11 @@ def _repeats(size: int, ranks: int) -> int:
 
 
 def _fit(sizes: FloatArray, seconds: FloatArray) -> Link:
-    """Latency of small messages; bandwidth by least relative squares of what larger messages take beyond it."""
+    """Latency of small messages; bandwidth of what larger ones take beyond it, the largest counting most."""
     latency = float(seconds[:3].min())
-    larger = (sizes >= 2**15) & (seconds > latency)
-    if not larger.any():
-        return Link(latency, float(sizes[-1] / max(seconds[-1], 1e-9)))
-    extra, size = seconds[larger] - latency, sizes[larger]
-    return Link(latency, float(np.sum((size / extra) ** 2) / np.sum(size / extra)))
+    larger = sizes >= 2**15
+    extra = float((seconds[larger] - latency).sum())
+    return Link(latency, float(sizes[larger].sum() / extra if extra > 0 else sizes[-1] / seconds[-1]))
 
 
 def _table(rows: list[KernelTime]) -> RegularGridInterpolator:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -36,6 +36,8 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 ChooseKernel: TypeAlias = Callable[[KernelCase], str]
 
 CSR_DENSITY = 0.15
+ALIGNED, ALIGNED_FROM = 16, 256
+"""Matrix products of a width that is no multiple of 16 take up to a tenth longer; beyond 256 columns a few of zeros cost less."""
 
 
 def by_density(case: KernelCase) -> str:
@@ -45,7 +47,10 @@ def by_density(case: KernelCase) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Which elements of the whole tensor ``name`` a local one holds. ``positions`` is shaped like the local one, None for all of it."""
+    """Which elements of the whole tensor ``name`` a local one holds.
+
+    ``positions`` is shaped like the local tensor, -1 where nothing is held; None when it holds the whole.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -63,7 +68,7 @@ class Shard:
     held: Mapping[str, Held]
     _sums: list[GradientSum] = field(default_factory=list)
 
-    def slice(self, samples: int) -> slice:
+    def own_samples(self, samples: int) -> slice:
         """Samples of a batch that this rank computes."""
         if self.strategy != "data":
             return slice(0, samples)
@@ -71,12 +76,15 @@ class Shard:
 
     def loss(self, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
         """This rank's share of the loss of a whole batch; under ``data`` the shares add up to it, else each is all of it."""
-        mine = self.slice(len(targets))
-        outputs = self.module(inputs[mine])
+        mine = self.own_samples(len(targets))
+        outputs: Tensor = self.module(inputs[mine])
         if self.strategy != "data":
             return loss(outputs, targets)
         count = mine.stop - mine.start
-        return loss(outputs, targets[mine]) * (count / len(targets)) if count else outputs.sum()  # no sample: zero, with a gradient of zero
+        if count == 0:
+            return outputs.sum()  # zero, with a gradient of zero: this rank takes part in every sum
+        share: Tensor = loss(outputs, targets[mine]) * (count / len(targets))
+        return share
 
     def step(self, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
         """One training step on a whole batch, of which this rank takes what is its own. Returns its share of the loss."""
@@ -95,7 +103,8 @@ class Shard:
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors, on every rank, of local ones: parameters, gradients, buffers or optimizer state, by local parameter name.
 
-        They come back under the names that they have in the network. A weight comes back in weight coordinates (O, I, *kernel), zero where no connection exists.
+        They come back under the names that they have in the network, weights in weight coordinates (O, I, *kernel) and zero where no
+        connection exists.
         """
         whole = {}
         for name, tensor in tensors.items():
@@ -103,7 +112,8 @@ class Shard:
             total = tensor.detach().new_zeros(held.shape)
             if held.owned:
                 flat = torch.arange(prod(held.shape)) if held.positions is None else torch.from_numpy(held.positions.reshape(-1))
-                total.view(-1)[flat.to(total.device)] = tensor.detach().reshape(-1)
+                kept = (flat >= 0).to(total.device)
+                total.view(-1)[flat.to(total.device)[kept]] = tensor.detach().reshape(-1)[kept]
             if self.peers.count > 1:
                 torch.distributed.all_reduce(total, group=self.peers.group)  # one owner each: nothing is rounded
             whole[held.name] = total
@@ -153,7 +163,7 @@ def _refuse_dropout(module: fx.GraphModule, strategy: str) -> None:
     for node in module.graph.nodes:
         child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if (isinstance(child, (nn.Dropout, nn.Dropout2d)) and child.p > 0) or node.target is functional.dropout:
-            raise ValueError(f"module has dropout at {node.name!r}, but must have none under {strategy!r} on several ranks; set p to 0 or use 'single'")
+            raise ValueError(f"module has dropout at {node.name!r}, but must have none under {strategy!r} on several ranks; use 'single'")
 
 
 def _checked_parts(topology: Topology, parts: Mapping[str, IntArray] | None, count: int) -> dict[str, IntArray]:
@@ -163,17 +173,20 @@ def _checked_parts(topology: Topology, parts: Mapping[str, IntArray] | None, cou
     for space in topology.hidden:
         found = parts.get(space.name, np.zeros(0, np.int64))
         if len(found) != space.units or found.min(initial=0) < 0 or found.max(initial=0) >= count:
-            raise ValueError(f"parts of space {space.name!r} has {len(found)} entries, but must have one in 0..{count - 1} per unit, {space.units} in all")
+            rule = f"one in 0..{count - 1} per unit, {space.units} in all"
+            raise ValueError(f"parts of space {space.name!r} has {len(found)} entries, but must have {rule}; partition this network")
         empty = np.setdiff1d(np.arange(count), found)
         if len(empty):
-            raise ValueError(f"part {empty[0]} has no unit of space {space.name!r}, but must have at least 1; use fewer devices or balance the parts")
+            raise ValueError(
+                f"part {empty[0]} has no unit of space {space.name!r}, but must have at least 1; use fewer devices or balance the parts"
+            )
     divided = {space.name: np.asarray(parts[space.name]) for space in topology.hidden}
     for layer in topology.layers:
         whole = [s.space for s in layer.source if s.space not in divided and (layer.target not in divided or topology.producers(s.space))]
         if whole:
             raise ValueError(
-                f"layer {layer.layer!r} reads {whole[0]!r}, which every device holds whole, and computes {layer.target!r}, but under 'units' must read "
-                "hidden units, or the input for hidden units; use 'data'"
+                f"layer {layer.layer!r} reads {whole[0]!r}, which every device holds whole, and computes {layer.target!r}, "
+                "but under 'units' must read hidden units, or the input for hidden units; use 'data'"
             )
     return divided
 
@@ -194,7 +207,7 @@ class _Builder:
 
     def build(self, strategy: StrategyName) -> Shard:
         nodes = {str(node.target): node for node in self.graph.nodes if node.op == "call_module"}
-        for path, node in nodes.items():
+        for path in nodes:
             if path not in self.network.layers:
                 self.modules[path] = self._local_module(path, strategy)
         for number, (source, layers) in enumerate(self._readers(nodes).items()):
@@ -254,9 +267,10 @@ class _Builder:
                 needed |= _entries_read(self.topology, layer, self.parts[layer.target], self.peers.count)
         if not (needed & (owner >= 0) & (owner != np.arange(self.peers.count)[:, None])).any():
             return None, self._own_entries(layers[0])
-        plans, held = halo_plans(owner, [np.flatnonzero(row) for row in needed])
+        wide = len(owner) >= ALIGNED_FROM * self.peers.count and all(len(layer.shape) == 2 for layer in layers)
+        plans, held = halo_plans(owner, [np.flatnonzero(row) for row in needed], ALIGNED if wide else 1)
         plan = plans[self.peers.rank]
-        return HaloPlan(plan.own, tuple(entries.to(self.device) for entries in plan.sends), plan.receives), held[self.peers.rank]
+        return replace(plan, sends=tuple(entries.to(self.device) for entries in plan.sends)), held[self.peers.rank]
 
     def _local_module(self, path: str, strategy: StrategyName) -> nn.Module:
         """A copy of a module without connections, with its own units' tensors."""
@@ -285,15 +299,26 @@ class _Builder:
         taps = prod(layer.shape[2:])
         shape = (len(rows), len(columns), *layer.shape[2:])
         index = _local_index(layer, rows, columns)
-        case = KernelCase(len(rows), len(columns) * taps, 1.0 if index is None else len(index) / prod(shape), self.batch * layer.target_values, self.device.type)
+        case = KernelCase(
+            len(rows),
+            len(columns) * taps,
+            1.0 if index is None else len(index) / prod(shape),
+            self.batch * layer.target_values,
+            self.device.type,
+        )
         kernel = "dense" if index is None else self.choose(case)
         kernel = kernel if whole.weight.dtype in KERNELS[kernel].dtypes else "dense"
         positions = (rows[:, None, None] * layer.shape[1] + columns[:, None]) * taps + np.arange(taps)
+        positions[:, columns < 0] = -1  # padding
         positions = positions.reshape(shape) if KERNELS[kernel].storage == "dense" else positions.reshape(-1)[index]
         self.held[f"{layer.layer}.weight"] = Held(f"{layer.layer}.weight", layer.shape, positions, bool(self.parts) or self.peers.rank == 0)
         bias = None if whole.bias is None else self._take(f"{layer.layer}.bias", whole.bias, self.axes[f"{layer.layer}.bias"])
         empty = whole.weight.new_empty(0)
-        local = SparseLinear(empty, bias) if isinstance(whole, SparseLinear) else SparseConv2d(empty, bias, whole.stride, whole.padding, whole.dilation)
+        local = (
+            SparseLinear(empty, bias)
+            if isinstance(whole, SparseLinear)
+            else SparseConv2d(empty, bias, whole.stride, whole.padding, whole.dilation)
+        )
         local.restructure(shape, index, kernel, nn.Parameter(_weights_at(whole, positions), whole.weight.requires_grad))
         return local
 
@@ -312,26 +337,27 @@ def _entries_read(topology: Topology, layer: Connections, rows: IntArray, count:
 
 
 def _local_index(layer: Connections, rows: IntArray, columns: IntArray) -> IntArray | None:
-    """Sorted flat positions of a layer's connections within the chosen rows and columns; None when all exist."""
+    """Sorted flat positions of a layer's connections within the chosen rows and columns; None when all exist, but for padding."""
     if layer.index is None:
         return None
     taps = prod(layer.shape[2:])
     row_of, column_of = np.full(layer.shape[0], -1), np.full(layer.shape[1], -1)
-    row_of[rows], column_of[columns] = np.arange(len(rows)), np.arange(len(columns))
+    held = columns[columns >= 0]  # padding is at the end
+    row_of[rows], column_of[held] = np.arange(len(rows)), np.arange(len(held))
     targets, rest = np.divmod(layer.index, layer.shape[1] * taps)
     sources, tap = np.divmod(rest, taps)
     row, column = row_of[targets], column_of[sources]
     inside = (row >= 0) & (column >= 0)
     index = np.sort((row[inside] * len(columns) + column[inside]) * taps + tap[inside])
-    return None if len(index) == len(rows) * len(columns) * taps else index
+    return None if len(index) == len(rows) * len(held) * taps else index
 
 
 def _weights_at(layer: SparseLayer, positions: IntArray) -> Tensor:
-    """Weights at flat positions, zero where no connection exists; a new tensor shaped like ``positions``."""
+    """Weights at flat positions, zero at -1 and where no connection exists; a new tensor shaped like ``positions``."""
     flat = torch.from_numpy(positions.reshape(-1)).to(layer.weight.device)
     weight = layer.weight.detach()
     if layer.storage == "dense":
-        return weight.reshape(-1)[flat].reshape(positions.shape)
+        return torch.where(flat >= 0, weight.reshape(-1)[flat], weight.new_zeros(())).reshape(positions.shape)
     assert layer.positions is not None
     if len(weight) == 0:
         return weight.new_zeros(positions.shape)

@@ -25,8 +25,8 @@ IntArray: TypeAlias = NDArray[np.int64]
 class Reads:
     """Unit pairs that a layer joins, for one segment of what it reads: ``sources[e]`` of ``space`` to ``targets[e]``.
 
-    ``complete`` says that every unit reads every unit; the pairs are then not listed. ``values`` counts the values of one source
-    unit per sample (H*W of a feature map), ``entries`` the columns of the weight that belong to it.
+    complete: every target reads every source; where every connection exists, the pairs are not listed. values: values of one
+    source unit per sample (H*W of a feature map). entries: columns of the weight that belong to one source unit.
     """
 
     space: str

@@ -21,7 +21,7 @@ from grow.task import Task
 from grow.topology import Topology
 from grow.train import Methods, Session
 from hardware.cost import predict
-from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units, imbalance
+from hardware.partition import Partition, communication_volume, crossing_units
 from hardware.partitioners import PARTITIONERS
 from hardware.profile import Profile
 from hardware.workload import Workload
@@ -102,23 +102,18 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
 def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
     """Evaluate a trained network on validation data, settle its final partition, and predict its throughput."""
     network = training.network
-    partition = _settled(network, recipe)
+    partition = _settled(network, recipe, profile)
     network.assign(None if partition is None else partition.parts)
     topology, work = network.topology, Workload.of(network.topology)
-    sizes = (0, 0, 0)
-    if partition is not None:
-        sizes = (
-            crossing_units(work, partition),
-            communication_volume(work, partition),
-            bytes_per_step(work, partition, recipe.batch_size, element_size=4),
-        )
-    predicted = predict(work, recipe.strategy, profile, recipe.batch_size, devices=recipe.devices, partition=partition)
+    crossing = (0, 0) if partition is None else (crossing_units(work, partition), communication_volume(work, partition))
+    predicted = predict(work, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices)
     return Figures(
         train.evaluate(network, training.task.validation(), training.task.correct),
         topology.density,
         topology.connections,
         dict(topology.units),
-        *sizes,
+        *crossing,
+        predicted.bytes_per_step,
         training.history.total("grow_connections", "add_units"),
         training.history.total("prune_connections", "remove_units"),
         predicted.samples_per_s,
@@ -198,16 +193,11 @@ def _partition(work: Workload, recipe: Recipe) -> Partition:
     return PARTITIONERS[recipe.partitioner](work, recipe.devices, recipe.imbalance, recipe.seed)
 
 
-def _settled(network: Network, recipe: Recipe) -> Partition | None:
-    """The final partition: the one that the network grew along or one made anew, whichever is balanced and sends less."""
+def _settled(network: Network, recipe: Recipe, profile: Profile) -> Partition | None:
+    """The final partition: the one that the network grew along, or one made anew, whichever is predicted to train faster."""
     if recipe.strategy != "units":
         return None
     assert network.parts is not None
     work = Workload.of(network.topology)
-    candidates = [Partition(network.parts, recipe.devices), _partition(work, recipe)]
-
-    def excess(partition: Partition) -> float:
-        uneven = max(imbalance(work, partition, space) for space in work.hidden)
-        return max(uneven - recipe.imbalance, 0.0)
-
-    return min(candidates, key=lambda partition: (excess(partition), communication_volume(work, partition)))
+    candidates = (Partition(network.parts, recipe.devices), _partition(work, recipe))
+    return min(candidates, key=lambda partition: predict(work, "units", partition, profile, recipe.batch_size).total_s)

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from hardware.profile import Profile
 
 from grow import train
 from grow.kernels import KERNELS, KernelCase, fastest
 from hardware.execute.measure import Job, measure_throughput
+from hardware.profile import Profile
 from search import build
 from search.errors import exit_code_of
 from search.process import die_with_parent

@@ -34,10 +34,9 @@ def prepare(run: RunFolder) -> Plan:
     ranges = definition.ranges(options.gpus)
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
     _check_units(_start_topology(definition, source, options, network), options.gpus, definition)
-    found = devices.discover(options.device, options.gpus)
     if found.note is not None:
         _say(found.note)
-    profile.obtain(found.devices, progress=_say).save(run.hardware)
+    obtain(found.devices, progress=_say).save(run.hardware)
     return Plan(
         network=network,
         settings=dict(definition.settings),
@@ -78,10 +77,6 @@ def _check_units(topology: Topology, gpus: int, definition: StudyDefinition) -> 
         raise ConfigurationError(
             f"gpus is {gpus}, but must be at most {narrowest.units}, the units of {narrowest.name!r} in {definition.name}; ask for fewer"
         )
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"grow: {text}\n")
 
 
 def _main() -> None:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 WIDTH = 150
 """Columns of a table that is not printed on a terminal."""
 
+NEEDED = 130
+"""Columns that the table of the front takes."""
+
+
+_SHORT = ("role", "state", "strategy")
+
 
 def show(*parts: RenderableType) -> None:
     """Print on stdout, as wide as the terminal or wide enough for the tables."""
@@ -31,7 +37,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     """A table whose columns are numbers, to the right, but for those named in ``text``."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        made.add_column(column, justify="left" if column in text else "right", overflow="fold")
+        made.add_column(
+            column, justify="left" if column in text else "right", overflow="fold", no_wrap=column not in text or column in _SHORT
+        )
     for row in rows:
         made.add_row(*row)
     return made
@@ -65,18 +73,27 @@ _COLUMNS = (
 )
 
 
-def pareto_table(document: RunDocument) -> Table:
+def pareto_tables(document: RunDocument) -> list[RenderableType]:
     """The front, and the baselines that it is compared with."""
     trials = {trial["number"]: trial for trial in document["trials"]}
-    dense = trials[0]["throughput"]["measured_samples_per_s"] if 0 in trials else None
-    front = set(document["pareto"])
-    chosen = sorted(front | {number for number, trial in trials.items() if trial["role"] != "search"})
-    return table(
-        f"{document['run']}: the Pareto front (*) and the baselines, on {devices_in_words(document)}",
-        _COLUMNS,
-        [_row(trials[number], dense, number in front) for number in chosen],
-        text=("role", "strategy"),
-    )
+    chosen = [trial for number, trial in trials.items() if number in document["pareto"] or trial["role"] != "search"]
+    return _facts(f"{document['run']}: the Pareto front (*) and the baselines, on {devices_in_words(document)}", document, chosen)
+
+
+def best_tables(document: RunDocument, trial: TrialDocument) -> list[RenderableType]:
+    """One trial as among those of the front."""
+    title = f"{document['run']}: the fastest network within the tolerance, on {devices_in_words(document)}"
+    return _facts(title, document, [trial])
+
+
+def _facts(title: str, document: RunDocument, trials: Sequence[TrialDocument]) -> list[RenderableType]:
+    """One wide table, or two narrow ones where the terminal has no room for it."""
+    dense = document["trials"][0]["throughput"]["measured_samples_per_s"] if document["trials"] else None
+    rows = [_row(trial, dense, trial["number"] in document["pareto"]) for trial in trials]
+    if not sys.stdout.isatty() or Console().width >= NEEDED:
+        return [table(title, _COLUMNS, rows, text=("role", "strategy"))]
+    halves = ((_COLUMNS[:7], [row[:7] for row in rows]), (_COLUMNS[:1] + _COLUMNS[7:], [(row[0], *row[7:]) for row in rows]))
+    return [table(title, columns, part, text=("role", "strategy")) for columns, part in halves]
 
 
 def all_trials_table(document: RunDocument) -> Table:
@@ -85,25 +102,28 @@ def all_trials_table(document: RunDocument) -> Table:
         (
             str(trial["number"]),
             trial["state"],
-            trial["role"].replace("_", " "),
+            _role(trial),
             percent(trial["accuracy"]),
             rate(trial["throughput"]["predicted_samples_per_s"]),
             percent(trial["density"]),
-            str(trial["devices_used"]),
             trial["strategy"],
             trial["failure"] or "",
         )
         for trial in document["trials"]
     ]
-    columns = ("trial", "state", "role", "validation\naccuracy", "predicted\nsamples/s", "density", "devices", "strategy", "failure")
+    columns = ("trial", "state", "role", "validation\naccuracy", "predicted\nsamples/s", "density", "strategy", "failure")
     return table(f"{document['run']}: all trials, {document['state']}", columns, rows, text=("state", "role", "strategy", "failure"))
+
+
+def _role(trial: TrialDocument) -> str:
+    return "search" if trial["role"] == "search" else "baseline"
 
 
 def _row(trial: TrialDocument, dense: float | None, member: bool) -> Sequence[str]:
     measured = trial["throughput"]["measured_samples_per_s"]
     return (
         f"{trial['number']} {'*' if member else ' '}",
-        "search" if trial["role"] == "search" else "baseline",
+        _role(trial),
         percent(trial["accuracy"]),
         percent(trial["test_accuracy"]),
         rate(trial["throughput"]["predicted_samples_per_s"]),
@@ -116,13 +136,6 @@ def _row(trial: TrialDocument, dense: float | None, member: bool) -> Sequence[st
         f"{trial['crossing_units']:,}",
         f"{trial['communication_volume']:,}",
     )
-
-
-def best_table(document: RunDocument, trial: TrialDocument) -> Table:
-    """One trial as in the table of the front."""
-    dense = document["trials"][0]["throughput"]["measured_samples_per_s"]
-    title = f"{document['run']}: the fastest network within the tolerance, on {devices_in_words(document)}"
-    return table(title, _COLUMNS, [_row(trial, dense, True)], text=("role", "strategy"))
 
 
 def trial_tables(folder: RunFolder, trial: TrialDocument) -> list[RenderableType]:

@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from hardware.profile import Profile
 
 from grow import checkpoint
 from grow.history import History
 from grow.train import DivergedError, Session, evaluate, train
+from hardware.profile import Profile
 from search import build
 from search.errors import DEBUG_VARIABLE, StoppedError, exit_code_of
 from search.process import Signals, die_with_parent, noted_signals, orphaned
@@ -71,15 +71,15 @@ def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Sign
     begun_at, begun = time.monotonic(), training.step
     every = max(1, recipe.steps // METRICS)
     for progress in train(training):
-        if signals.received is not None or orphaned():
-            checkpoint.save_session(files.checkpoint, training)
-            raise StoppedError(signals.received or signal.SIGTERM)
         if progress.step % every == 0 or progress.step == recipe.steps:
             rate = (progress.step - begun) / max(1e-9, time.monotonic() - begun_at)
             evaluated = progress.step % max(every, recipe.steps // EVALUATIONS) == 0
             append_line(files.metrics, metrics(training, progress.loss, rate, evaluated=evaluated))
-        if progress.step % recipe.checkpoint_interval == 0:
+        stopped = signals.received is not None or orphaned()
+        if stopped or progress.step % recipe.checkpoint_interval == 0:  # after the metrics, of which none must be missing then
             checkpoint.save_session(files.checkpoint, training)
+        if stopped:
+            raise StoppedError(signals.received or signal.SIGTERM)
 
 
 def metrics(training: Session, loss: float, steps_per_s: float, *, evaluated: bool) -> dict[str, object]:

@@ -42,7 +42,7 @@ mnist = StudyDefinition(
         "steps": 400,
         "batch_size": 256,
         "optimizer": "sgd",
-        "learning_rate": 0.05,
+        "learning_rate": 0.1,
         "momentum": 0.9,
         "pattern": "source_group",
         "checkpoint_interval": 100,
@@ -50,7 +50,7 @@ mnist = StudyDefinition(
     first_guesses=(
         {
             "initial": "erk",
-            "density": 0.1,
+            "density": 0.08,
             "update_interval": 20,
             "drop_fraction": 0.3,
             "growth": "gradient",
@@ -60,17 +60,17 @@ mnist = StudyDefinition(
             "strategy": "units",
         },
         {
-            "initial": "dense",
+            "initial": "minimal",
             "density": 0.1,
             "update_interval": 20,
-            "drop_fraction": 0.2,
+            "drop_fraction": 0.3,
             "growth": "gradient",
             "pruning": "magnitude",
-            "price": 64.0,
+            "price": 32.0,
             "imbalance": 0.05,
             "strategy": "units",
         },
-        {"initial": "erk", "density": 0.05, "growth": "gradient", "pruning": "obd", "price": 256.0, "strategy": "units"},
+        {"initial": "erk", "density": 0.05, "update_interval": 20, "growth": "gradient", "pruning": "magnitude", "devices": 1},
     ),
 )
 """Start network 784-1024-1024-1024-10, or LeNet."""

@@ -7,7 +7,6 @@ Legend: B samples of this rank, C units, N values of one unit over all ranks, k 
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ class _Normalise(torch.autograd.Function):
         units, dims, size = x.shape[1], [0, *range(2, x.dim())], x.numel() // x.shape[1]
         variance, mean = torch.var_mean(x, dims, correction=0) if size else (x.new_zeros(units), x.new_zeros(units))
         gathered = peers.gather(torch.cat([mean, variance * size, x.new_full((1,), size)]))  # (k, 2 C + 1)
-        means, squares, sizes = gathered.split([units, units, 1], 1)
+        means, squares, sizes = torch.split(gathered, [units, units, 1], 1)
         # Chan, Golub, LeVeque 1979: moments of a union from the moments of its parts
         total = sizes.sum()
         mean = (means * sizes).sum(0) / total
@@ -75,7 +74,7 @@ class GlobalBatchNorm(nn.Module):
         bias = x.new_zeros(x.shape[1]) if self.bias is None else self.bias
         out, mean, variance, total = _Normalise.apply(x, weight, bias, self.eps, self.peers)  # type: ignore[no-untyped-call]
         if float(total) <= 1:
-            raise ValueError(f"batch has {prod(x.shape) // x.shape[1]} values per unit, but must have at least 2 for batch norm; use a larger batch")
+            raise ValueError(f"batch has {int(total)} values per unit, but must have at least 2 for batch norm; use a larger batch")
         if self.training and self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum

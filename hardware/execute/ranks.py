@@ -6,6 +6,7 @@ ends when its standard input does, so it cannot outlive the process that started
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeVar, TypeVarTuple, Unpack, cast
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeVar, TypeVarTuple, cast
 
 if TYPE_CHECKING:
     import torch
@@ -84,8 +85,8 @@ class _Child:
 
 
 def run_ranks(
-    target: Callable[[Rank, Unpack[Arguments]], T],
-    *arguments: Unpack[Arguments],
+    target: Callable[[Rank, *Arguments], T],
+    *arguments: *Arguments,
     ranks: int,
     kind: Kind = "cpu",
     threads: int = 1,
@@ -100,7 +101,9 @@ def run_ranks(
     if ranks < 1:
         raise ValueError(f"ranks is {ranks}, but must be at least 1; one rank is one process")
     if target.__module__ == "__main__" or "<" in target.__qualname__:
-        raise ValueError(f"target is {target.__module__}.{target.__qualname__}, but must be importable by name; move it to the top of a module")
+        raise ValueError(
+            f"target is {target.__module__}.{target.__qualname__}, but must be importable by name; move it to the top of a module"
+        )
     work = pickle.dumps((target, arguments), protocol=pickle.HIGHEST_PROTOCOL)
     deadline = time.monotonic() + timeout_s
     children: list[_Child] = []
@@ -158,11 +161,9 @@ def _environment(threads: int) -> dict[str, str]:
 
 def _hand_over(child: _Child, work: bytes) -> None:
     stream = cast("IO[bytes]", child.process.stdin)  # stays open: its end is the rank's end
-    try:
+    with contextlib.suppress(BrokenPipeError):  # the rank is dead already; _collect says so
         stream.write(len(work).to_bytes(8, "big") + work)
         stream.flush()
-    except BrokenPipeError:
-        pass  # the rank is dead already; _collect says so
 
 
 def _collect(children: list[_Child], deadline: float, timeout_s: float) -> list[object]:
@@ -205,10 +206,8 @@ def _end(children: list[_Child]) -> None:
     for child in children:
         child.process.wait()
         os.close(child.results)
-        try:
+        with contextlib.suppress(BrokenPipeError):  # work that a dead rank never read
             cast("IO[bytes]", child.process.stdin).close()
-        except BrokenPipeError:
-            pass  # work that a dead rank never read
 
 
 # ---- in the rank ----
@@ -245,7 +244,7 @@ def _work(setting: _Setting, work: bytes) -> object:
         torch.cuda.set_device(device)
     distributed.init_process_group(
         "nccl" if gpus >= setting.count else "gloo",  # NCCL refuses two ranks on one GPU
-        store=distributed.FileStore(setting.store, setting.count),
+        store=distributed.FileStore(setting.store, setting.count),  # type: ignore[attr-defined]
         rank=setting.number,
         world_size=setting.count,
         timeout=timedelta(seconds=setting.timeout_s),

@@ -17,15 +17,16 @@ from hardware.workload import IntArray, Workload
 
 def metis(work: Workload, parts: int, imbalance: float = 0.05, seed: int = 0) -> Partition:
     """Every hidden space with the fewest cut connections that METIS finds. ValueError where pymetis is not installed."""
-    return space_by_space(work, parts, imbalance, seed, _solve)
+    return space_by_space(work, parts, imbalance, seed, solve)
 
 
-def _solve(problem: Problem) -> IntArray:
+def solve(problem: Problem) -> IntArray:
+    """Divide one space."""
     try:
         import pymetis
     except ImportError:
         raise ValueError("partitioner is 'metis', but must be installed; pip install pymetis, or use 'mtkahypar' or 'contiguous'") from None
-    count, anchors = len(problem.weights), problem.parts
+    count, anchors = len(problem.weights), _anchors(problem)
     graph = _graph(problem)
     weights = np.concatenate(
         [
@@ -34,24 +35,23 @@ def _solve(problem: Problem) -> IntArray:
             np.zeros(graph.shape[0] - count - anchors, np.int64),
         ]
     )
-    allowed = max(1, round(1000 * problem.imbalance / 2))  # of units and anchor together, which weigh twice the units
+    allowed = max(1, round(1000 * problem.imbalance / (2 if anchors else 1)))  # an anchor doubles the weight
     found = pymetis.part_graph(
         problem.parts,
-        xadj=graph.indptr.tolist(),
-        adjncy=graph.indices.tolist(),
-        vweights=weights.tolist(),
-        eweights=graph.data.tolist(),
+        pymetis.CSRAdjacency(graph.indptr, graph.indices),
+        vweights=weights,
+        eweights=graph.data,
         recursive=False,
         options=pymetis.Options(seed=problem.seed, ufactor=allowed),
     )
     parts = np.array(found.vertex_part, np.int64)
-    return _named(parts, count, problem.parts)
+    return _named(parts, count, anchors) if anchors else parts[:count]
 
 
 def _graph(problem: Problem) -> csr_array:
     """Symmetric graph: units, one anchor per part, and the readers ahead, which weigh nothing."""
     count = len(problem.weights)
-    rows, columns, size = [], [], count + problem.parts
+    rows, columns, size = [], [], count + _anchors(problem)
     for nets in problem.behind:
         rows.append(nets.units)
         columns.append(count + nets.part[nets.ids])
@@ -64,6 +64,10 @@ def _graph(problem: Problem) -> csr_array:
     graph = coo_array((np.ones(len(both[0]), np.int64), both), shape=(size, size)).tocsr()
     graph.sum_duplicates()
     return graph
+
+
+def _anchors(problem: Problem) -> int:
+    return problem.parts if problem.behind else 0
 
 
 def _named(found: IntArray, count: int, parts: int) -> IntArray:

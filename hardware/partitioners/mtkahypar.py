@@ -8,19 +8,21 @@ its connectivity minus one is the number of copies sent. Only the DETERMINISTIC 
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hardware.partition import Partition
 from hardware.partitioners.base import Nets, Problem, space_by_space
+from hardware.partitioners.metis import solve as solve_by_metis
 from hardware.workload import IntArray, Workload
 
 if TYPE_CHECKING:
     from mtkahypar import Initializer
 
-PINS = 2**15
-"""Pins per space, behind and ahead each, beyond which a random share of them stands for all: keeps a million connections within seconds."""
+PINS = 2**16
+"""Pins of one space beyond which METIS takes its place where it is installed: Mt-KaHyPar takes about a second for so many on one thread."""
 
 BEHIND = 4
 """How much more a copy behind the space counts, which is certain, than one ahead, which the next space may still avoid."""
@@ -47,6 +49,8 @@ def _solver() -> Initializer:
 
 def _solve(problem: Problem) -> IntArray:
     solver = _solver()
+    if sum(len(nets.ids) for nets in problem.behind + problem.ahead) > PINS and find_spec("pymetis") is not None:
+        return solve_by_metis(problem)
     import mtkahypar
 
     context = solver.context_from_preset(mtkahypar.PresetType.DETERMINISTIC)
@@ -58,7 +62,7 @@ def _solve(problem: Problem) -> IntArray:
     costs: list[int] = []
     for factor, found in ((BEHIND, problem.behind), (1, problem.ahead)):
         for nets in found:
-            listed, values = _pins(nets, count, problem.seed)
+            listed, values = _pins(nets, count)
             pins += listed
             costs += (factor * values).tolist()
     if not pins:
@@ -69,16 +73,12 @@ def _solve(problem: Problem) -> IntArray:
     return np.array(graph.partition(context).get_partition()[:count], np.int64)
 
 
-def _pins(nets: Nets, count: int, seed: int) -> tuple[list[list[int]], IntArray]:
+def _pins(nets: Nets, count: int) -> tuple[list[list[int]], IntArray]:
     """Pins of every net that can be saved, with the anchor of its source's part behind the units; and the nets' values."""
-    ids, units = nets.ids, nets.units
-    if len(ids) > PINS:
-        kept = np.sort(np.random.default_rng(seed).choice(len(ids), PINS, replace=False))
-        ids, units = ids[kept], units[kept]
-    order = np.argsort(ids, kind="stable")
-    chosen, starts = np.unique(ids[order], return_index=True)
+    order = np.argsort(nets.ids, kind="stable")
+    chosen, starts = np.unique(nets.ids[order], return_index=True)
     listed, kept_nets = [], []
-    for net, members in zip(chosen.tolist(), np.split(units[order], starts[1:]), strict=True):
+    for net, members in zip(chosen.tolist(), np.split(nets.units[order], starts[1:]), strict=True):
         anchor = [count + int(nets.part[net])] if nets.part[net] >= 0 else []
         if len(members) < count and len(members) + len(anchor) > 1:
             listed.append([*members.tolist(), *anchor])

@@ -28,5 +28,5 @@ def best(run: str, /, *, runs_dir: Path = Path("runs")) -> int:
     if chosen is None:
         raise NoUsableTrialError(f"run {found['run']!r} has no trial on its front yet; wait for one, or resume the run")
     files = folder.trial(chosen["number"])
-    report.show(report.best_table(found, chosen), f"Its weights and topology: {files.checkpoint}", f"Its recipe: {files.recipe}")
+    report.show(*report.best_tables(found, chosen), f"Its weights and topology: {files.checkpoint}", f"Its recipe: {files.recipe}")
     return 0

@@ -23,14 +23,14 @@ def print_error_line(text: str) -> None:
 
 def conclude(folder: RunFolder, *, as_json: bool) -> int:
     """The end of `run` and `resume`: the front, and where to look further."""
-    from search.report import pareto_table, show
+    from search.report import pareto_tables, show
     from search.run import reference
 
     found = document(folder)
     if as_json:
         print_json(found)
     else:
-        show(pareto_table(found), f"Look further: grow show {reference(folder)}")
+        show(*pareto_tables(found), f"Look further: grow show {reference(folder)}")
     searched = [trial for trial in found["trials"] if trial["role"] == "search"]
     if searched and not any(trial["state"] == "complete" for trial in searched):
         raise NoUsableTrialError(

@@ -42,7 +42,7 @@ def show(
     from search import report
 
     if trial is None:
-        report.show(report.all_trials_table(found), report.pareto_table(found))
+        report.show(report.all_trials_table(found), *report.pareto_tables(found))
     else:
         report.show(*report.trial_tables(folder, found["trials"][trial]))
     return 0

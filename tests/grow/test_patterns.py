@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grow.axes import IntArray, Segment
-from grow.patterns import Choice, Scored, highest, highest_priced, lowest, lowest_groups
+from grow.patterns import Choice, Scored, _even_out, highest, highest_balanced, highest_priced, lowest, lowest_groups
 from grow.topology import Connections, Space, Topology
 from tests.contracts.pattern import TOPOLOGY, Choose, PatternContract, candidates, total
 from tests.contracts.topologies import branched, mlp
@@ -216,3 +216,36 @@ def test_contradicting_arguments_are_errors() -> None:
         highest_priced(scored, TWO, {"s1": np.zeros(3, np.int64)}, 1, 1)
     with pytest.raises(ValueError, match="scores of layer 'fc2' has 1 entries, but must have one per position, 2"):
         lowest({"fc2": (np.array([0, 1]), np.ones(1, np.float32))}, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20)), min_size=1, max_size=6), st.data())
+def test_shares_even_the_load_out_as_far_as_there_are_places(parts: list[tuple[int, int]], data: st.DataObject) -> None:
+    load, places = (np.array(column) for column in zip(*parts, strict=True))
+    count = data.draw(st.integers(0, int(places.sum())))
+    shares = _even_out(load, places, count)
+    assert shares.sum() == count
+    assert (shares >= 0).all()
+    assert (shares <= places).all()
+    after = load + shares
+    for giver in np.flatnonzero(shares > 0):  # nothing is gained by giving one of its connections to another part
+        assert not ((after < after[giver] - 1) & (shares < places)).any()
+
+
+def test_balanced_growth_gives_a_space_what_the_priced_one_would_and_evens_its_parts_out() -> None:
+    rng = np.random.default_rng(0)
+    topology = mlp(20, 30, 30, 5)
+    parts = {space.name: np.arange(space.units) % 3 // 2 for space in topology.hidden}  # part 0 has twice the units
+    index = {layer.layer: np.sort(rng.choice(layer.possible, layer.possible // 10, replace=False)) for layer in topology.layers}
+    topology = topology.with_index(index)
+    scored = {}
+    for layer in topology.layers:
+        positions = np.setdiff1d(np.arange(layer.possible), layer.positions())
+        scored[layer.layer] = (positions, rng.random(len(positions), np.float32))
+    free = highest_priced(scored, topology, parts, 2.0, 400)
+    even = highest_balanced(scored, topology, parts, 2.0, 400)
+    assert {name: len(positions) for name, positions in even.items()} == {name: len(positions) for name, positions in free.items()}
+    for layer in topology.layers:
+        if layer.target in parts:
+            rows = np.concatenate([layer.positions(), even[layer.layer]]) // layer.shape[1]
+            first, second = np.bincount(parts[layer.target][rows], minlength=2)
+            assert abs(first - second) <= 1

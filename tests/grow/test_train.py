@@ -13,9 +13,9 @@ from grow import checkpoint, controller, schedules
 from grow.criteria import CRITERIA
 from grow.history import History
 from grow.network import Network
-from grow.topology import unconnected
 from grow.optim import make
 from grow.task import Classification, Samples
+from grow.topology import unconnected
 from grow.train import DivergedError, Methods, Session, evaluate, train
 
 

@@ -77,7 +77,7 @@ def test_resuming_a_finished_run_changes_nothing(digits: Finished, grow: Grow) -
 
 
 def test_a_diverging_trial_is_recorded_and_the_search_goes_on(tiny: str, grow: Grow, tmp_path: Path) -> None:
-    options = ("--gpus", "1", "--trials", "6", "--tolerance", "100", "--name", "diverging", "--json")
+    options = ("--gpus", "2", "--trials", "6", "--tolerance", "100", "--name", "diverging", "--json")
     done = grow("run", "--study", tiny, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -99,7 +99,7 @@ def test_a_failing_baseline_ends_the_run_with_its_reason(grow: Grow, tmp_path: P
 
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
     options = ["run", "--study", "digits", "--gpus", "1", "--trials", "4", "--tolerance", "100"]
-    options += ["--set", "steps=400", "--set", "checkpoint_interval=40"]
+    options += ["--set", "steps=200", "--set", "checkpoint_interval=20"]
     whole = tmp_path / "runs" / "whole"
     assert grow(*options, "--name", "whole", cwd=tmp_path).returncode == 0
 

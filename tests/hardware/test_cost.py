@@ -1,0 +1,115 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hardware.cost import layer_seconds, local_layers, predict
+from hardware.layout import strategy
+from hardware.partition import Partition, bytes_per_step
+from hardware.partitioners import PARTITIONERS
+from hardware.profile import key_of
+from hardware.workload import Workload
+from tests.contracts.partitioner import sparse
+from tests.contracts.topologies import branched, convolutional, mlp
+from tests.hardware.test_profile import BANDWIDTH, FLOP_S, LATENCY_S, OVERHEAD_S, made_up_profile
+
+PROFILE = made_up_profile()
+MLP = mlp(10, 20, 20, 5)
+
+
+def halves(separate: bool) -> tuple[Workload, Partition]:
+    """20 units a space in two parts; the middle layer has no connection between them, or all."""
+    side = np.repeat([0, 1], 10)
+    index = np.flatnonzero((side[:, None] == side[None, :]).reshape(-1)) if separate else None
+    return Workload.of(MLP.with_index({"fc2": index})), Partition({"s1": side, "s2": side}, 2)
+
+
+def test_a_dense_network_on_one_device_takes_its_three_products_and_the_overhead() -> None:
+    step = predict(Workload.of(MLP), "single", None, PROFILE, 64)
+    products = 10 * 20 / 2 + 20 * 20 + 20 * 5  # the first layer needs no gradient of its input
+    assert step.compute_s == pytest.approx(OVERHEAD_S + FLOP_S * 64 * products)
+    assert (step.communication_s, step.bytes_per_step) == (0.0, 0)
+    assert step.samples_per_s == pytest.approx(64 / step.total_s)
+
+
+def test_the_faster_kernel_is_taken() -> None:
+    thin, thick = (Workload.of(sparse(mlp(10, 100, 100, 5), density)) for density in (0.05, 0.5))
+    names = [layer_seconds(list(local_layers(work))[1], PROFILE, 64, True)[1] for work in (thin, thick)]
+    assert names == ["csr", "dense"]
+
+
+def test_data_parallelism_sums_every_gradient() -> None:
+    step = predict(Workload.of(MLP), "data", None, PROFILE, 64, 2)
+    size = 4 * (10 * 20 + 20 + 20 * 20 + 20 + 20 * 5 + 5)
+    assert step.compute_s == pytest.approx(OVERHEAD_S + FLOP_S * 32 * (100 + 400 + 100))
+    assert step.communication_s == pytest.approx(2 * (LATENCY_S + size / 2 / BANDWIDTH))
+    assert (step.sum_bytes_per_step, step.halo_bytes_per_step) == (2 * size, 0)
+
+
+def test_two_halves_that_do_not_talk_do_a_quarter_of_the_work_each_in_the_middle() -> None:
+    work, partition = halves(separate=True)
+    step = predict(work, "units", partition, PROFILE, 64)
+    logits = 64 * 5 * 4
+    assert step.compute_s == pytest.approx(OVERHEAD_S + FLOP_S * 64 * (10 * 10 / 2 + 10 * 10 + 10 * 5))
+    assert step.communication_s == pytest.approx(2 * (LATENCY_S + logits / 2 / BANDWIDTH))
+    assert step.halo_bytes_per_step == 0
+
+
+def test_two_halves_that_tell_each_other_everything_exchange_forward_and_backward() -> None:
+    work, partition = halves(separate=False)
+    step = predict(work, "units", partition, PROFILE, 64)
+    handed, logits = 10 * 64 * 4, 64 * 5 * 4
+    assert step.compute_s == pytest.approx(OVERHEAD_S + FLOP_S * 64 * (10 * 10 / 2 + 10 * 20 + 10 * 5))
+    assert step.communication_s == pytest.approx(2 * (LATENCY_S + handed / BANDWIDTH) + 2 * (LATENCY_S + logits / 2 / BANDWIDTH))
+    assert step.halo_bytes_per_step == bytes_per_step(work, partition, 64, 4) == 2 * 2 * handed
+
+
+@pytest.mark.parametrize("topology", [MLP, convolutional(), branched()])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_share_all_rows_and_all_connections(topology: object, parts: int) -> None:
+    work = Workload.of(sparse(topology, 0.4))  # type: ignore[arg-type]
+    partition = PARTITIONERS["contiguous"](work, parts)
+    held = [list(local_layers(work, partition, part)) for part in range(parts)]
+    for number, layer in enumerate(work.layers):
+        divided = layer.target in partition.parts
+        if divided:
+            assert sum(local[number].rows for local in held) == layer.rows
+        if divided or all(reads.space in partition.parts for reads in layer.reads):
+            assert sum(local[number].connections for local in held) == layer.connections
+
+
+@pytest.mark.parametrize("name", ["single", "data", "units"])
+def test_more_samples_and_more_connections_take_longer(name: str) -> None:
+    def total(density: float, batch: int) -> float:
+        work = Workload.of(sparse(mlp(30, 60, 60, 10), density))
+        return predict(work, name, PARTITIONERS["contiguous"](work, 2), PROFILE, batch, 2).total_s
+
+    assert total(0.05, 64) < total(0.05, 128) < total(0.05, 256)
+    assert total(0.01, 256) < total(0.03, 256) < total(0.08, 256)
+
+
+def test_a_slower_link_makes_a_slower_step() -> None:
+    work, partition = halves(separate=False)
+    slow = replace(PROFILE, links=tuple(replace(link, latency_s=1e-2) for link in PROFILE.links))
+    assert predict(work, "units", partition, slow, 64).total_s > predict(work, "units", partition, PROFILE, 64).total_s
+
+
+def test_a_strategy_may_be_named_or_spelt_out() -> None:
+    work, partition = halves(separate=True)
+    assert predict(work, strategy(work, "units"), partition, PROFILE, 64) == predict(work, "units", partition, PROFILE, 64)
+
+
+def test_the_word_is_of_the_profile() -> None:
+    work = Workload.of(MLP)
+    here = replace(PROFILE, key=key_of(PROFILE.devices))
+    assert [predict(work, "single", None, profile, 1).word for profile in (PROFILE, here)] == ["simulated", "predicted"]
+
+
+def test_units_without_a_partition_are_refused() -> None:
+    with pytest.raises(ValueError, match="partition is None, but must be given under 'units'"):
+        predict(Workload.of(MLP), "units", None, PROFILE, 64)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch is 0, but must be at least 1"):
+        predict(Workload.of(MLP), "single", None, PROFILE, 0)

@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import pytest
+
+from hardware import devices
+from hardware.devices import Device, DeviceGraph, Link, TooFewDevicesError, discover
+
+GPUS = tuple(Device("H100", "cuda", index, 80 * 2**30, f"GPU-{index}") for index in range(2))
+WORKERS = tuple(Device("cpu", "cpu", index, 2**30, f"host/worker{index}") for index in range(3))
+
+
+def test_gpus_are_taken_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: GPUS)
+    found = discover("auto", 2)
+    assert (found.devices, found.kind, found.note) == (GPUS, "cuda", None)
+
+
+def test_cpu_workers_stand_in_for_missing_gpus_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: GPUS[:1])
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    found = discover("auto", 2)
+    assert [device.kind for device in found.devices] == ["cpu", "cpu"]
+    assert found.note == "1 of 2 GPUs found: 2 CPU workers of one core each stand in, and every figure is of them"
+
+
+def test_cuda_with_too_few_gpus_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: GPUS)
+    with pytest.raises(TooFewDevicesError, match="the number of GPUs is 2, but must be at least 3"):
+        discover("cuda", 3)
+
+
+def test_more_workers_than_cores_are_allowed_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    assert discover("cpu", 2).note is None
+    assert discover("cpu", 3).note == "3 workers share 2 cores, so more workers cannot be faster"
+
+
+def test_no_device_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="number of devices is 0, but must be at least 1"):
+        discover("cpu", 0)
+
+
+def test_finding_devices_does_not_import_torch() -> None:
+    code = "import sys; from hardware.devices import discover; discover('auto', 2); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_link_serves_both_directions() -> None:
+    link = Link(1e-5, 1e9)
+    graph = DeviceGraph(WORKERS[:2], {(0, 1): link})
+    assert graph.link(1, 0) is link
+    assert graph.links == {(0, 1): link}
+
+
+def test_a_device_graph_that_falls_apart_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"falls apart into \[\[0, 1\], \[2\]\], but must be connected"):
+        DeviceGraph(WORKERS, {(0, 1): Link(1e-5, 1e9)})
+
+
+@pytest.mark.parametrize(("latency_s", "bandwidth", "name"), [(0.0, 0.0, "bandwidth_bytes_per_s"), (-1.0, 1.0, "latency_s")])
+def test_a_link_without_bandwidth_or_back_in_time_is_refused(latency_s: float, bandwidth: float, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is"):
+        Link(latency_s, bandwidth)
+
+
+def test_a_link_to_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"link is \(0, 0\)"):
+        DeviceGraph(WORKERS[:1], {(0, 0): Link(0.0, 1.0)})

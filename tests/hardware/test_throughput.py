@@ -1,0 +1,76 @@
+"""Measured throughput: jobs on one start of the ranks, figures that fit together, and a baseline without handicap."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from grow.network import Network
+from hardware.execute.exchange import Peers
+from hardware.execute.measure import Job, measure_throughput
+from hardware.shard import shard
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers = [layer for one, other in pairwise(widths) for layer in (nn.Linear(one, other), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_jobs_of_different_widths_share_the_ranks() -> None:
+    network = Network(mlp(8, 12, 12, 4), torch.zeros(1, 8))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    inputs, targets = torch.randn(16, 8), torch.randint(0, 4, (16,))
+    parts = {space: np.arange(12) % 2 for space in ("0", "2")}
+    jobs = [
+        Job(network, "single", 1, inputs, targets),
+        Job(network, "data", 2, inputs, targets, optimizer="adam"),
+        Job(network, "units", 2, inputs, targets, parts=parts),
+        Job(network, "units", 3, inputs, targets, parts={space: np.arange(12) % 3 for space in ("0", "2")}),
+    ]
+    found = measure_throughput(jobs, seconds_per_job=0.1, rounds=3)
+    for result in found:
+        assert 0 < result.lowest_samples_per_s <= result.samples_per_s <= result.highest_samples_per_s
+        assert result.step_s * result.samples_per_s == pytest.approx(16)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    # dense: every unit of the first hidden space goes to every other part
+    assert [result.halo_bytes_per_step for result in found] == [0, 0, 2 * 4 * 16 * 12, 2 * 4 * 16 * 24]
+    assert [result.sum_bytes_per_step for result in found] == [0, 2 * 4 * parameters, 2 * 4 * 16 * 4, 3 * 2 * 4 * 16 * 4]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_bad_jobs_are_refused() -> None:
+    network = Network(mlp(3, 4, 2), torch.zeros(1, 3))
+    job = Job(network, "single", 0, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="devices is 0, but must be at least 1"):
+        measure_throughput([job])
+    assert measure_throughput([]) == []
+
+
+@pytest.mark.slow
+def test_the_dense_baseline_is_as_fast_as_plain_torch_modules() -> None:
+    torch.set_num_threads(1)
+    module = mlp(784, 512, 512, 10)
+    local = shard(Network(module, torch.zeros(1, 784)), "single", Peers(0, 1))
+    inputs, targets = torch.randn(256, 784), torch.randint(0, 10, (256,))
+    plain = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    ours = torch.optim.SGD(local.module.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        plain.zero_grad(set_to_none=True)
+        functional.cross_entropy(module(inputs), targets).backward()
+        plain.step()
+
+    def timed(*work: object) -> float:
+        start = time.perf_counter()
+        step() if not work else local.step(ours, inputs, targets, functional.cross_entropy)
+        return time.perf_counter() - start
+
+    pairs = [(timed(), timed(local)) for _ in range(60)][5:]
+    assert median(ours_s for _, ours_s in pairs) / median(plain_s for plain_s, _ in pairs) < 1.05
