@@ -34,7 +34,7 @@ GROWTH_END, UPDATES_END = 0.6, 0.75
 WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
 
-MINIMAL_DENSITY = 0.25
+MINIMAL_DENSITY = 0.08
 """Density at which a network grown from the minimal seed arrives: the fewer connections it may have, the narrower it stays."""
 
 

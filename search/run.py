@@ -283,7 +283,7 @@ class _Search:
                 "study": self.options.study,
                 "study_sha256": self.record.study_sha256,
                 "network": self.plan.network,
-                "data_dir": self.options.data_dir,
+                "data_dir": data["folder"],
                 "data_sha256": data["sha256"],
                 "number": number,
                 "role": role,
