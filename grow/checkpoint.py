@@ -79,12 +79,15 @@ def read(folder: Path) -> Checkpoint:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The last whole checkpoint among the numbered folders in ``folder``; None if there is none."""
-    for path in sorted(folder.glob("[0-9]*[0-9]"), reverse=True):
+    """The last whole checkpoint among the numbered folders in ``folder``; None if there are none. CheckpointError if all are damaged."""
+    paths = sorted(folder.glob("[0-9]*[0-9]"), reverse=True)
+    for path in paths:
         try:
             return read(path)
         except CheckpointError:
             continue
+    if paths:
+        raise CheckpointError(f"{folder} holds {len(paths)} checkpoints, but none is whole; remove the folder to train from the start")
     return None
 
 

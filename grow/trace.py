@@ -18,7 +18,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional
 
 from grow.axes import NO_SPACE, Axes, Segment, SpaceAxis
@@ -118,6 +117,9 @@ def trace(module: nn.Module, example: Tensor) -> Traced:
 
 
 def _symbolic(module: nn.Module) -> fx.GraphModule:
+    if type(module) in MODULES:
+        kind = type(module).__name__
+        raise TraceError(f"module is a bare {kind}, but must be a network that holds one; pass nn.Sequential({kind}(...))")
     try:
         traced = fx.symbolic_trace(module)
     except Exception as error:
@@ -130,7 +132,24 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
         shared.remove(name)
     if shared:
         raise TraceError(f"tensor {shared[0]!r} is shared with another module, but must belong to one; give each module its own weights")
-    return copy.deepcopy(traced)
+    copied = copy.deepcopy(traced)
+    for node in copied.graph.nodes:
+        node.type = None  # annotations mean nothing here, and need not be known where the graph is taken
+    return copied
+
+
+class _Shapes(fx.Interpreter):
+    """Notes the shape of every node that is a tensor. torch's own ShapeProp prints a traceback before it raises."""
+
+    def run_node(self, n: fx.Node) -> object:
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            where = f"module {n.target!r}" if n.op == "call_module" else f"node {n.name!r}"
+            raise TraceError(f"{where} failed on it: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape)
+        return result
 
 
 def _propagate_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
@@ -138,7 +157,7 @@ def _propagate_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
     graph_module.eval()
     try:
         with torch.no_grad():
-            ShapeProp(graph_module).propagate(example)
+            _Shapes(graph_module).run(example)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise TraceError(
@@ -149,7 +168,8 @@ def _propagate_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["tensor_meta"].shape)
+    shape: tuple[int, ...] = node.meta["shape"]
+    return shape
 
 
 def _visit(tracing: _Tracing, node: fx.Node) -> _Signature | None:
@@ -263,6 +283,11 @@ def _unitwise(tracing: _Tracing, node: fx.Node) -> _Signature:
     return _only_input(tracing, node)
 
 
+def _frozen_dropout(tracing: _Tracing, node: fx.Node) -> _Signature:
+    """torch.fx would freeze the flag ``training`` as it is now, and drop units in evaluation as well."""
+    raise TraceError(f"node {node.name!r} is functional.dropout, but must be a module that knows when to evaluate; use nn.Dropout")
+
+
 def _flatten(tracing: _Tracing, node: fx.Node) -> _Signature:
     signature = _only_input(tracing, node)
     argument = node.args[0]
@@ -284,7 +309,7 @@ def _view(tracing: _Tracing, node: fx.Node) -> _Signature:
 
 def _no_tensor(tracing: _Tracing, node: fx.Node) -> None:
     """Sizes and shapes: read at run time, without units."""
-    if isinstance(node.meta.get("tensor_meta"), TensorMetadata):
+    if "shape" in node.meta:
         raise _unknown(node, f"{getattr(node.target, '__name__', node.target)} of a tensor")
 
 
@@ -341,7 +366,8 @@ FUNCTIONS: dict[object, _Handler] = {
     **dict.fromkeys((functional.relu, functional.relu6, functional.leaky_relu, functional.elu), _unitwise),
     **dict.fromkeys((functional.gelu, functional.silu), _unitwise),
     **dict.fromkeys((functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d), _unitwise),
-    **dict.fromkeys((torch.relu, torch.tanh, torch.sigmoid, functional.dropout), _unitwise),
+    **dict.fromkeys((torch.relu, torch.tanh, torch.sigmoid), _unitwise),
+    functional.dropout: _frozen_dropout,
     **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
     **dict.fromkeys((operator.mul, torch.mul), _scale),
     **dict.fromkeys((getattr, operator.getitem), _no_tensor),

@@ -26,6 +26,7 @@ from hardware.partitioners import PARTITIONERS
 from hardware.profile import Profile
 from hardware.workload import Workload
 from search.definition import StudyDefinition, StudyReference
+from search.errors import ConfigurationError, RunNotFoundError
 from search.recipe import Recipe
 
 GROWTH_END, UPDATES_END = 0.6, 0.75
@@ -121,13 +122,21 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
 
 
 def trained_network(material: Material, folder: Path) -> Network:
-    """The network of the last whole checkpoint in a folder. ValueError if there is none."""
-    saved = checkpoint.latest(folder)
+    """The network of the last whole checkpoint in a folder. RunNotFoundError if there is none."""
+    saved = last_checkpoint(folder)
     if saved is None:
-        raise checkpoint.CheckpointError(f"{folder} holds no whole checkpoint, but must; train the trial again")
+        raise RunNotFoundError(f"{folder} holds no checkpoint, but must; the run is damaged, start a new one")
     network = start_network(material)
     checkpoint.restore(network, saved)
     return network
+
+
+def last_checkpoint(folder: Path) -> checkpoint.Checkpoint | None:
+    """The last whole checkpoint in a folder, None before the first. RunNotFoundError if all are damaged."""
+    try:
+        return checkpoint.latest(folder)
+    except checkpoint.CheckpointError as error:
+        raise RunNotFoundError(str(error)) from error
 
 
 def _plant(network: Network, recipe: Recipe) -> None:
@@ -146,7 +155,14 @@ def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
     wanted = max(1, round(recipe.density * dense.possible))
     if recipe.initial == "dense" and wanted == dense.possible:
         return Policy(recipe.steps, recipe.update_interval, 0, schedules.constant(wanted), schedules.constant(0.0), {})
-    settled, last = round(GROWTH_END * recipe.steps), round(UPDATES_END * recipe.steps)
+    end = round(UPDATES_END * recipe.steps)
+    last = end // recipe.update_interval * recipe.update_interval
+    if last == 0 and recipe.initial in ("dense", "minimal"):
+        raise ConfigurationError(
+            f"update_interval is {recipe.update_interval}, but must be at most {end} to reach the density in {recipe.steps} steps;"
+            " lower it or train longer"
+        )
+    settled = min(round(GROWTH_END * recipe.steps), last)  # so that an update is left that meets the target exactly
     units = {}
     if recipe.initial == "minimal":
         widths = _final_widths(dense, wanted)
@@ -156,7 +172,7 @@ def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
         recipe.update_interval,
         last,
         schedules.cubic(planted.connections, wanted, 0, settled),
-        schedules.cosine(recipe.drop_fraction, max(1, last)),
+        schedules.cosine(recipe.drop_fraction, max(1, end)),
         units,
     )
 
@@ -199,5 +215,8 @@ def _settled(network: Network, recipe: Recipe, profile: Profile) -> Partition | 
         return None
     assert network.parts is not None
     work = Workload.of(network.topology)
-    candidates = (Partition(network.parts, recipe.devices), _partition(work, recipe))
+    grown, anew = Partition(network.parts, recipe.devices), _partition(work, recipe)
+    # Units that die may leave a part without any, which no device could run.
+    whole = all(len(np.unique(parts)) == recipe.devices for parts in grown.parts.values())
+    candidates = (grown, anew) if whole else (anew,)
     return min(candidates, key=lambda partition: predict(work, "units", partition, profile, recipe.batch_size).total_s)

@@ -149,5 +149,11 @@ def ending(code: int, log: Path) -> str:
     if code < 0:
         cause = f"the worker was ended by {signal.Signals(-code).name}"
         return cause + (", perhaps because memory ran out" if -code == signal.SIGKILL else "")
+    said = last_words(log)
+    return f"the worker ended with exit code {code}" + (f": {said}" if said else "")
+
+
+def last_words(log: Path) -> str:
+    """The last line that a worker logged, empty if there is none."""
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return f"the worker ended with exit code {code}" + (f": {lines[-1].removeprefix('grow: ')}" if lines else "")
+    return lines[-1].removeprefix("grow: ") if lines else ""

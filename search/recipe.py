@@ -147,8 +147,8 @@ def parse_setting(text: str) -> tuple[str, object]:
     try:
         return name, _adapter(annotation).validate_strings(raw)
     except ValidationError as error:
-        value = _shown(raw)
-        raise ConfigurationError(f"{name} is {value}, but must be {_rule(annotation)}{_meant(annotation, raw)}") from error
+        remedy = _meant(annotation, raw) or f"; choose another with --set {name}=..."
+        raise ConfigurationError(f"{name} is {_shown(raw)}, but must be {_rule(annotation)}{remedy}") from error
 
 
 @cache

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING
 from search import progress
 from search.errors import ChildError, RunError, RunNotFoundError, StoppedError
 from search.options import Options, RunRecord
-from search.process import POLL_S, Signals, Slot, ending, noted_signals, slots, spawn, stop, wait
+from search.process import POLL_S, Signals, Slot, ending, last_words, noted_signals, slots, spawn, stop, wait
 from search.progress import Progress, open_progress
 from search.rundir import (
     RunFolder,
     RunLock,
     append_line,
     create_run_folder,
+    missing_folders,
     read_json,
     removed_on_error,
     write_json,
@@ -53,14 +54,15 @@ DATA_PARALLEL = 1
 def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str | None) -> RunFolder:
     """Begin a new run and work on it to the end of its budget; a run that cannot begin leaves nothing behind."""
     stem = Path(options.study.rpartition(":")[2]).name
+    made = missing_folders(runs_dir)
     folder = create_run_folder(runs_dir, name, stem)
     unfit = (ChildError, ValueError, OSError)
-    with removed_on_error(folder, unfit):
+    with removed_on_error(folder, unfit, made):
         options.write(folder)
         RunRecord(run=folder.name, created_at=_now(), versions=_versions(), study_sha256=study_sha256).write(folder)
     with RunLock(folder), noted_signals() as signals, _state_kept(folder):
         _note(folder, "run_created")
-        with removed_on_error(folder, unfit):
+        with removed_on_error(folder, unfit, made):
             _prepare(folder, signals)
         _work(folder, signals)
     return folder
@@ -72,8 +74,10 @@ def resume(folder: RunFolder) -> RunFolder:
     Options.read(folder)
     if record.state == "complete":
         return folder
-    if record.plan is not None and not folder.hardware.is_file():
-        raise RunNotFoundError(f"{folder.hardware} is missing, but must be there; the run is damaged, start a new one")
+    if record.plan is not None:
+        read_json(folder.hardware)
+        if not folder.journal.is_file() and folder.trials.is_dir():
+            raise RunNotFoundError(f"{folder.journal} is missing, but must be there; restore it from a copy or start a new run")
     with RunLock(folder) as lock, noted_signals() as signals, _state_kept(folder):
         if lock.taken_over_from is not None:
             gone = lock.taken_over_from
@@ -300,6 +304,8 @@ class _Search:
             self.ended.append(job.number)
             files = self.folder.trial(job.number)
             if not files.result.exists():
+                if job.process.returncode == RunNotFoundError.exit_code:
+                    raise RunNotFoundError(last_words(files.log))
                 # The reason goes where a worker that can still speak puts it, so that telling needs one source only.
                 write_json(files.result, {"state": "failed", "failure": ending(job.process.returncode, files.log)})
 

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,9 +121,14 @@ class RunFolder:
         """Who works on the run."""
         return self.path / "run.lock"
 
+    @property
+    def trials(self) -> Path:
+        """Folder of the trials, there once the first one has begun."""
+        return self.path / "trials"
+
     def trial(self, number: int) -> TrialFolder:
         """The files of a trial."""
-        return TrialFolder(self.path / "trials" / f"{number:04d}")
+        return TrialFolder(self.trials / f"{number:04d}")
 
 
 def check_name(name: str) -> None:
@@ -392,8 +397,10 @@ class RunLock:
 
 
 @contextmanager
-def removed_on_error(folder: RunFolder, kind: type[BaseException] | tuple[type[BaseException], ...]) -> Iterator[None]:
-    """Leave nothing behind of a run that could not begin: its folder, and the runs folder when nothing else is in it."""
+def removed_on_error(
+    folder: RunFolder, kind: type[BaseException] | tuple[type[BaseException], ...], made: Sequence[Path] = ()
+) -> Iterator[None]:
+    """Leave nothing behind of a run that could not begin: its folder, and of the folders above it those that were ``made`` for it."""
     try:
         yield
     except kind:
@@ -401,5 +408,11 @@ def removed_on_error(folder: RunFolder, kind: type[BaseException] | tuple[type[B
 
         shutil.rmtree(folder.path, ignore_errors=True)
         with suppress(OSError):
-            folder.path.parent.rmdir()
+            for parent in made:
+                parent.rmdir()
         raise
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """Which of a folder and those above it do not exist yet, the innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]

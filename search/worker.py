@@ -6,6 +6,7 @@ and ends with no result; the next worker of the trial goes on from there.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -37,6 +38,12 @@ EVALUATIONS = 10
 def work(path: Path) -> None:
     """Train the trial of a recipe file from its last checkpoint to its result."""
     die_with_parent()
+    with open(path) as owned:
+        fcntl.flock(owned, fcntl.LOCK_EX)  # a killed parent's worker may still be writing its last checkpoint
+        _work(path)
+
+
+def _work(path: Path) -> None:
     files, run = TrialFolder(path.parent), RunFolder(path.parent.parent.parent)
     recipe = Recipe.from_json(read_json(path))
     torch.set_num_threads(recipe.threads)
@@ -56,7 +63,7 @@ def work(path: Path) -> None:
 def begin(recipe: Recipe, profile: Profile, files: TrialFolder) -> Session:
     """The training at its last whole checkpoint, or before its first step. What was noted after that point is forgotten."""
     training = build.session(build.material(recipe), profile, History(files.history))
-    saved = checkpoint.latest(files.checkpoint)
+    saved = build.last_checkpoint(files.checkpoint)
     if saved is None:
         training.history.rewind(0)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 
 from torch import nn
@@ -20,16 +21,18 @@ def lenet_300_100() -> nn.Sequential:
 def lenet_5() -> nn.Sequential:
     """LeNet-5 as Caffe has it, for 28x28 images: 20 and 50 channels, 500 units, 430,500 weights."""
     return nn.Sequential(
-        nn.Conv2d(1, 20, 5),  # (B, 20, 24, 24)
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(20, 50, 5),  # (B, 50, 8, 8)
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),  # (B, 800)
-        nn.Linear(800, 500),
-        nn.ReLU(),
-        nn.Linear(500, 10),
+        OrderedDict(
+            conv1=nn.Conv2d(1, 20, 5),  # (B, 20, 24, 24)
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(20, 50, 5),  # (B, 50, 8, 8)
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),  # (B, 800)
+            fc1=nn.Linear(800, 500),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(500, 10),
+        )
     )
 
 
@@ -39,7 +42,9 @@ def mlp_64x2() -> nn.Sequential:
 
 
 def _mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Flatten()]
-    for sources, targets in pairwise(widths):
-        layers += [nn.Linear(sources, targets), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])  # no ReLU after the logits
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for number, (sources, targets) in enumerate(pairwise(widths), start=1):
+        layers[f"fc{number}"] = nn.Linear(sources, targets)
+        layers[f"relu{number}"] = nn.ReLU()
+    layers.popitem()  # no ReLU after the logits
+    return nn.Sequential(layers)

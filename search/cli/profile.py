@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from search.errors import ConfigurationError
 from search.options import DeviceChoice
 
 
@@ -46,7 +47,11 @@ def profile(
         print_error_line(devices.note)
     found = obtain(devices.devices, anew=anew, progress=print_error_line)
     if save is not None:
-        found.save(save)
+        try:
+            found.save(save)
+        except OSError as error:
+            reason = error.strerror or "not writable"
+            raise ConfigurationError(f"save is {str(save)!r}, but must be a file that can be written ({reason}); choose another") from error
     if json:
         print_json(asdict(found))
     else:

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--price", type=float, default=64.0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,8 +113,10 @@ def main() -> None:
         return
     sys.stdout.write(frame.to_string(index=False) + "\n")
     sys.stdout.write(f"communication volume is {row['ratio']:.1f} times smaller ({row['ratio_min']:.1f} to {row['ratio_max']:.1f}), ")
-    sys.stdout.write(f"accuracy {loss.mean():.2f} points lower ({loss.min():.2f} to {loss.max():.2f})\n")
-    sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {base.data_sha256[:12]}\n")
+    sys.stdout.write(f"accuracy {-loss.mean():+.2f} points ({-loss.max():+.2f} to {-loss.min():+.2f})\n")
+    sys.stdout.write(
+        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {base.data_sha256[:12]}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -180,12 +180,27 @@ REFUSED = {
         (4,),
         r"example has shape \(1, 4\), but must be an input.*; pass one sample",
     ),
+    "a module that fails on the example": (
+        nn.Sequential(nn.Linear(4, 4), nn.CosineSimilarity()),
+        (4,),
+        "module '1' failed on it: .*x2",
+    ),
+    "a module of several outputs": (nn.Sequential(nn.LSTM(4, 4)), (4,), "module '0' is the operator LSTM.*; rewrite it"),
+    "a bare layer": (nn.Linear(4, 4), (4,), r"module is a bare Linear.*; pass nn.Sequential\(Linear"),
+    "dropout whose mode is frozen": (
+        Computed(lambda m, x: nn.functional.dropout(m.fc(x), 0.5, m.training), fc=nn.Linear(4, 4)),
+        (4,),
+        "node 'dropout' is functional.dropout.*; use nn.Dropout",
+    ),
     "an example without units": (nn.Sequential(nn.Identity()), (), r"example has shape \(1,\), but must have a batch and a unit dimension"),
 }
 
 
 @pytest.mark.parametrize(("module", "shape", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_followed_is_an_error_that_names_it_and_the_remedy(module: nn.Module, shape: tuple[int, ...], message: str) -> None:
+def test_what_cannot_be_followed_is_an_error_that_names_it_and_the_remedy(
+    module: nn.Module, shape: tuple[int, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(TraceError, match=message) as caught:
         trace(module, torch.zeros(1, *shape))
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")

@@ -164,6 +164,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, harm: 
     assert saved.meta["extra"]["training"]["step"] == 20
 
 
+def test_when_all_checkpoints_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None
+    checkpoint.save_session(tmp_path, make_session(History()))
+    (tmp_path / "00000000" / "tensors.safetensors").write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match="holds 1 checkpoints, but none is whole; remove"):
+        checkpoint.latest(tmp_path)
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     session = make_session(History())
     checkpoint.save(tmp_path / "one", session.network)

@@ -76,6 +76,26 @@ def test_resuming_a_finished_run_changes_nothing(digits: Finished, grow: Grow) -
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("name", ["study.journal", "hardware.json", "trials/0000/checkpoint"])
+def test_a_run_whose_files_are_damaged_is_not_begun_anew_in_silence(digits: Finished, grow: Grow, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "damaged"
+    shutil.copytree(digits[0], run)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"state": "interrupted"}))
+    if name.endswith("checkpoint"):
+        (run / "trials" / "0000" / "measured.json").unlink()
+        for tensors in (run / name).glob("*/tensors.safetensors"):
+            tensors.write_bytes(b"")
+    elif name.endswith("journal"):
+        (run / name).unlink()
+    else:
+        (run / name).write_text("{")
+    done = grow("resume", str(run), cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert name in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_diverging_trial_is_recorded_and_the_search_goes_on(tiny: str, grow: Grow, tmp_path: Path) -> None:
     options = ("--gpus", "2", "--trials", "6", "--tolerance", "100", "--name", "diverging", "--json")
     done = grow("run", "--study", tiny, *options, cwd=tmp_path)
