@@ -9,7 +9,7 @@ clears away units that lost their last path, adds units, and adds connections up
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from grow.schedules import Schedule
@@ -20,8 +20,7 @@ Phase = Literal["train", "prune", "tidy", "units", "grow"]
 @dataclass(frozen=True)
 class Policy:
     """When and how much. connections: target number of the whole network at a step. drop_fraction: share of the live connections
-    replaced at an update. units: target number of units of the spaces that may gain some, at every
-    update but the last. No update comes after ``last_update``;
+    replaced at an update. units: target number of units of the spaces that may gain some. No update comes after ``last_update``;
     0 means none at all.
     """
 
@@ -45,12 +44,16 @@ class Policy:
 
 @dataclass(frozen=True)
 class Report:
-    """What the controller is told: steps made, live connections, units of every space, whether some lost their last path."""
+    """What the controller is told: steps made, live connections, units of every space, whether some lost their last path.
+
+    unit_connections: how many connections a new unit of a space brings along.
+    """
 
     step: int
     connections: int
     units: Mapping[str, int]
     unconnected: bool
+    unit_connections: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,7 @@ def decide(policy: Policy, report: Report, state: State) -> tuple[Decision, Stat
                 else decide(policy, report, after)
             )
         case "units":
-            wanted = {space: round(target(report.step)) - report.units[space] for space, target in policy.units.items()}
-            last = report.step + policy.update_interval > policy.last_update  # what new units bring along is trimmed by the next update
-            more = {space: count for space, count in wanted.items() if count > 0 and not last}
+            more = _affordable_units(policy, report)
             after = replace(state, phase="grow")
             return (Grow(0, more, "the schedule of units wants them"), after) if more else decide(policy, report, after)
         case "grow":
@@ -144,6 +145,14 @@ def decide(policy: Policy, report: Report, state: State) -> tuple[Decision, Stat
                 if missing > 0
                 else decide(policy, report, after)
             )
+
+
+def _affordable_units(policy: Policy, report: Report) -> dict[str, int]:
+    """Units that the schedule wants, or the same share of all of them, where they would bring more connections than are missing."""
+    wanted = {space: max(0, round(target(report.step)) - report.units[space]) for space, target in policy.units.items()}
+    cost = sum(count * report.unit_connections[space] for space, count in wanted.items())
+    share = min(1.0, max(0, _target(policy, report) - report.connections) / max(1, cost))
+    return {space: int(count * share) for space, count in wanted.items() if int(count * share) > 0}
 
 
 def _target(policy: Policy, report: Report) -> int:

@@ -89,6 +89,10 @@ class SparseLayer(nn.Module):
         self._product = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and other processes prepare the product anew."""
+        return {**self.__dict__, "_product": None}
+
     def extra_repr(self) -> str:
         """Shape, density and kernel."""
         return f"{' x '.join(map(str, self.weight_shape))}, density={self.density:.4g}, kernel={self.kernel}"

@@ -317,7 +317,8 @@ class Network(nn.Module):
         """Let ``choose`` pick the kernel of every layer for this batch; weights and optimizer state are converted bit for bit."""
         kernels = {}
         for layer in self.topology.layers:
-            case = KernelCase(layer.shape[0], prod(layer.shape[1:]), layer.density, batch * layer.target_values, self.device.type)
+            columns, steps = prod(layer.shape[1:]), batch * layer.target_values
+            case = KernelCase(layer.shape[0], columns, layer.density, steps, self.device.type, len(layer.shape) > 2)
             kernels[layer.layer] = choose(case)
             if kernels[layer.layer] not in KERNELS:
                 raise ValueError(f"kernel is {kernels[layer.layer]!r}, but must be one of {', '.join(KERNELS)}")

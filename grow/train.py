@@ -35,16 +35,13 @@ class DivergedError(ArithmeticError):
 class Methods:
     """How decisions are carried out.
 
-    price: of one more halo unit, in median scores; None: the network's parts play no role. fan_in, fan_out: connections of a
-    new unit, per layer that computes or reads it. timings: measured times, by which the kernel of every layer is chosen anew
-    after an update; None leaves the kernels as they are.
+    price: of one more halo unit, in median scores; None: the network's parts play no role. timings: measured times, by which the
+    kernel of every layer is chosen anew after an update; None leaves the kernels as they are.
     """
 
     growth: Criterion
     pruning: Criterion
     price: float | None = None
-    fan_in: int = 32
-    fan_out: int = 4
     timings: Timings | None = None
 
 
@@ -121,9 +118,25 @@ def evaluate(network: Network, batches: Iterator[Batch], correct: Callable[[Tens
 
 def report(session: Session) -> Report:
     """What the controller is told."""
-    topology = session.network.topology
-    dead = session.state.phase == "tidy" and bool(unconnected(topology))
-    return Report(session.step, topology.connections, topology.units, dead)
+    topology, state = session.network.topology, session.state
+    if state.phase == "train" and session.step < state.next_update:
+        return Report(session.step, topology.connections, topology.units, unconnected=False)
+    costs = {space: _birth_connections(topology, space) for space in session.policy.units}
+    return Report(session.step, topology.connections, topology.units, bool(unconnected(topology)), costs)
+
+
+def birth_degrees(topology: Topology, space: str) -> tuple[int, int]:
+    """Fan-in and fan-out of a new unit, per layer: those that the units of its space have on average."""
+    units = topology.units[space]
+    fan_in = max((layer.count / units for layer in topology.producers(space)), default=1.0)
+    fan_out = max((layer.count / units for layer in topology.consumers(space)), default=1.0)
+    return max(1, round(fan_in)), max(1, round(fan_out))
+
+
+def _birth_connections(topology: Topology, space: str) -> int:
+    """Connections that a new unit brings along."""
+    fan_in, fan_out = birth_degrees(topology, space)
+    return len(topology.producers(space)) * fan_in + len(topology.consumers(space)) * fan_out
 
 
 def carry_out(session: Session, decision: Prune | Grow) -> None:
@@ -162,8 +175,9 @@ def _edit(session: Session, decision: Prune | Grow) -> tuple[What, Mapping[str, 
             return "prune_connections", {}
         case Grow(connections=0, units=units):
             generator = torch.Generator().manual_seed(_draw_seed(session))
+            degrees = {space: birth_degrees(network.topology, space) for space in units}
             for space, count in units.items():
-                network.add_units(space, count, generator, session.methods.fan_in, session.methods.fan_out)
+                network.add_units(space, count, generator, *degrees[space])
             return "add_units", units
         case Grow(connections=count):
             network.grow_connections(_to_grow(session, count))

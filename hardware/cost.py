@@ -18,7 +18,7 @@ import numpy as np
 from hardware import layout
 from hardware.layout import Strategy, name_of
 from hardware.partition import Partition, exchanges, halo, remote_readers
-from hardware.profile import CONV, Profile
+from hardware.profile import Profile, table_name
 from hardware.workload import LayerWork, Workload
 
 KERNELS = ("dense", "csr")
@@ -117,7 +117,7 @@ def layer_seconds(
     density = local.connections / (local.rows * columns)
     times = []
     for kernel in kernels if density < 1 else ("dense",):
-        measured = CONV if kernel == "dense" and local.work.convolution else kernel
+        measured = table_name(kernel, convolution=local.work.convolution)
         seconds = profile.seconds(measured, local.rows, columns, density, batch * local.work.target_values)
         times.append((seconds * (1.0 if input_gradient else profile.without_input_gradient.get(measured, 1.0)), kernel))
     return min(times, key=lambda pair: pair[0])

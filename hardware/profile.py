@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scipy.interpolate import RegularGridInterpolator
 
     from grow.kernels import KernelCase
+    from grow.layers import SparseLayer
     from hardware.execute.exchange import Peers
     from hardware.execute.ranks import Rank
 
@@ -42,7 +43,6 @@ COLUMNS = (64, 256, 1024)
 BATCHES = (64, 256)
 DENSITIES = (0.02, 0.1, 0.3)
 CONV_CASES = {"rows": (16, 64), "columns": (25, 400), "batch": (1024, 16384)}  # kernel 5 x 5, maps of 8 x 8
-CONV = "conv"
 SIZES = (8, 64, 512, 4096, 2**15, 2**18, 2**21, 2**23)  # 8 B to 8 MiB
 Progress: TypeAlias = Callable[[str], None]
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -50,9 +50,14 @@ Collective: TypeAlias = Literal["exchange", "sum"]
 """What ranks do together: every one hands the others equal shares of its bytes, or all add up a tensor."""
 
 
+def table_name(kernel: str, *, convolution: bool) -> str:
+    """Name of the table of a kernel's times, which for a convolution are other ones: it unfolds its input."""
+    return f"conv {kernel}" if convolution else kernel
+
+
 @dataclass(frozen=True)
 class KernelTime:
-    """One measured layer step. ``kernel`` is one of the engine's, or ``conv``: the dense kernel of a convolution."""
+    """One measured layer step. ``kernel`` is one of the engine's, or ``conv `` and its name for a convolution."""
 
     kernel: str
     rows: int
@@ -131,9 +136,10 @@ class Profile:
 
     def timings(self, kernel: str, case: KernelCase) -> float | None:
         """What ``grow.kernels.fastest`` asks; None for what was not measured."""
-        if kernel not in self._tables or case.device != self.devices[0].kind:
+        table = table_name(kernel, convolution=case.convolution)
+        if table not in self._tables or case.device != self.devices[0].kind:
             return None
-        return self.seconds(kernel, case.rows, case.columns, case.density, case.batch)
+        return self.seconds(table, case.rows, case.columns, case.density, case.batch)
 
     def collective_seconds(self, collective: Collective, ranks: int, size_bytes: float) -> float:
         """Time of a collective on ``ranks`` devices; by the slowest link where this number was not measured."""
@@ -375,15 +381,19 @@ class _Bench:
         for rows in CONV_CASES["rows"]:
             for columns in CONV_CASES["columns"]:
                 for batch in CONV_CASES["batch"]:
-                    found.append(KernelTime(CONV, rows, columns, batch, 1.0, self.conv_step(rows, columns, batch)))
+                    for name, kernel in KERNELS.items():
+                        for density in (1.0,) if kernel.storage == "dense" else DENSITIES:
+                            seconds = self.conv_step(name, rows, columns, batch, density)
+                            found.append(KernelTime(table_name(name, convolution=True), rows, columns, batch, density, seconds))
         return tuple(found)
 
     def without_input_gradient(self) -> dict[str, float]:
         """Per kernel, the time of a step without the gradient of the input over the time with it."""
         from grow.kernels import KERNELS
 
-        found = {CONV: 2 / 3}  # three products of equal size, of which one is left out
+        found = {}
         for name in KERNELS:
+            found[table_name(name, convolution=True)] = 2 / 3  # three products of equal size, of which one is left out
             with_it, without = (self.layer_step(name, 512, 512, 256, 0.1, input_gradient=needed) for needed in (True, False))
             found[name] = min(1.0, without / with_it)
         return found
@@ -408,24 +418,24 @@ class _Bench:
         """One linear layer with its activation, through autograd and SGD with momentum; every connection exists in a dense one."""
         import torch
 
-        from grow.kernels import KERNELS
         from grow.layers import SparseLinear
 
         layer = SparseLinear(torch.randn(rows, columns, dtype=self.dtype) * 0.01, torch.zeros(rows, dtype=self.dtype))
-        if KERNELS[kernel].storage == "compressed":
-            index = np.sort(np.random.default_rng(0).choice(rows * columns, max(1, round(density * rows * columns)), replace=False))
-            values = torch.nn.Parameter(layer.weight.detach().reshape(-1)[torch.from_numpy(index)])
-            layer.restructure((rows, columns), index, kernel, values)
+        _thin_out(layer, kernel, density)
         x = torch.randn(batch, columns, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
         return self._step(layer.to(self.device), x)
 
-    def conv_step(self, rows: int, columns: int, batch: int) -> float:
+    def conv_step(self, kernel: str, rows: int, columns: int, batch: int, density: float) -> float:
         """One 5 x 5 convolution on maps of 8 x 8 with its activation: ``columns`` / 25 channels in, ``batch`` / 64 samples."""
         import torch
 
-        layer = torch.nn.Conv2d(columns // 25, rows, 5, padding=2, dtype=self.dtype, device=self.device)
+        from grow.layers import SparseConv2d
+
+        weight = torch.randn(rows, columns // 25, 5, 5, dtype=self.dtype) * 0.01
+        layer = SparseConv2d(weight, torch.zeros(rows, dtype=self.dtype), (1, 1), (2, 2), (1, 1))
+        _thin_out(layer, kernel, density)
         x = torch.randn(batch // 64, columns // 25, 8, 8, device=self.device, dtype=self.dtype, requires_grad=True)
-        return self._step(layer, x)
+        return self._step(layer.to(self.device), x)
 
     def _step(self, layer: torch.nn.Module, x: torch.Tensor) -> float:
         import torch
@@ -440,6 +450,19 @@ class _Bench:
             optimizer.step()
 
         return _timed(step, self.device, 15)
+
+
+def _thin_out(layer: SparseLayer, kernel: str, density: float) -> None:
+    """Give a layer that is to be computed by a compressed kernel so many random connections."""
+    import torch
+
+    from grow.kernels import KERNELS
+
+    if KERNELS[kernel].storage == "compressed":
+        possible = layer.weight.numel()
+        index = np.sort(np.random.default_rng(0).choice(possible, max(1, round(density * possible)), replace=False))
+        values = torch.nn.Parameter(layer.weight.detach().reshape(-1)[torch.from_numpy(index)])
+        layer.restructure(layer.weight_shape, index, kernel, values)
 
 
 def _timed(call: Callable[[], object], device: torch.device, repeats: int, budget_s: float | None = 0.06) -> float:

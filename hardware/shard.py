@@ -305,6 +305,7 @@ class _Builder:
             1.0 if index is None else len(index) / prod(shape),
             self.batch * layer.target_values,
             self.device.type,
+            len(shape) > 2,
         )
         kernel = "dense" if index is None else self.choose(case)
         kernel = kernel if whole.weight.dtype in KERNELS[kernel].dtypes else "dense"

@@ -35,6 +35,9 @@ GROWTH_END, UPDATES_END = 0.6, 0.75
 WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
 
+MINIMAL_UPDATES = 4
+"""Updates that a minimal seed gets at least, however long the recipe's interval: it must have time to become a network."""
+
 MINIMAL_DENSITY = 0.08
 """Density at which a network grown from the minimal seed arrives: the fewer connections it may have, the narrower it stays."""
 
@@ -148,6 +151,10 @@ def _plant(network: Network, recipe: Recipe) -> None:
         network.remove_units(space, np.arange(count, network.topology.units[space]))
     network.set_connections(structure.index)
     network.rescale_to_fan_in()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for hidden in network.topology.hidden:
+        if hidden.units < recipe.devices:  # every device needs a unit to begin with
+            network.add_units(hidden.name, recipe.devices - hidden.units, generator, *train.birth_degrees(network.topology, hidden.name))
 
 
 def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
@@ -156,8 +163,9 @@ def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
     if recipe.initial == "dense" and wanted == dense.possible:
         return Policy(recipe.steps, recipe.update_interval, 0, schedules.constant(wanted), schedules.constant(0.0), {})
     end = round(UPDATES_END * recipe.steps)
-    last = end // recipe.update_interval * recipe.update_interval
-    if last == 0 and recipe.initial in ("dense", "minimal"):
+    interval = min(recipe.update_interval, max(1, end // MINIMAL_UPDATES)) if recipe.initial == "minimal" else recipe.update_interval
+    last = end // interval * interval
+    if last == 0 and recipe.initial == "dense":
         raise ConfigurationError(
             f"update_interval is {recipe.update_interval}, but must be at most {end} to reach the density in {recipe.steps} steps;"
             " lower it or train longer"
@@ -169,7 +177,7 @@ def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
         units = {space.name: schedules.cubic(space.units, max(widths[space.name], space.units), 0, settled) for space in planted.hidden}
     return Policy(
         recipe.steps,
-        recipe.update_interval,
+        interval,
         last,
         schedules.cubic(planted.connections, wanted, 0, settled),
         schedules.cosine(recipe.drop_fraction, max(1, end)),

@@ -13,22 +13,27 @@ import torch
 
 from grow import train
 from grow.kernels import KERNELS, KernelCase, fastest
-from hardware.execute.measure import Job, measure_throughput
+from hardware.execute.measure import Job, measure_made
 from hardware.profile import Profile
 from search import build
 from search.errors import exit_code_of
 from search.process import die_with_parent
 from search.recipe import Recipe
-from search.rundir import RunFolder, read_json, write_json
+from search.rundir import RunFolder, TrialFolder, read_json, write_json
 
 
 def measure(run: RunFolder, numbers: Sequence[int]) -> None:
     """Time the networks of some trials in turns, each under its recipe's strategy, and write `measured.json` for each."""
     profile = Profile.load(run.hardware)
     recipes = [_recipe(run, number) for number in numbers]
-    jobs = [_job(run, recipe) for recipe in recipes]
-    kind = recipes[0].device
-    found = measure_throughput(jobs, kind=kind, threads=recipes[0].threads, choose=partial(choose, profile))
+    found = measure_made(
+        job,
+        [str(run.trial(number).recipe) for number in numbers],
+        ranks=max(recipe.devices for recipe in recipes),
+        kind=recipes[0].device,
+        threads=recipes[0].threads,
+        choose=partial(choose, profile),
+    )
     for number, throughput in zip(numbers, found, strict=True):
         write_json(run.trial(number).measured, {"measured_with": [n for n in numbers if n != number], **asdict(throughput)})
 
@@ -38,9 +43,12 @@ def choose(profile: Profile, case: KernelCase) -> str:
     return fastest(case, profile.timings, KERNELS) if case.density < 1 else "dense"
 
 
-def _job(run: RunFolder, recipe: Recipe) -> Job:
+def job(recipe_path: str) -> Job:
+    """The trained network of a recipe file, ready to be timed under its strategy, with the loss of its task."""
+    path = Path(recipe_path)
+    recipe = Recipe.from_json(read_json(path))
     material = build.material(recipe)
-    network = build.trained_network(material, run.trial(recipe.number).checkpoint)
+    network = build.trained_network(material, TrialFolder(path.parent).checkpoint)
     inputs, targets = material.task.train_batch(0)
     return Job(
         network,
@@ -53,6 +61,7 @@ def _job(run: RunFolder, recipe: Recipe) -> Job:
         learning_rate=recipe.learning_rate / 100,  # the clock is all that counts: keep away from divergence, whose numbers are slow
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        loss=material.task.loss,
     )
 
 

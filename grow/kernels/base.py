@@ -28,6 +28,7 @@ class KernelCase:
     density: float
     batch: int
     device: str
+    convolution: bool = False
 
 
 @dataclass(frozen=True)

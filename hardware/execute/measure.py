@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -54,6 +54,8 @@ class Throughput:
 class _Turns:
     """What one rank saw of one job."""
 
+    devices: int
+    samples: int
     step_s: list[float]  # one per round
     halo_bytes: int
     sum_bytes: int
@@ -84,14 +86,39 @@ def measure_throughput(
         raise ValueError(f"rounds is {rounds}, but must be at least 1; the throughput is their median")
     widest = max(job.devices for job in jobs)
     plan = (list(jobs), seconds_per_job, rounds, choose)
-    turns = run_ranks(_measure, *plan, ranks=widest, kind=kind, threads=threads, timeout_s=timeout_s)
+    return _summary(run_ranks(_measure, *plan, ranks=widest, kind=kind, threads=threads, timeout_s=timeout_s))
+
+
+def measure_made(
+    make: Callable[[str], Job],
+    arguments: Sequence[str],
+    *,
+    ranks: int,
+    kind: Kind = "cpu",
+    threads: int = 1,
+    seconds_per_job: float = 2.5,
+    rounds: int = 7,
+    choose: ChooseKernel = by_density,
+    timeout_s: float = 600.0,
+) -> list[Throughput]:
+    """As `measure_throughput`, of jobs that every rank makes for itself: ``make(argument)`` for each of ``arguments``.
+
+    Only names and texts travel, so that a job may hold what cannot, such as a loss of the caller's own. ``ranks`` is what the
+    widest job has devices.
+    """
+    plan = (make, list(arguments), seconds_per_job, rounds, choose)
+    return _summary(run_ranks(_make_and_measure, *plan, ranks=ranks, kind=kind, threads=threads, timeout_s=timeout_s))
+
+
+def _summary(turns: Sequence[Sequence[_Turns]]) -> list[Throughput]:
+    """Per job, from what every rank saw."""
     found = []
-    for number, job in enumerate(jobs):
-        seen = [rank[number] for rank in turns[: job.devices]]
+    for number, first in enumerate(turns[0]):
+        seen = [rank[number] for rank in turns[: first.devices]]
         steps = [max(times) for times in zip(*(rank.step_s for rank in seen), strict=True)]  # the slowest rank's time is the step's
-        samples = len(job.targets)
         halo, sums = sum(rank.halo_bytes for rank in seen), sum(rank.sum_bytes for rank in seen)
-        found.append(Throughput(samples / median(steps), samples / max(steps), samples / min(steps), median(steps), halo, sums))
+        fastest, slowest = first.samples / min(steps), first.samples / max(steps)
+        found.append(Throughput(first.samples / median(steps), slowest, fastest, median(steps), halo, sums))
     return found
 
 
@@ -159,4 +186,13 @@ def _measure(rank: Rank, jobs: list[Job], seconds_per_job: float, rounds: int, c
             if runner is not None:
                 runner.turn()
             distributed.barrier()
-    return [_Turns([], 0, 0) if runner is None else _Turns(runner.step_s, runner.halo_bytes, runner.sum_bytes) for runner in mine]
+    return [
+        _Turns(job.devices, len(job.targets), *((runner.step_s, runner.halo_bytes, runner.sum_bytes) if runner else ([], 0, 0)))
+        for job, runner in zip(jobs, mine, strict=True)
+    ]
+
+
+def _make_and_measure(
+    rank: Rank, make: Callable[[str], Job], arguments: list[str], seconds_per_job: float, rounds: int, choose: ChooseKernel
+) -> list[_Turns]:
+    return _measure(rank, [make(argument) for argument in arguments], seconds_per_job, rounds, choose)

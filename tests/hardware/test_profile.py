@@ -19,8 +19,10 @@ LATENCY_S, BANDWIDTH = 2e-5, 1e9
 def made_up_profile(ranks: int = 4) -> Profile:
     """Powers of every quantity, so that interpolation meets them everywhere: dense 1e-10 s, csr 1e-9 s per product; 20 us + 1 GB/s."""
     grid = list(product((16, 256), (16, 256), (64, 256)))
-    dense = [KernelTime(name, r, c, b, 1.0, FLOP_S * r * c * b) for r, c, b in grid for name in ("dense", "conv")]
-    csr = [KernelTime("csr", r, c, b, d, CSR_FLOP_S * r * c * b * d) for r, c, b in grid for d in (0.02, 0.3)]
+    dense = [KernelTime(name, r, c, b, 1.0, FLOP_S * r * c * b) for r, c, b in grid for name in ("dense", "conv dense")]
+    csr = [
+        KernelTime(name, r, c, b, d, CSR_FLOP_S * r * c * b * d) for r, c, b in grid for d in (0.02, 0.3) for name in ("csr", "conv csr")
+    ]
     devices = tuple(Device("cpu", "cpu", index, 2**33, f"nowhere/worker{index}") for index in range(ranks))
     return Profile(
         schema_version=1,
@@ -31,7 +33,7 @@ def made_up_profile(ranks: int = 4) -> Profile:
         devices=devices,
         links=tuple(MeasuredLink(a, b, LATENCY_S, BANDWIDTH) for a in range(ranks) for b in range(a)),
         kernels=tuple(dense + csr),
-        without_input_gradient={"dense": 0.5, "csr": 0.5, "conv": 0.5},
+        without_input_gradient={"dense": 0.5, "csr": 0.5, "conv dense": 0.5, "conv csr": 0.5},
         collectives=(),
         step_overhead_s=OVERHEAD_S,
     )
@@ -49,7 +51,7 @@ def test_nothing_to_do_takes_no_time() -> None:
 
 
 def test_an_unmeasured_kernel_is_named() -> None:
-    with pytest.raises(ValueError, match="kernel is 'block', but must be one that was measured: conv, csr, dense"):
+    with pytest.raises(ValueError, match="kernel is 'block', but must be one that was measured: conv csr, conv dense, csr, dense"):
         made_up_profile().seconds("block", 1, 1, 1.0, 1)
 
 
@@ -150,8 +152,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_measured_table_has_every_kernel_at_every_point() -> None:
     bench = module._Bench(torch.device("cpu"), torch.float32)
     rows = bench.kernels()
-    assert {row.kernel for row in rows} == {"dense", "csr", "conv"}
-    assert len(rows) == 8 + 8 * 2 + 8
+    assert {row.kernel for row in rows} == {"dense", "csr", "conv dense", "conv csr"}
+    assert len(rows) == 2 * (8 + 8 * 2)
     assert all(row.seconds > 0 for row in rows)
     assert np.isfinite(replace(made_up_profile(), kernels=rows).seconds("csr", 20, 20, 0.2, 20))
     assert 0 < bench.overhead() < 0.1
