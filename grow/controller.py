@@ -14,6 +14,9 @@ from typing import Literal, TypeAlias
 
 from grow.schedules import Schedule
 
+BIRTH_SHARE = 0.5
+"""Share of the missing connections that new units may bring along; where the others are needed, growth by gradient says."""
+
 Phase = Literal["train", "prune", "tidy", "units", "grow"]
 
 
@@ -148,10 +151,11 @@ def decide(policy: Policy, report: Report, state: State) -> tuple[Decision, Stat
 
 
 def _affordable_units(policy: Policy, report: Report) -> dict[str, int]:
-    """Units that the schedule wants, or the same share of all of them, where they would bring more connections than are missing."""
+    """Units that the schedule wants, or the same share of all of them, where they would bring too many connections along."""
     wanted = {space: max(0, round(target(report.step)) - report.units[space]) for space, target in policy.units.items()}
     cost = sum(count * report.unit_connections[space] for space, count in wanted.items())
-    share = min(1.0, max(0, _target(policy, report) - report.connections) / max(1, cost))
+    spare = BIRTH_SHARE * max(0, _target(policy, report) - report.connections)
+    share = min(1.0, spare / max(1, cost))
     return {space: int(count * share) for space, count in wanted.items() if int(count * share) > 0}
 
 

@@ -26,6 +26,9 @@ from grow.topology import Connections, Topology, unconnected
 PROBE_SAMPLES = 256
 """Validation samples whose loss is noted before and after every edit."""
 
+BIRTH_DEGREES = (32, 4)
+"""Most connections into and out of a new unit, per layer: drawn at random, they only have to give the gradient a hold."""
+
 
 class DivergedError(ArithmeticError):
     """The loss is no longer a number."""
@@ -126,11 +129,12 @@ def report(session: Session) -> Report:
 
 
 def birth_degrees(topology: Topology, space: str) -> tuple[int, int]:
-    """Fan-in and fan-out of a new unit, per layer: those that the units of its space have on average."""
+    """Fan-in and fan-out of a new unit, per layer: those that the units of its space have on average, within `BIRTH_DEGREES`."""
     units = topology.units[space]
     fan_in = max((layer.count / units for layer in topology.producers(space)), default=1.0)
     fan_out = max((layer.count / units for layer in topology.consumers(space)), default=1.0)
-    return max(1, round(fan_in)), max(1, round(fan_out))
+    most_in, most_out = BIRTH_DEGREES
+    return max(1, min(most_in, round(fan_in))), max(1, min(most_out, round(fan_out)))
 
 
 def _birth_connections(topology: Topology, space: str) -> int:

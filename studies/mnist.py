@@ -61,7 +61,7 @@ mnist = StudyDefinition(
         },
         {
             "initial": "minimal",
-            "density": 0.06,
+            "density": 0.08,
             "update_interval": 25,
             "drop_fraction": 0.3,
             "growth": "gradient",

@@ -51,7 +51,7 @@ def test_any_start_reaches_any_target(start: int, end: int) -> None:
 
 def test_units_are_added_between_clearing_away_and_growing() -> None:
     grown = Policy(20, 10, 10, constant(50), constant(0.0), {"hidden": constant(8)})
-    report, state = Report(10, 40, {"hidden": 5}, True, {"hidden": 2}), State("train", 10)
+    report, state = Report(10, 40, {"hidden": 5}, True, {"hidden": 1}), State("train", 10)
     decisions = []
     for _ in range(3):
         decision, state = decide(grown, report, state)
@@ -65,7 +65,7 @@ def test_units_are_added_between_clearing_away_and_growing() -> None:
 def test_no_more_units_are_added_than_there_are_connections_for() -> None:
     grown = Policy(20, 10, 10, constant(50), constant(0.0), {"hidden": constant(8)})
     decision, _ = decide(grown, Report(10, 40, {"hidden": 5}, False, {"hidden": 5}), State("units", 10))
-    assert decision == Grow(0, {"hidden": 2}, "the schedule of units wants them")
+    assert decision == Grow(0, {"hidden": 1}, "the schedule of units wants them")
 
 
 def test_a_policy_without_updates_only_trains() -> None:
