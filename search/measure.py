@@ -26,6 +26,8 @@ def measure(run: RunFolder, numbers: Sequence[int]) -> None:
     """Time the networks of some trials in turns, each under its recipe's strategy, and write `measured.json` for each."""
     profile = Profile.load(run.hardware)
     recipes = [_recipe(run, number) for number in numbers]
+    for number in numbers:
+        build.last_checkpoint(run.trial(number).checkpoint)  # a damaged one is the run's fault, not a rank's
     found = measure_made(
         job,
         [str(run.trial(number).recipe) for number in numbers],

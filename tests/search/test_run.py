@@ -118,8 +118,8 @@ def test_a_failing_baseline_ends_the_run_with_its_reason(grow: Grow, tmp_path: P
 
 
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
-    options = ["run", "--study", "digits", "--gpus", "1", "--trials", "4", "--tolerance", "100"]
-    options += ["--set", "steps=200", "--set", "checkpoint_interval=20"]
+    options = ["run", "--study", "digits", "--gpus", "1", "--trials", "3", "--tolerance", "100"]
+    options += ["--set", "steps=120", "--set", "checkpoint_interval=10"]
     whole = tmp_path / "runs" / "whole"
     assert grow(*options, "--name", "whole", cwd=tmp_path).returncode == 0
 
@@ -151,7 +151,7 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been(grow: Grow, environment: 
 def same(one: Path, other: Path) -> bool:
     """Whether two runs made the same trials with the same results, to the last bit."""
     names = ["recipe.json", "result.json", "history.jsonl"]
-    for number in range(4):
+    for number in range(3):
         for name in names:
             path = Path("trials") / f"{number:04d}" / name
             assert (one / path).read_bytes() == (other / path).read_bytes(), path
