@@ -31,7 +31,7 @@ def moved_topology(before: Topology, moves: Mapping[str, IntArray], index: Mappi
     units = {space.name: space.units for space in spaces}
     layers = []
     for layer in before.layers:
-        shape = (units[layer.target], axis_length(layer.source, units), *layer.shape[2:])
+        shape = (axis_length(layer.target, units), axis_length(layer.source, units), *layer.shape[2:])
         carried = index[layer.layer] if layer.layer in index else _moved_index(before, layer, moves, shape)
         layers.append(replace(layer, shape=shape, index=carried))
     return Topology(spaces, tuple(layers))
@@ -58,7 +58,7 @@ def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntAr
 
 def _line_moves(before: Topology, layer: Connections, moves: Mapping[str, IntArray]) -> tuple[IntArray, IntArray]:
     """Old row of every new row, old column of every new column, -1 for new ones."""
-    rows = moves.get(layer.target)
+    rows = axis_moves(layer.target, moves, before.units)
     columns = axis_moves(layer.source, moves, before.units)
     return np.arange(layer.shape[0]) if rows is None else rows, np.arange(layer.shape[1]) if columns is None else columns
 
@@ -78,7 +78,7 @@ def old_positions(before: Topology, layer: Connections, after: Connections, move
 
 def touches(layer: Connections, moves: Mapping[str, IntArray]) -> bool:
     """Whether an edit that moves units of these spaces changes a layer's weight."""
-    return layer.target in moves or any(segment.space in moves for segment in layer.source)
+    return any(segment.space in moves for segment in (*layer.target, *layer.source))
 
 
 def moved_parts(parts: IntArray, moved: IntArray | None) -> IntArray:

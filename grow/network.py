@@ -22,7 +22,7 @@ from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_t
 from grow.kernels import KERNELS, KernelCase
 from grow.layers import SparseConv2d, SparseLinear
 from grow.optim import check_editable
-from grow.topology import Connections, Topology, columns_of, read_units, unconnected
+from grow.topology import Connections, Topology, columns_of, read_units, rows_of, unconnected
 from grow.trace import trace
 
 
@@ -204,7 +204,7 @@ class Network(nn.Module):
         index: dict[str, Index] = {}
         drawn: dict[str, IntArray] = {}
         for layer in carried.producers(space):
-            drawn[layer.layer] = _random_rows(layer, fresh, fan_in, generator)
+            drawn[layer.layer] = _random_rows(carried, layer, space, fresh, fan_in, generator)
         readers = {layer.layer: _random_columns(carried, layer, space, fresh, fan_out, generator) for layer in carried.consumers(space)}
         for layer in carried.layers:
             new = [found[layer.layer] for found in (drawn, readers) if layer.layer in found]
@@ -479,11 +479,12 @@ def _exist(layer: Connections, positions: IntArray) -> NDArray[np.bool_]:
     return found
 
 
-def _random_rows(layer: Connections, rows: IntArray, fan_in: int, generator: torch.Generator) -> IntArray:
-    """Flat positions of ``fan_in`` random connections into each row."""
+def _random_rows(topology: Topology, layer: Connections, space: str, units: IntArray, fan_in: int, generator: torch.Generator) -> IntArray:
+    """Flat positions of ``fan_in`` random connections into each row of each unit."""
     width = prod(layer.shape[1:])
     if fan_in < 1:
         raise ValueError(f"fan_in is {fan_in}, but must be at least 1; a unit without fan-in is a constant")
+    rows = np.concatenate(rows_of(topology, layer, space, units))
     chosen = [torch.randperm(width, generator=generator)[:fan_in].numpy() + row * width for row in rows]
     return np.sort(np.concatenate(chosen))
 

@@ -116,15 +116,19 @@ def _targets(scored: Scored, topology: Topology, parts: Mapping[str, IntArray]) 
     names = list(parts)
     load = np.zeros((len(names), _part_count(parts)), np.int64)
     for layer in topology.layers:
-        if layer.target in parts:
+        if layer.target_space is not None and layer.target_space in parts:
             rows, _ = layer.rows_and_columns(layer.positions())
-            load[names.index(layer.target)] += np.bincount(parts[layer.target][rows], minlength=load.shape[1])
+            load[names.index(layer.target_space)] += np.bincount(parts[layer.target_space][rows], minlength=load.shape[1])
     spaces, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for name, (positions, _) in scored.items():
         layer = topology.layer(name)
-        known = layer.target in parts
-        spaces.append(np.full(len(positions), names.index(layer.target) if known else -1))
-        labels.append(parts[layer.target][layer.rows_and_columns(positions)[0]] if known else np.full(len(positions), -1))
+        space = layer.target_space
+        if space is None or space not in parts:
+            spaces.append(np.full(len(positions), -1))
+            labels.append(np.full(len(positions), -1))
+        else:
+            spaces.append(np.full(len(positions), names.index(space)))
+            labels.append(parts[space][layer.rows_and_columns(positions)[0]])
     return np.concatenate(spaces), np.concatenate(labels), load
 
 
@@ -220,11 +224,11 @@ def _remote_keys(scored: Scored, topology: Topology, parts: Mapping[str, IntArra
 
 def _layer_keys(layer: Connections, positions: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
     """Key of each position of one layer, -1 where it is not remote."""
-    if layer.target not in parts:
+    if layer.target_space is None or layer.target_space not in parts:
         return np.full(len(positions), -1)
     segments, units, rows = topology.connected_units(layer, positions)
     starts = _starts(topology)
-    target_parts = parts[layer.target][rows]
+    target_parts = parts[layer.target_space][rows]
     keys = np.full(len(positions), -1)
     for number, segment in enumerate(layer.source):
         if segment.space in parts:

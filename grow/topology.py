@@ -44,14 +44,14 @@ class UnitPairs:
 class Connections:
     """The connections of one layer.
 
-    layer: path of the module. shape: (O, I, *kernel). target: the space of axis 0 (its units are the rows). source: the
-    segments of axis 1. index: sorted flat positions (E,), or None when all exist. source_values, target_values: values of one
-    source entry and one target unit per sample where the layer reads and writes (H*W of a feature map, 1 for a linear layer).
+    layer: path of the module. shape: (O, I, *kernel). target, source: the segments of axis 0 and of axis 1. index: sorted flat
+    positions (E,), or None when all exist. source_values, target_values: values of one source entry and one row per sample where
+    the layer reads and writes (H*W of a feature map, 1 for a linear layer).
     """
 
     layer: str
     shape: tuple[int, ...]
-    target: str
+    target: SpaceAxis
     source: SpaceAxis
     index: IntArray | None
     source_values: int = 1
@@ -71,6 +71,11 @@ class Connections:
     def density(self) -> float:
         """Share of the possible connections that exist."""
         return self.count / self.possible
+
+    @property
+    def target_space(self) -> str | None:
+        """The space whose units are the rows of the weight, one each; None where rows are shared out otherwise (heads of d rows)."""
+        return self.target[0].space if len(self.target) == 1 and self.target[0].repeat == 1 else None
 
     def positions(self) -> IntArray:
         """Sorted flat positions of the existing connections, (E,)."""
@@ -131,14 +136,14 @@ class Topology:
 
     def producers(self, space: str) -> tuple[Connections, ...]:
         """Layers that compute the units of a space."""
-        return tuple(layer for layer in self.layers if layer.target == space)
+        return tuple(layer for layer in self.layers if any(s.space == space for s in layer.target))
 
     def consumers(self, space: str) -> tuple[Connections, ...]:
         """Layers that read the units of a space."""
         return tuple(layer for layer in self.layers if any(s.space == space for s in layer.source))
 
     def connected_units(self, layer: Connections, positions: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Segment of the source axis, source unit and target unit of each position, each (len(positions),)."""
+        """Segment of the source axis, source unit and row of each position, each (len(positions),)."""
         segment_of, unit_of = entry_units(layer.source, self.units)
         rows, columns = layer.rows_and_columns(positions)
         return segment_of[columns], unit_of[columns], rows
@@ -165,13 +170,26 @@ def unconnected(topology: Topology) -> dict[str, IntArray]:
     for space in topology.hidden:
         computed, read = np.zeros(space.units, bool), np.zeros(space.units, bool)
         for layer in topology.producers(space.name):
-            computed[layer.rows_and_columns(layer.positions())[0] if layer.index is not None else slice(None)] = True
+            computed[computed_units(topology, layer, space.name)] = True
         for layer in topology.consumers(space.name):
             read[read_units(topology, layer, space.name)] = True
         dead = np.flatnonzero(~(computed & read))
         if len(dead):
             found[space.name] = dead
     return found
+
+
+def computed_units(topology: Topology, layer: Connections, space: str) -> IntArray:
+    """Units of a space that a layer computes from at least one connection."""
+    if layer.index is None:
+        return np.arange(topology.units[space])
+    segment_of, unit_of = entry_units(layer.target, topology.units)
+    rows = np.zeros(layer.shape[0], bool)
+    rows[layer.rows_and_columns(layer.index)[0]] = True
+    rows &= np.array([segment.space == space for segment in layer.target])[segment_of]
+    units = np.zeros(topology.units[space], bool)
+    units[unit_of[rows]] = True
+    return np.flatnonzero(units)
 
 
 def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
@@ -187,8 +205,17 @@ def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
     return np.flatnonzero(units)
 
 
+def rows_of(topology: Topology, layer: Connections, space: str, units: IntArray) -> list[IntArray]:
+    """Rows of a layer's weight that belong to each unit."""
+    return _entries_of(layer.target, topology, space, units)
+
+
 def columns_of(topology: Topology, layer: Connections, space: str, units: IntArray) -> list[IntArray]:
     """Columns of a layer's weight that belong to each unit."""
-    segment_of, unit_of = entry_units(layer.source, topology.units)
-    inside = np.array([segment.space == space for segment in layer.source])[segment_of]
+    return _entries_of(layer.source, topology, space, units)
+
+
+def _entries_of(axis: SpaceAxis, topology: Topology, space: str, units: IntArray) -> list[IntArray]:
+    segment_of, unit_of = entry_units(axis, topology.units)
+    inside = np.array([segment.space == space for segment in axis])[segment_of]
     return [np.flatnonzero(inside & (unit_of == unit)) for unit in units]

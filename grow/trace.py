@@ -36,7 +36,7 @@ class Site:
     """Where a layer stands in the network: what it computes, what it reads, and how many values per unit and sample."""
 
     layer: str
-    target: str
+    target: SpaceAxis
     source: SpaceAxis
     source_values: int
     target_values: int
@@ -396,7 +396,7 @@ def _finish(tracing: _Tracing) -> Traced:
         return tuple(Segment(names[tracing.root(part.space)], part.repeat) for part in signature) if signature else NO_SPACE
 
     spaces = tuple(Space(name, tracing.units[number], tracing.roles[number]) for number, name in names.items())
-    sites = tuple(Site(path, names[tracing.root(target.space)], axis(source), *values) for path, target, source, *values in tracing.sites)
+    sites = tuple(Site(path, axis((target,)), axis(source), *values) for path, target, source, *values in tracing.sites)
     if not sites:
         raise TraceError("the module has no layer with connections, but must have at least one Linear or Conv2d")
     axes: dict[str, Axes] = {name: tuple(axis(signature) for signature in signatures) for name, signatures in tracing.tensors.items()}

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from grow import controller
-from grow.axes import IntArray
 from grow.controller import Grow, Policy, Prune, Report, State, Stop, Train
 from grow.criteria import Criterion
 from grow.evidence import LayerEvidence, gather
 from grow.history import Event, History, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
 from grow.network import Network
-from grow.patterns import Scored, highest, highest_balanced, lowest, lowest_groups
 from grow.schedules import Schedule
+from grow.scoring import to_grow, to_prune
 from grow.task import Batch, Task
-from grow.topology import Connections, Topology, unconnected
+from grow.topology import Topology, unconnected
 
 PROBE_SAMPLES = 256
 """Validation samples whose loss is noted before and after every edit."""
@@ -175,7 +173,8 @@ def _edit(session: Session, decision: Prune | Grow) -> tuple[What, Mapping[str, 
         case Prune(unconnected=True):
             return "remove_units", network.remove_unconnected_units()
         case Prune(connections=count):
-            network.prune_connections(_to_prune(session, count))
+            pruning = session.methods.pruning
+            network.prune_connections(to_prune(network, pruning, _evidence(session, pruning), count, session.methods.price))
             return "prune_connections", {}
         case Grow(connections=0, units=units):
             generator = torch.Generator().manual_seed(_draw_seed(session))
@@ -184,67 +183,15 @@ def _edit(session: Session, decision: Prune | Grow) -> tuple[What, Mapping[str, 
                 network.add_units(space, count, generator, *degrees[space])
             return "add_units", units
         case Grow(connections=count):
-            network.grow_connections(_to_grow(session, count))
+            growth = session.methods.growth
+            network.grow_connections(to_grow(network, growth, _evidence(session, growth), count, session.methods.price))
             return "grow_connections", {}
-
-
-def _to_prune(session: Session, count: int) -> dict[str, IntArray]:
-    """The least salient connections; every layer keeps its strongest one, every output unit its own strongest."""
-    topology, evidence = session.network.topology, _evidence(session, session.methods.pruning)
-    scored = {}
-    for layer in topology.layers:
-        positions = layer.positions()
-        scores = _flat_scores(session.methods.pruning, evidence[layer.layer])[positions]
-        keep = _strongest(layer, positions, scores, by_row=topology.space(layer.target).role == "output")
-        scored[layer.layer] = (np.delete(positions, keep), np.delete(scores, keep))
-    count = min(count, sum(len(positions) for positions, _ in scored.values()))
-    parts, price = session.network.parts, session.methods.price
-    if parts is None or price is None:
-        return lowest(scored, count)
-    return lowest_groups(scored, topology, parts, price, count)
-
-
-def _to_grow(session: Session, count: int) -> dict[str, IntArray]:
-    """The absent connections most worth having."""
-    topology, evidence = session.network.topology, _evidence(session, session.methods.growth)
-    scored: dict[str, tuple[IntArray, np.ndarray]] = {}
-    for layer in topology.layers:
-        positions = _absent(layer)
-        scored[layer.layer] = (positions, _flat_scores(session.methods.growth, evidence[layer.layer])[positions])
-    count = min(count, topology.possible - topology.connections)
-    return _highest(scored, topology, session, count)
-
-
-def _highest(scored: Scored, topology: Topology, session: Session, count: int) -> dict[str, IntArray]:
-    parts, price = session.network.parts, session.methods.price
-    if parts is None or price is None:
-        return highest(scored, count)
-    return highest_balanced(scored, topology, parts, price, count)
 
 
 def _evidence(session: Session, criterion: Criterion) -> Mapping[str, LayerEvidence]:
     """Evidence on the batch of the coming step."""
     generator = torch.Generator().manual_seed(_draw_seed(session))
     return gather(session.network, [_batch(session, session.step)], session.task.loss, criterion.needs, generator)
-
-
-def _flat_scores(criterion: Criterion, evidence: LayerEvidence) -> np.ndarray:
-    return criterion.score(evidence).reshape(-1).to(torch.float32).cpu().numpy()
-
-
-def _strongest(layer: Connections, positions: IntArray, scores: np.ndarray, by_row: bool) -> IntArray:
-    """Where in ``positions`` the highest score stands, of the layer or of each of its rows."""
-    if not by_row:
-        return np.array([scores.argmax()]) if len(scores) else np.zeros(0, np.int64)
-    rows = positions // prod(layer.shape[1:])
-    order = np.lexsort((scores, rows))
-    return order[np.flatnonzero(np.diff(rows[order], append=-1))]
-
-
-def _absent(layer: Connections) -> IntArray:
-    missing = np.ones(layer.possible, bool)
-    missing[layer.positions()] = False
-    return np.flatnonzero(missing)
 
 
 @torch.no_grad()

@@ -182,10 +182,12 @@ def _checked_parts(topology: Topology, parts: Mapping[str, IntArray] | None, cou
             )
     divided = {space.name: np.asarray(parts[space.name]) for space in topology.hidden}
     for layer in topology.layers:
-        whole = [s.space for s in layer.source if s.space not in divided and (layer.target not in divided or topology.producers(s.space))]
+        whole = [
+            s.space for s in layer.source if s.space not in divided and (layer.target_space not in divided or topology.producers(s.space))
+        ]
         if whole:
             raise ValueError(
-                f"layer {layer.layer!r} reads {whole[0]!r}, which every device holds whole, and computes {layer.target!r}, "
+                f"layer {layer.layer!r} reads {whole[0]!r}, which every device holds whole, and computes {layer.target_space!r}, "
                 "but under 'units' must read hidden units, or the input for hidden units; use 'data'"
             )
     return divided
@@ -215,7 +217,7 @@ class _Builder:
             exchanged = source if plan is None else self._insert(source, f"halo_{number}", HaloExchange(plan, self.peers))
             for layer in layers:
                 node = nodes[layer.layer]
-                if not self.parts or layer.target in self.parts:
+                if not self.parts or layer.target_space in self.parts:
                     node.replace_input_with(source, exchanged)
                     self.modules[layer.layer] = self._local_layer(layer, columns)
                 else:
@@ -263,8 +265,8 @@ class _Builder:
         owner = self._owner(layers[0])
         needed = np.zeros((self.peers.count, len(owner)), bool)
         for layer in layers:
-            if layer.target in self.parts:
-                needed |= _entries_read(self.topology, layer, self.parts[layer.target], self.peers.count)
+            if layer.target_space is not None and layer.target_space in self.parts:
+                needed |= _entries_read(self.topology, layer, self.parts[layer.target_space], self.peers.count)
         if not (needed & (owner >= 0) & (owner != np.arange(self.peers.count)[:, None])).any():
             return None, self._own_entries(layers[0])
         wide = len(owner) >= ALIGNED_FROM * self.peers.count and all(len(layer.shape) == 2 for layer in layers)
@@ -295,7 +297,7 @@ class _Builder:
     def _local_layer(self, layer: Connections, columns: IntArray) -> SparseLayer:
         """The rows of this rank's units and the given columns, in a storage that suits what is left."""
         whole = self.network.layers[layer.layer]
-        rows = self.own.get(layer.target, np.arange(layer.shape[0]))
+        rows = self.own.get(layer.target_space or "", np.arange(layer.shape[0]))
         taps = prod(layer.shape[2:])
         shape = (len(rows), len(columns), *layer.shape[2:])
         index = _local_index(layer, rows, columns)

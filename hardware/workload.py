@@ -41,7 +41,7 @@ class Reads:
 
 @dataclass(frozen=True, eq=False)
 class LayerWork:
-    """The work of one layer. ``incoming`` counts the connections of every row, (O,)."""
+    """The work of one layer. target: the space whose units are its rows, '' if none is. incoming: connections of every row, (O,)."""
 
     layer: str
     target: str
@@ -100,7 +100,15 @@ def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
         incoming = np.bincount(layer.index // (layer.shape[1] * taps), minlength=layer.shape[0])
     reads = _complete_reads(topology, layer, taps) if layer.index is None else _listed_reads(topology, layer)
     return LayerWork(
-        layer.layer, layer.target, layer.shape[0], layer.shape[1], taps, layer.count, layer.target_values, incoming.astype(np.int64), reads
+        layer.layer,
+        layer.target_space or "",
+        layer.shape[0],
+        layer.shape[1],
+        taps,
+        layer.count,
+        layer.target_values,
+        incoming.astype(np.int64),
+        reads,
     )
 
 

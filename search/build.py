@@ -192,7 +192,9 @@ def _final_widths(dense: Topology, connections: int) -> dict[str, int]:
         return {space.name: max(1, round(share * space.units)) if space.role == "hidden" else space.units for space in dense.spaces}
 
     def possible(units: Mapping[str, int]) -> int:
-        return sum(units[layer.target] * axis_length(layer.source, units) * int(np.prod(layer.shape[2:])) for layer in dense.layers)
+        return sum(
+            axis_length(layer.target, units) * axis_length(layer.source, units) * int(np.prod(layer.shape[2:])) for layer in dense.layers
+        )
 
     low, high = 0.0, 1.0
     for _ in range(40):

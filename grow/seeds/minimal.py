@@ -30,7 +30,7 @@ def minimal(topology: Topology, density: float, generator: np.random.Generator) 
     units = {**topology.units, **fewer}
     index = {}
     for layer in topology.layers:
-        small = replace(layer, shape=(units[layer.target], axis_length(layer.source, units), *layer.shape[2:]), index=None)
+        small = replace(layer, shape=(axis_length(layer.target, units), axis_length(layer.source, units), *layer.shape[2:]), index=None)
         count = max(cover_size(small, units), round(CONNECTION_SHARE * small.possible))
         index[layer.layer] = scatter(small, units, count, generator)
     return Structure({name: count for name, count in fewer.items() if count != topology.units[name]}, index)

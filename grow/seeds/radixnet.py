@@ -66,7 +66,7 @@ def radixnet(topology: Topology, density: float, generator: np.random.Generator)
     """
     check_density(density)
     asked = density * topology.possible
-    outputs = [layer for layer in topology.layers if topology.space(layer.target).role == "output"]
+    outputs = [layer for layer in topology.layers if any(topology.space(s.space).role == "output" for s in layer.target)]
     kept = outputs if sum(layer.possible for layer in outputs) <= asked / 2 else []
     layers = [layer for layer in topology.layers if layer not in kept]
     limit = max((_narrow_side(topology, layer) for layer in layers), default=1)

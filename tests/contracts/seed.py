@@ -19,7 +19,7 @@ def structured(topology: Topology, structure: Structure) -> Topology:
     """The topology that training starts with."""
     units = {**topology.units, **structure.units}
     spaces = tuple(replace(space, units=units[space.name]) for space in topology.spaces)
-    shapes = {c.layer: (units[c.target], axis_length(c.source, units), *c.shape[2:]) for c in topology.layers}
+    shapes = {c.layer: (axis_length(c.target, units), axis_length(c.source, units), *c.shape[2:]) for c in topology.layers}
     return Topology(spaces, tuple(replace(c, shape=shapes[c.layer], index=structure.index[c.layer]) for c in topology.layers))
 
 
@@ -57,7 +57,7 @@ class SeedContract:
         for layer in start.layers:
             rows, columns = layer.rows_and_columns(layer.positions())
             segments, units = entry_units(layer.source, start.units)
-            fed[layer.target][rows] = True
+            fed[layer.target[0].space][rows] = True
             for number, segment in enumerate(layer.source):
                 read[segment.space][units[columns[segments[columns] == number]]] = True
         assert all(fed[space.name].all() for space in start.spaces if space.role != "input")

@@ -10,7 +10,9 @@ def mlp(*widths: int) -> Topology:
     """Spaces s0, s1, ... and dense layers fc1, fc2, ..., layer fc<i> into space s<i>."""
     last = len(widths) - 1
     spaces = [Space(f"s{i}", w, "input" if i == 0 else "output" if i == last else "hidden") for i, w in enumerate(widths)]
-    layers = [Connections(f"fc{i + 1}", (o, n), f"s{i + 1}", (Segment(f"s{i}"),), None) for i, (n, o) in enumerate(pairwise(widths))]
+    layers = [
+        Connections(f"fc{i + 1}", (o, n), (Segment(f"s{i + 1}"),), (Segment(f"s{i}"),), None) for i, (n, o) in enumerate(pairwise(widths))
+    ]
     return Topology(tuple(spaces), tuple(layers))
 
 
@@ -24,10 +26,10 @@ def convolutional() -> Topology:
         Space("out", 3, "output"),
     )
     layers = (
-        Connections("conv1", (6, 1, 3, 3), "a", (Segment("in"),), None),
-        Connections("conv2", (9, 6, 3, 3), "b", (Segment("a"),), None),
-        Connections("fc1", (12, 36), "c", (Segment("b", 4),), None),
-        Connections("fc2", (3, 12), "out", (Segment("c"),), None),
+        Connections("conv1", (6, 1, 3, 3), (Segment("a"),), (Segment("in"),), None),
+        Connections("conv2", (9, 6, 3, 3), (Segment("b"),), (Segment("a"),), None),
+        Connections("fc1", (12, 36), (Segment("c"),), (Segment("b", 4),), None),
+        Connections("fc2", (3, 12), (Segment("out"),), (Segment("c"),), None),
     )
     return Topology(spaces, layers)
 
@@ -36,9 +38,9 @@ def branched() -> Topology:
     """Two layers into one space (an addition), and one that reads two spaces (a concatenation)."""
     spaces = (Space("in", 10, "input"), Space("a", 12, "hidden"), Space("b", 16, "hidden"), Space("out", 4, "output"))
     layers = (
-        Connections("left", (12, 10), "a", (Segment("in"),), None),
-        Connections("right", (12, 10), "a", (Segment("in"),), None),
-        Connections("middle", (16, 12), "b", (Segment("a"),), None),
-        Connections("head", (4, 28), "out", (Segment("a"), Segment("b")), None),
+        Connections("left", (12, 10), (Segment("a"),), (Segment("in"),), None),
+        Connections("right", (12, 10), (Segment("a"),), (Segment("in"),), None),
+        Connections("middle", (16, 12), (Segment("b"),), (Segment("a"),), None),
+        Connections("head", (4, 28), (Segment("out"),), (Segment("a"), Segment("b")), None),
     )
     return Topology(spaces, layers)

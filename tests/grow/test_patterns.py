@@ -129,8 +129,8 @@ def test_the_price_is_one_halo_unit_however_large_the_group() -> None:
 def test_a_group_spans_all_layers_that_read_the_unit() -> None:
     spaces = (Space("in", 1, "input"), Space("a", 2, "hidden"), Space("b", 2, "hidden"), Space("out", 1, "output"))
     layers = (
-        Connections("one", (2, 2), "b", (Segment("a"),), None),
-        Connections("other", (2, 2), "b", (Segment("a"),), None),
+        Connections("one", (2, 2), (Segment("b"),), (Segment("a"),), None),
+        Connections("other", (2, 2), (Segment("b"),), (Segment("a"),), None),
     )
     topology, parts = Topology(spaces, layers), {"a": np.array([0, 1]), "b": np.array([0, 1])}
     scored = scores_of(one={1: 1, 3: 3}, other={0: 3, 1: 4})  # 1 in both: unit 1 to part 0, mean 2.5
@@ -155,7 +155,7 @@ def reference_groups(scored: Scored, topology: Topology, parts: Mapping[str, Int
         segments, units, rows = topology.connected_units(layer, positions)
         for position, score, segment, unit, row in zip(positions, layer_scores, segments, units, rows, strict=True):
             source = layer.source[segment].space
-            here, there = (parts[s][u] if s in parts else None for s, u in ((source, unit), (layer.target, row)))
+            here, there = (parts[s][u] if s in parts else None for s, u in ((source, unit), (layer.target_space, row)))
             place = next(order)
             key: object = ("alone", place)
             if here is not None and there is not None and here != there:
@@ -245,7 +245,7 @@ def test_balanced_growth_gives_a_space_what_the_priced_one_would_and_evens_its_p
     even = highest_balanced(scored, topology, parts, 2.0, 400)
     assert {name: len(positions) for name, positions in even.items()} == {name: len(positions) for name, positions in free.items()}
     for layer in topology.layers:
-        if layer.target in parts:
+        if layer.target_space in parts:
             rows = np.concatenate([layer.positions(), even[layer.layer]]) // layer.shape[1]
-            first, second = np.bincount(parts[layer.target][rows], minlength=2)
+            first, second = np.bincount(parts[layer.target_space][rows], minlength=2)
             assert abs(first - second) <= 1

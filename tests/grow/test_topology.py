@@ -14,7 +14,7 @@ def test_connections_and_density_count_all_layers() -> None:
 
 
 def test_positions_are_coordinates_of_the_weight_and_taps_are_dropped() -> None:
-    layer = Connections("conv", (2, 3, 2, 2), "out", (Segment("in"),), None)
+    layer = Connections("conv", (2, 3, 2, 2), (Segment("out"),), (Segment("in"),), None)
     rows, columns = layer.rows_and_columns(np.array([0, 3, 4, 23]))
     assert rows.tolist() == [0, 0, 0, 1]
     assert columns.tolist() == [0, 0, 1, 2]

@@ -98,8 +98,8 @@ def test_measures_equal_counting_one_by_one(density: float, parts: int, seed: in
         segments, sources, targets = topology.connected_units(layer, layer.positions())
         for segment, source, target in zip(segments, sources, targets, strict=True):
             space = layer.source[segment].space
-            if space in partition.parts and layer.target in partition.parts:
-                own, reader = partition.parts[space][source], partition.parts[layer.target][target]
+            if space in partition.parts and layer.target_space in partition.parts:
+                own, reader = partition.parts[space][source], partition.parts[layer.target_space][target]
                 crossing += own != reader
                 if own != reader:
                     copies.add((space, int(source), int(reader)))

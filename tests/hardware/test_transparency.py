@@ -105,9 +105,9 @@ def make_case(
     index = {}
     for layer in topology.layers:
         keep = np.sort(rng.permutation(layer.possible)[: round(density * layer.possible)])
-        if layer.source[0].space == topology.hidden[0].name and layer.target in parts and len(layer.source) == 1:
+        if layer.source[0].space == topology.hidden[0].name and layer.target_space in parts and len(layer.source) == 1:
             _, sources, targets = topology.connected_units(layer, keep)
-            keep = keep[(parts[layer.target][targets] != 0) | (parts[layer.source[0].space][sources] == 0)]
+            keep = keep[(parts[layer.target_space][targets] != 0) | (parts[layer.source[0].space][sources] == 0)]
         index[layer.layer] = keep if density < 1 else None
     network.set_connections(index)
     if compressed:
@@ -158,14 +158,14 @@ def volume_bytes(topology: Topology, parts: Mapping[str, IntArray], batch: int, 
     """2 x element size x batch x values per unit x communication volume, counted unit by unit."""
     total = 0
     for space in topology.hidden:
-        readers = [layer for layer in topology.consumers(space.name) if layer.target in parts]
+        readers = [layer for layer in topology.consumers(space.name) if layer.target_space in parts]
         for unit in range(space.units):
             remote, values = set(), 0
             for layer in readers:
                 segments, sources, targets = topology.connected_units(layer, layer.positions())
                 spaces = np.array([segment.space == space.name for segment in layer.source])
                 reads = spaces[segments] & (sources == unit)
-                remote |= set(parts[layer.target][targets[reads]].tolist()) - {int(parts[space.name][unit])}
+                remote |= set(parts[layer.target_space][targets[reads]].tolist()) - {int(parts[space.name][unit])}
                 values = layer.source_values * next(s.repeat for s in layer.source if s.space == space.name)
             total += 2 * element * batch * values * len(remote)
     return total
