@@ -6,10 +6,13 @@ Legend: O, I target and source entries of a weight (O, I, *kernel); n = O I prod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from math import floor, prod
 from typing import TypeAlias
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+Allocation: TypeAlias = Callable[[Shapes, float], Mapping[str, float]]
+"""Shapes of the layers' weights and the density of all of them together -> density of every layer."""
 
 
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
@@ -47,6 +50,37 @@ def counts(shapes: Shapes, densities: Mapping[str, float], total: int) -> dict[s
     for name in by_remainder[: total - sum(whole.values())]:
         whole[name] += 1
     return whole
+
+
+ALLOCATIONS: Mapping[str, Allocation] = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erk}
+"""The allocations that a user may name. Without one the allocation is global: where the connections lie, the scores say."""
+
+
+def allocation(name: str) -> Allocation:
+    """The allocation of that name; ValueError names the ones that exist."""
+    if name in ALLOCATIONS:
+        return ALLOCATIONS[name]
+    remedy = "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, ALLOCATIONS, 1))
+    raise ValueError(f"allocation is {name!r}, but must be one of {', '.join(ALLOCATIONS)}{remedy}")
+
+
+def shares(shapes: Shapes, total: int, allocate: Allocation, kept: Mapping[str, int]) -> dict[str, int]:
+    """Connections per layer, ``total`` in all: those of ``kept`` as they are, the rest allocated over the other layers.
+
+    ValueError if the kept layers have more than the total already, or if the others could not hold the rest.
+
+    >>> shares({"a": (2, 4), "b": (4, 4), "c": (4, 1)}, 10, uniform, {"c": 4})
+    {'a': 2, 'b': 4, 'c': 4}
+    """
+    free = {name: shape for name, shape in shapes.items() if name not in kept}
+    rest, possible = total - sum(kept.values()), sum(prod(shape) for shape in free.values())
+    if not 0 < rest <= possible:
+        raise ValueError(
+            f"connections is {total}, but must be in [{sum(kept.values()) + 1}, {sum(kept.values()) + possible}] where "
+            f"{', '.join(kept) or 'no layer'} is kept as it is; change the density or keep fewer layers"
+        )
+    counted = counts(free, allocate(free, rest / possible), rest)
+    return {name: kept[name] if name in kept else counted[name] for name in shapes}
 
 
 def check_density(density: float) -> None:

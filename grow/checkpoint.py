@@ -23,6 +23,7 @@ from torch import Tensor
 
 from grow.axes import ConnectionsAxis
 from grow.controller import State
+from grow.history import sync_folder
 from grow.network import Network
 from grow.train import Session
 
@@ -37,23 +38,37 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. ``meta`` is the JSON, ``tensors`` are named network.*, positions.*, parts.*, optimizer.*, random."""
+    """What a checkpoint holds. ``meta`` is the JSON, ``tensors`` are named network.*, positions.*, parts.*, optimizer.*, random
+    and, of a network on a GPU, random_cuda.
+    """
 
     meta: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
 
-def save(folder: Path, network: Network, optimizer: torch.optim.Optimizer | None = None, extra: Mapping[str, object] | None = None) -> None:
-    """Write a checkpoint of a network (and its optimizer) as the new folder ``folder``. ``extra`` must be JSON."""
+def capture(network: Network, optimizer: torch.optim.Optimizer | None = None, extra: Mapping[str, object] | None = None) -> Checkpoint:
+    """A checkpoint in memory, of copies: what happens to the network afterwards does not touch it. ``extra`` must be JSON."""
     tensors = network_tensors(network)
-    meta = {"schema_version": SCHEMA_VERSION, "network": describe(network), "extra": dict(extra or {})}
+    meta: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "network": describe(network), "extra": dict(extra or {})}
     if optimizer is not None:
         states, hyperparameters = _optimizer_tensors(network, optimizer)
         tensors |= states
         meta["optimizer"] = hyperparameters
     tensors["random"] = torch.get_rng_state()
-    data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    meta["sha256"] = hashlib.sha256(data).hexdigest()
+    if network.device.type == "cuda":
+        tensors["random_cuda"] = torch.cuda.get_rng_state(network.device)
+    return Checkpoint(meta, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+
+
+def save(folder: Path, network: Network, optimizer: torch.optim.Optimizer | None = None, extra: Mapping[str, object] | None = None) -> None:
+    """Write a checkpoint of a network (and its optimizer) as the new folder ``folder``. ``extra`` must be JSON."""
+    write(folder, capture(network, optimizer, extra))
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as the new folder ``folder``: all of it or, if anything fails, nothing."""
+    data = save_tensors({name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
+    meta = {**checkpoint.meta, "sha256": hashlib.sha256(data).hexdigest()}
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -61,6 +76,7 @@ def save(folder: Path, network: Network, optimizer: torch.optim.Optimizer | None
     _write(temporary / "checkpoint.json", json.dumps(meta, indent=1).encode())
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)
+    sync_folder(folder.parent)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -103,7 +119,7 @@ def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Opt
     tensors = checkpoint.tensors
     positions = {name: tensors[f"positions.{name}"].numpy() if f"positions.{name}" in tensors else None for name in expected}
     parts = {name.removeprefix("parts."): tensor.numpy() for name, tensor in tensors.items() if name.startswith("parts.")}
-    contents = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+    contents = {name.removeprefix("network."): tensor.clone() for name, tensor in tensors.items() if name.startswith("network.")}
     network.restore(meta["units"], positions, expected, contents, parts or None)
     if optimizer is not None:
         _restore_optimizer(network, optimizer, checkpoint)
@@ -125,11 +141,18 @@ def save_session(folder: Path, session: Session, extra: Mapping[str, object] | N
 def restore_session(session: Session, checkpoint: Checkpoint) -> None:
     """Bring a training to where it was: network, optimizer, random state, controller, history."""
     restore(session.network, checkpoint, session.optimizer)
-    torch.set_rng_state(checkpoint.tensors["random"])
+    set_random_state(session.network, checkpoint)
     training = checkpoint.meta["extra"]["training"]
     session.step = training["step"]
     session.state = State(training["phase"], training["next_update"])
     session.history.rewind(training["events"])
+
+
+def set_random_state(network: Network, checkpoint: Checkpoint) -> None:
+    """Let torch's generators go on from where they were."""
+    torch.set_rng_state(checkpoint.tensors["random"].cpu())
+    if "random_cuda" in checkpoint.tensors and network.device.type == "cuda":
+        torch.cuda.set_rng_state(checkpoint.tensors["random_cuda"].cpu(), network.device)
 
 
 def describe(network: Network) -> dict[str, object]:
@@ -179,7 +202,9 @@ def _restore_optimizer(network: Network, optimizer: torch.optim.Optimizer, check
         prefix = f"optimizer.{name}."
         state = {key.removeprefix(prefix): value for key, value in checkpoint.tensors.items() if key.startswith(prefix)}
         if state:
-            optimizer.state[parameter] = {key: value.to(parameter.device) if value.dim() else value for key, value in state.items()}
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device, copy=True) if value.dim() else value.clone() for key, value in state.items()
+            }
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -48,6 +48,8 @@ class History:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(event)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint counts on the events before it
 
     def rewind(self, count: int) -> None:
         """Read the first ``count`` events of the file and forget the rest: what happened after the checkpoint will happen again."""
@@ -61,8 +63,12 @@ class History:
             )
         self.events = [Event(**json.loads(line)) for line in lines]
         shorter = self.path.with_suffix(".tmp")
-        shorter.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        with shorter.open("w", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(shorter, self.path)
+        sync_folder(self.path.parent)
 
     def total(self, *whats: What) -> int:
         """Connections of all events of these kinds."""
@@ -74,3 +80,12 @@ class History:
 
         rows = [{**asdict(event), **{f"units.{space}": count for space, count in event.units.items()}} for event in self.events]
         return pd.DataFrame(rows).drop(columns="units", errors="ignore")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder last: without it a power cut may bring the old name back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

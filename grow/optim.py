@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import log
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-Name = Literal["sgd", "adam", "adamw"]
+Name = Literal["sgd", "adam", "adamw", "rmsprop"]
 
 BIRTH = "birth"
 """State entry of an Adam parameter: the step at which each element came into being, shaped like the parameter."""
@@ -69,7 +69,7 @@ class AdamW(PerConnectionStep, torch.optim.AdamW):
 def make(
     name: Name, parameters: Iterable[Tensor], learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """The optimizer of that name. ``momentum`` is SGD's; Adam keeps torch's betas."""
+    """The optimizer of that name. ``momentum`` is SGD's; Adam keeps torch's betas, RMSprop torch's smoothing constant 0.99."""
     match name:
         case "sgd":
             return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
@@ -77,16 +77,24 @@ def make(
             return Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
         case "adamw":
             return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    raise ValueError(f"optimizer is {name!r}, but must be one of sgd, adam, adamw")
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=learning_rate, weight_decay=weight_decay)
+    raise ValueError(f"optimizer is {name!r}, but must be one of {', '.join(get_args(Name))}")
 
 
 def check_editable(optimizer: torch.optim.Optimizer) -> None:
-    """ValueError for optimizers that cannot follow an edit exactly."""
+    """ValueError for optimizers that cannot follow an edit exactly.
+
+    RMSprop can as it is, centered and with momentum too: it corrects no bias, so that zeros are a fresh connection's state.
+    """
     if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and not isinstance(optimizer, PerConnectionStep):
         kind = type(optimizer).__name__
         raise ValueError(f"optimizer is torch.optim.{kind}, but its step count is shared by all connections; use grow.optim.{kind}")
-    if not isinstance(optimizer, (torch.optim.SGD, PerConnectionStep)):
-        raise ValueError(f"optimizer is {type(optimizer).__name__}, but must be torch.optim.SGD, grow.optim.Adam or grow.optim.AdamW")
+    if not isinstance(optimizer, (torch.optim.SGD, torch.optim.RMSprop, PerConnectionStep)):
+        raise ValueError(
+            f"optimizer is {type(optimizer).__name__}, but must be torch.optim.SGD, "
+            "torch.optim.RMSprop, grow.optim.Adam or grow.optim.AdamW"
+        )
     for group in optimizer.param_groups:
         if group.get("dampening", 0):
             raise ValueError(f"dampening is {group['dampening']}, but must be 0; with it SGD treats a connection's first step differently")

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grow import allocate
 from grow.allocate import counts, erdos_renyi, erk, uniform
 
 LENET = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
@@ -86,3 +87,26 @@ def test_a_total_that_contradicts_the_densities_is_an_error() -> None:
 def test_a_density_outside_its_range_is_an_error(allocation, density: float) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=rf"density is {density}, but must be in \(0, 1\]"):
         allocation(LENET, density)
+
+
+@given(st.sampled_from(sorted(allocate.ALLOCATIONS)), st.integers(1, 235_200 + 30_000))
+def test_layers_that_are_kept_keep_their_count_and_the_whole_network_meets_the_total(name: str, rest: int) -> None:
+    found = allocate.shares(LENET, 777 + rest, allocate.allocation(name), {"fc3": 777})
+    assert found["fc3"] == 777
+    assert sum(found.values()) == 777 + rest
+    assert all(0 <= count <= prod(LENET[layer]) for layer, count in found.items())
+
+
+def test_the_density_of_the_whole_network_decides_also_where_a_layer_stays_dense() -> None:
+    assert allocate.shares(LENET, 26_620, allocate.uniform, {"fc3": 1000}) == {"fc1": 22_722, "fc2": 2_898, "fc3": 1000}
+
+
+@pytest.mark.parametrize("total", [1000, 266_201])
+def test_a_total_that_the_kept_layers_leave_no_room_for_is_named(total: int) -> None:
+    with pytest.raises(ValueError, match=rf"^connections is {total}, but must be in \[1001, 266200\] where fc3 is kept as it is; change"):
+        allocate.shares(LENET, total, allocate.erk, {"fc3": 1000})
+
+
+def test_an_unknown_allocation_is_named_with_a_suggestion() -> None:
+    with pytest.raises(ValueError, match="allocation is 'erq', but must be one of uniform, erdos_renyi, erk; did you mean 'erk'"):
+        allocate.allocation("erq")

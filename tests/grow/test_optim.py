@@ -1,11 +1,14 @@
 from collections.abc import Callable
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from grow import optim
+from grow.network import Network
 from grow.optim import BIRTH
 
 ADAMS: dict[str, tuple[type[torch.optim.Optimizer], Callable[..., torch.optim.Optimizer]]] = {
@@ -87,7 +90,8 @@ def test_optimizers_are_made_by_name() -> None:
     )
     assert isinstance(optim.make("adam", parameters, 0.1), optim.Adam)
     assert isinstance(optim.make("adamw", parameters, 0.1), optim.AdamW)
-    with pytest.raises(ValueError, match="optimizer is 'lion', but must be one of sgd, adam, adamw"):
+    assert isinstance(optim.make("rmsprop", parameters, 0.1), torch.optim.RMSprop)
+    with pytest.raises(ValueError, match="optimizer is 'lion', but must be one of sgd, adam, adamw, rmsprop"):
         optim.make("lion", parameters, 0.1)  # type: ignore[arg-type]
 
 
@@ -96,7 +100,8 @@ def test_optimizers_are_made_by_name() -> None:
     [
         (lambda p: torch.optim.Adam(p), "its step count is shared by all connections; use grow.optim.Adam"),
         (lambda p: torch.optim.AdamW(p), "use grow.optim.AdamW"),
-        (lambda p: torch.optim.RMSprop(p), "optimizer is RMSprop, but must be torch.optim.SGD"),
+        (lambda p: torch.optim.Adagrad(p), "optimizer is Adagrad, but must be torch.optim.SGD, torch.optim.RMSprop"),
+        (lambda p: torch.optim.RMSprop(p, maximize=True), "maximize is True, but must be False"),
         (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.1), "dampening is 0.1, but must be 0"),
         (lambda p: optim.Adam(p, amsgrad=True), "amsgrad is True, but must be False"),
         (lambda p: optim.Adam(p, maximize=True), "maximize is True, but must be False"),
@@ -112,3 +117,62 @@ def test_an_optimizer_that_could_not_follow_an_edit_exactly_is_refused(
 def test_a_closure_is_refused() -> None:
     with pytest.raises(ValueError, match="closure is given, but must be None"):
         optim.Adam([nn.Parameter(torch.ones(2))]).step(lambda: 0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"centered": True}, {"centered": True, "momentum": 0.5, "weight_decay": 0.1}])
+def test_a_connection_grown_under_rmsprop_moves_as_in_a_fresh_optimizer(options: dict[str, float]) -> None:
+    network = Network(nn.Sequential(nn.Linear(4, 3, bias=False)), torch.zeros(1, 4)).double()
+    network.prune_connections({"0": np.array([2, 7])})
+    optimizer = torch.optim.RMSprop(network.parameters(), lr=0.01, **options)
+    network.attach(optimizer)
+    steps = [gradient.reshape(3, 4) for gradient in gradients(30, 12, torch.float64)]
+    for gradient in steps[:20]:
+        _step(network, optimizer, gradient)
+    network.grow_connections({"0": np.array([7])})
+    fresh = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    other = torch.optim.RMSprop([fresh], lr=0.01, **options)
+    for gradient in steps[20:]:
+        _step(network, optimizer, gradient)
+        fresh.grad = gradient[1, 3:].clone()
+        other.step()
+    weight = network.layers["0"].dense_weight()
+    torch.testing.assert_close(weight[1, 3:], fresh.detach(), rtol=1e-14, atol=0)
+    assert weight[0, 2] == 0
+
+
+def _step(network: Network, optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
+    layer = network.layers["0"]
+    assert isinstance(layer.mask, Tensor)
+    layer.weight.grad = gradient * layer.mask  # what the masked product hands back
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make_scheduler",
+    [
+        lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1)),
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6),
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
+        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=8),
+    ],
+)
+def test_torchs_learning_rate_schedulers_go_on_across_edits(make_scheduler: Callable[[torch.optim.Optimizer], LRScheduler]) -> None:
+    rates: list[list[float]] = []
+    for edited in (False, True):
+        network = Network(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        network.attach(optimizer)
+        scheduler, seen = make_scheduler(optimizer), []
+        for step in range(6):
+            if edited and step in (2, 4):
+                network.remove_units("0", [0])
+            before = network.module.get_parameter("2.bias").detach().clone()
+            optimizer.zero_grad()
+            network(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+            seen.append(float(optimizer.param_groups[0]["lr"]))
+            assert not torch.equal(before, network.module.get_parameter("2.bias"))  # the step reaches the living parameters
+            scheduler.step()
+        rates.append(seen)
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) > 2

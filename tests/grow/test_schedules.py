@@ -1,8 +1,11 @@
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grow.schedules import constant, cosine, cubic, linear
+from grow.schedules import Schedule, constant, continuous, cosine, cubic, cyclic, iterative, linear, one_shot
 
 values = st.floats(-10, 10)
 
@@ -50,3 +53,49 @@ def test_contradicting_arguments_are_errors() -> None:
             schedule(1.0, 0.1, 5, 4)
     with pytest.raises(ValueError, match="end is 0, but must be at least 1"):
         cosine(0.3, 0)
+    with pytest.raises(ValueError, match="end is 4, but must be at least begin, 5"):
+        cyclic(0.1, 1.0, 5, 4, 1)
+    with pytest.raises(ValueError, match="end is 4, but must be at least begin, 5"):
+        iterative(1.0, 0.1, 5, 4, 3)
+    with pytest.raises(ValueError, match="cycles is 0, but must be at least 1"):
+        cyclic(0.1, 1.0, 5, 9, 0)
+    with pytest.raises(ValueError, match=r"low is 0.9, but must be at most high, 0.1; exchange them"):
+        cyclic(0.9, 0.1, 5, 9, 1)
+
+
+@pytest.mark.parametrize("shrinking", [lambda start, end: iterative(start, end, 0, 9, 3), lambda start, end: continuous(start, end, 0, 9)])
+@pytest.mark.parametrize("end", [0.5, 0.0, -1.0])
+def test_a_target_above_the_start_contradicts_pruning(shrinking: Callable[[float, float], Schedule], end: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^end_value is {end}, but must be above 0 and at most start_value, 0.4: \w+ only prunes; grow with"
+    ):
+        shrinking(0.4, end)
+
+
+@given(values, values, st.integers(0, 50), st.integers(0, 100))
+def test_one_shot_is_a_single_step(start: float, end: float, at: int, step: int) -> None:
+    assert one_shot(start, end, at)(step) == (start if step < at else end)
+
+
+def test_iterative_pruning_removes_the_same_share_in_every_round() -> None:
+    # Frankle and Carbin: a fifth of what remains, ten rounds, 10.7 % are left (references, section 3).
+    density = iterative(1.0, 0.8**10, 0, 90, 10)
+    rounds = [density(step) for step in range(0, 91, 10)]
+    assert [later / earlier for earlier, later in pairwise(rounds)] == pytest.approx([0.8] * 9)
+    assert rounds[0] == pytest.approx(0.8)
+    assert rounds[-1] == 0.8**10
+    assert len({density(step) for step in range(100)}) == 10  # and nothing in between
+
+
+def test_continuous_pruning_removes_the_same_share_at_every_step() -> None:
+    density = continuous(1.0, 0.05, 10, 110)
+    shares = [density(step + 1) / density(step) for step in range(10, 110)]
+    assert shares == pytest.approx([0.05 ** (1 / 100)] * 100)
+    assert (density(10), density(110)) == (1.0, 0.05)
+
+
+def test_acdc_alternates_sparse_and_dense_and_ends_sparse() -> None:
+    # Peste et al.: dense warm-up for 10 epochs, then 5-epoch phases, sparse from 85 on.
+    density = cyclic(0.1, 1.0, 10, 90, 8)
+    phases = [density(epoch) for epoch in range(0, 100, 5)]
+    assert phases == [1.0, 1.0, *[0.1, 1.0] * 8, 0.1, 0.1]
