@@ -41,7 +41,7 @@ def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntAr
     """A layer's connections after units moved, in the new weight's coordinates."""
     if not touches(layer, moves):
         return layer.index
-    rows, columns = _line_moves(before, layer, moves)
+    rows, columns = line_moves(before, layer, moves)
     if layer.index is None and rows.min(initial=0) >= 0 and columns.min(initial=0) >= 0:
         return None
     taps = prod(layer.shape[2:])
@@ -56,7 +56,7 @@ def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntAr
     return np.sort(present.row.astype(np.int64) * present.shape[1] + present.col)
 
 
-def _line_moves(before: Topology, layer: Connections, moves: Mapping[str, IntArray]) -> tuple[IntArray, IntArray]:
+def line_moves(before: Topology, layer: Connections, moves: Mapping[str, IntArray]) -> tuple[IntArray, IntArray]:
     """Old row of every new row, old column of every new column, -1 for new ones."""
     rows = axis_moves(layer.target, moves, before.units)
     columns = axis_moves(layer.source, moves, before.units)
@@ -69,7 +69,7 @@ def old_positions(before: Topology, layer: Connections, after: Connections, move
     if not touches(layer, moves):
         return positions
     taps = prod(layer.shape[2:])
-    old_rows, old_columns = _line_moves(before, layer, moves)
+    old_rows, old_columns = line_moves(before, layer, moves)
     rows, rest = np.divmod(positions, after.shape[1] * taps)
     columns, tap = np.divmod(rest, taps)
     row, column = old_rows[rows], old_columns[columns]

@@ -11,19 +11,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, reindex
+from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, axis_length, reindex
 from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
-from grow.kernels import KERNELS, KernelCase
-from grow.layers import SparseConv2d, SparseLinear
+from grow.follow import Follower
+from grow.kernels import KERNELS, KernelCase, Storage
+from grow.layers import SparseConv2d, SparseLinear, expand
 from grow.optim import check_editable
 from grow.topology import Connections, Topology, columns_of, read_units, rows_of, unconnected
 from grow.trace import trace
+from grow.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
+
+Carry: TypeAlias = Callable[[Tensor, float], Tensor]
+"""A tensor of before an edit, and the value of what is new -> the tensor after it."""
+Change: TypeAlias = Callable[[str, Tensor], Tensor]
+"""Name and tensor of before an edit -> the tensor after it."""
+BiasChange: TypeAlias = Callable[[str, Tensor, Tensor], Tensor]
+"""Name, bias and weight of before an edit -> the bias after it."""
 
 
 @dataclass
@@ -32,9 +43,12 @@ class _Plan:
 
     topology: Topology
     kernels: dict[str, str]
+    carries: dict[str, Carry] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     states: list[tuple[torch.optim.Optimizer, str, dict[str, object]]] = field(default_factory=list)
+    followed: list[tuple[Follower, str, Tensor]] = field(default_factory=list)
+    revalued: set[tuple[int, str]] = field(default_factory=set)
     parts: dict[str, IntArray] | None = None
 
 
@@ -58,6 +72,7 @@ class Network(nn.Module):
         self._spaces, self._sites, self._fills = traced.spaces, traced.sites, traced.fills
         self._axes = dict(traced.axes)
         self._optimizers: list[torch.optim.Optimizer] = []
+        self._followers: list[Follower] = []
         self._topology: Topology | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,8 +116,36 @@ class Network(nn.Module):
         """Where the tensors are."""
         return next(self.module.parameters()).device
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let an optimizer follow every edit: its parameters are exchanged, its state carried over exactly."""
+    def attach(self, follower: torch.optim.Optimizer | Follower) -> None:
+        """Let an optimizer, or tensors shaped like the network's, follow every edit.
+
+        An optimizer's parameters are exchanged, its state is carried over exactly; for others see `grow.follow`.
+        """
+        if isinstance(follower, torch.optim.Optimizer):
+            self._attach_optimizer(follower)
+            return
+        if follower.new_entry not in ("zero", "copy"):
+            raise ValueError(f"new_entry is {follower.new_entry!r}, but must be 'zero' or 'copy'")
+        mine = self._tensors()
+        for name, tensor in follower.tensors.items():
+            if name not in mine:
+                raise ValueError(f"follower has the tensor {name!r}, but must have names of the network's parameters and buffers")
+            if tensor.shape != mine[name].shape:
+                shapes = f"{tuple(tensor.shape)}, but must have {tuple(mine[name].shape)}"
+                raise ValueError(f"follower's tensor {name!r} has shape {shapes}; build it from the network's parameters")
+        self._followers.append(follower)
+
+    def detach(self, follower: torch.optim.Optimizer | Follower) -> None:
+        """Let an optimizer or follower go; nothing happens if it was not attached."""
+        self._optimizers = [found for found in self._optimizers if found is not follower]
+        self._followers = [found for found in self._followers if found is not follower]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the module that have axes, by name."""
+        found = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        return {name: found[name] for name in self._axes}
+
+    def _attach_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         check_editable(optimizer)
         mine = {id(parameter) for parameter in self.module.parameters()}
         if not any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
@@ -114,11 +157,7 @@ class Network(nn.Module):
         if parts is None:
             self.parts = None
             return
-        for space in self.topology.hidden:
-            found = len(parts[space.name]) if space.name in parts else 0
-            if found != space.units:
-                raise ValueError(f"parts of space {space.name!r} has {found} entries, but must have one per unit, {space.units}")
-        self.parts = {space.name: np.asarray(parts[space.name], np.int64).copy() for space in self.topology.hidden}
+        self.parts = _checked_parts(self.topology, parts)
 
     # ------------------------------------------------------------------ edits of connections
 
@@ -230,18 +269,100 @@ class Network(nn.Module):
         copied = moved_topology(self.topology, twins, {})  # copies have their twins' connections
         plan = self._plan(moves, {layer.layer: layer.index for layer in copied.layers})
         halved = np.concatenate([chosen, np.arange(old, old + len(chosen))])
-        tensors, layers = self.module.state_dict(), self.layers
-        for name in plan.tensors:
+        layers, counts = self.layers, self.topology.units
+
+        def twin(name: str, tensor: Tensor) -> Tensor:
             path, _, leaf = name.rpartition(".")
             layer = layers.get(path) if leaf == "weight" else None
-            twin = reindex(
-                tensors[name] if layer is None else layer.dense_weight(), self._axes[name], Moves(twins, {}), self.topology.units
-            )
-            if layer is not None:
-                twin = _halve_columns(twin, plan.topology.layer(path), plan.topology, space, halved)
-                if layer.storage == "compressed":
-                    twin = twin.reshape(-1)[torch.from_numpy(plan.topology.layer(path).positions()).to(twin.device)]
-            plan.tensors[name] = twin
+            if layer is None:
+                return reindex(tensor, self._axes[name], Moves(twins, {}), counts)
+            dense = tensor if layer.storage == "dense" else expand(tensor, layer.positions, layer.weight_shape)
+            after = plan.topology.layer(path)
+            result = _halve_columns(reindex(dense, self._axes[name], Moves(twins, {}), counts), after, plan.topology, space, halved)
+            return result if layer.storage == "dense" else result.reshape(-1)[torch.from_numpy(after.positions()).to(result.device)]
+
+        self._revalue(plan, {name: twin for name in plan.tensors})
+        self._commit(plan)
+
+    def merge_units(self, space: str, merges: Sequence[Merge]) -> None:
+        """Remove units of a hidden space in favour of others: what was read of them is read of those that stand in.
+
+        W[:, i] += factor * W[:, removed] in every layer that reads the space, for every column and tap that a unit has there;
+        connections that this needs come into being. Constants go into the biases. The output stays as far as the factors are true
+        for what the layers read. ValueError also where a constant has no bias to go to, or meets zero padding.
+        """
+        count = self._hidden(space)
+        check_merges(space, count, merges)
+        if len(merges) >= count:
+            raise ValueError(f"{len(merges)} units of space {space!r} are to be removed, but it has {count} and must keep at least 1")
+        moves = {space: np.setdiff1d(np.arange(count), [merge.unit for merge in merges])}
+        before, carried = self.topology, moved_topology(self.topology, moves, {})
+        readers = before.consumers(space)
+        for layer in readers:
+            self._check_constants(layer.layer, merges)
+        inherited = {
+            layer.layer: inherit(before, layer, carried.layer(layer.layer).shape, space, merges, moves)
+            for layer in readers
+            if layer.index is not None
+        }
+        index = {}
+        for name, found in inherited.items():
+            after = carried.layer(name)
+            index[name] = _as_index(np.union1d(after.positions(), found.heirs), after.possible)
+        biases = frozenset(f"{layer.layer}.bias" for layer in readers if any(merge.constants.get(layer.layer) for merge in merges))
+        plan = self._plan(moves, index, touched=biases)
+
+        def merged(name: str, tensor: Tensor) -> Tensor:
+            path = name.removesuffix(".weight")
+            layer = before.layer(path)
+            if path not in inherited:
+                return plan.carries[name](merge_columns(tensor, layer, before, space, merges), 0.0)
+            found, result = inherited[path], plan.carries[name](tensor, 0.0)
+            given = tensor.reshape(-1)[torch.from_numpy(self._slots(layer, self.layers[path].storage, found.sources)).to(tensor.device)]
+            heirs = torch.from_numpy(self._slots(plan.topology.layer(path), KERNELS[plan.kernels[path]].storage, found.heirs))
+            result.view(-1).index_add_(0, heirs.to(tensor.device), given * torch.from_numpy(found.factors).to(tensor))
+            return result
+
+        def raised(name: str, tensor: Tensor, weight: Tensor) -> Tensor:
+            module = self.layers[name.removesuffix(".bias")]
+            dense = weight if module.storage == "dense" else expand(weight, module.positions, module.weight_shape)
+            return plan.carries[name](tensor + constant_input(dense, before.layer(name.removesuffix(".bias")), before, space, merges), 0.0)
+
+        self._revalue(plan, {f"{layer.layer}.weight": merged for layer in readers}, dict.fromkeys(biases, raised))
+        self._commit(plan)
+
+    def insert_units(self, space: str, births: Births) -> None:
+        """Add units with given weights to a hidden space; their entries in batch norms and optimizers are fresh.
+
+        The output changes as the given weights make it: not at all where the incoming or the outgoing ones are zero.
+        """
+        old = self._hidden(space)
+        if births.count < 1:
+            raise ValueError(f"count is {births.count}, but must be at least 1")
+        before, moves = self.topology, {space: np.concatenate([np.arange(old), np.full(births.count, -1)])}
+        carried = moved_topology(before, moves, {})
+        new: dict[str, list[tuple[IntArray, Tensor]]] = {}
+        for lines, layers, place in (
+            (births.incoming, before.producers(space), born_rows),
+            (births.outgoing, before.consumers(space), born_columns),
+        ):
+            for name, given in lines.items():
+                if name not in {layer.layer for layer in layers}:
+                    raise ValueError(f"births name the layer {name!r}, but must name one of {', '.join(c.layer for c in layers)}")
+                positions = place(before, carried, name, space, moves, given)
+                exists = np.ones(positions.shape, bool) if given.exists is None else given.exists
+                new.setdefault(name, []).append((positions[exists], given.values[torch.from_numpy(exists).to(given.values.device)]))
+        index = {}
+        for name, found in new.items():
+            after = carried.layer(name)
+            index[name] = _as_index(np.union1d(after.positions(), np.concatenate([positions for positions, _ in found])), after.possible)
+        plan = self._plan(moves, index)
+        for name, found in new.items():
+            for positions, values in found:
+                order = np.argsort(positions)
+                self._write(plan, name, positions[order], values.detach()[torch.from_numpy(order).to(values.device)])
+        for name, bias in births.bias.items():
+            self._write_bias(plan, name, space, bias)
         self._commit(plan)
 
     def remove_unconnected_units(self) -> dict[str, int]:
@@ -253,8 +374,7 @@ class Network(nn.Module):
         removed: dict[str, int] = {}
         while dead := self._foldable(unconnected(self.topology)):
             for space, units in dead.items():
-                self._fold(space, units)
-                self.remove_units(space, units)
+                self.merge_units(space, self._constant_merges(space, units))
                 removed[space] = removed.get(space, 0) + len(units)
         return removed
 
@@ -300,16 +420,23 @@ class Network(nn.Module):
                 child.training = modes[name]
         return seen[0]
 
-    @torch.no_grad()
-    def _fold(self, space: str, units: IntArray) -> None:
-        """Add the constants of units without fan-in to the biases of the layers that read them."""
+    def _constant_merges(self, space: str, units: IntArray) -> list[Merge]:
+        """Units without a path, as the constants that they are."""
+        constants: dict[int, dict[str, float]] = {int(unit): {} for unit in units}
         for layer in self.topology.consumers(space):
-            module = self.layers[layer.layer]
-            if module.bias is None:
+            reads = np.isin(units, read_units(self.topology, layer, space))
+            if self.layers[layer.layer].bias is None or not reads.any():
                 continue
-            weight = module.dense_weight().flatten(2).sum(2) if len(layer.shape) > 2 else module.dense_weight()
-            for columns, values in zip(columns_of(self.topology, layer, space, units), self._constants(layer, space, units), strict=True):
-                module.bias.add_(weight[:, torch.from_numpy(columns).to(weight.device)].sum(1) * values[0])
+            for unit, values in zip(units[reads], self._constants(layer, space, units[reads]), strict=True):
+                constants[int(unit)][layer.layer] = float(values[0])
+        return [Merge(unit, {}, found) for unit, found in constants.items()]
+
+    def _check_constants(self, path: str, merges: Sequence[Merge]) -> None:
+        layer, given = self.layers[path], [merge.unit for merge in merges if merge.constants.get(path)]
+        if given and layer.bias is None:
+            raise ValueError(f"layer {path!r} has no bias, but must have one to take the constant of unit {given[0]}")
+        if given and any(getattr(layer, "padding", ())):
+            raise ValueError(f"layer {path!r} has zero padding, but must have none to take the constant of unit {given[0]}")
 
     # ------------------------------------------------------------------ kernels
 
@@ -350,50 +477,104 @@ class Network(nn.Module):
         tensors: Mapping[str, Tensor],
         parts: Mapping[str, IntArray] | None,
     ) -> None:
-        """Take on the structure and the tensors of a checkpoint of the same module. Optimizer state is dropped."""
-        moves = {space.name: np.arange(units[space.name]) for space in self.topology.spaces if units[space.name] != space.units}
-        shapes = moved_topology(
-            self.topology.with_index(dict.fromkeys(self.layers)),
-            {s: np.minimum(m, self.topology.units[s] - 1) for s, m in moves.items()},
-            index,
+        """Take on the structure and the tensors of a checkpoint of the same module.
+
+        Optimizer state is dropped, followers start anew. ValueError, before anything is changed, if the checkpoint does not fit.
+        """
+        after = self._restored(units, index, kernels)
+        mine = self._tensors()
+        if set(tensors) != set(mine):
+            wrong = sorted(set(mine) ^ set(tensors))
+            raise ValueError(f"tensors lack or add {wrong}, but must hold every parameter and buffer of the network")
+        for name, tensor in tensors.items():
+            expected = self._restored_shape(name, tuple(mine[name].shape), after, kernels)
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)}, but must have {expected}")
+        checked = None if parts is None else _checked_parts(after, parts)
+        placed = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        plan = _Plan(after, dict(kernels), tensors=placed, parts=checked)
+        for follower in self._followers:
+            for name in follower.tensors:
+                tensor = placed[name]
+                plan.followed.append((follower, name, tensor.clone() if follower.new_entry == "copy" else torch.zeros_like(tensor)))
+                plan.revalued.add((id(follower), name))
+        self._commit(plan)
+
+    def _restored(self, units: Mapping[str, int], index: Mapping[str, Index], kernels: Mapping[str, str]) -> Topology:
+        """The topology of a checkpoint, checked against the network's."""
+        present = self.topology
+        for what, found, expected in (
+            ("units", units, {space.name for space in present.spaces}),
+            ("index", index, set(self.layers)),
+            ("kernels", kernels, set(self.layers)),
+        ):
+            if set(found) != expected:
+                raise ValueError(f"{what} has {sorted(found)}, but must have {sorted(expected)}; restore the network that was saved")
+        for space in present.spaces:
+            count = units[space.name]
+            if count < 1 or (space.role != "hidden" and count != space.units):
+                rule = "at least 1" if space.role == "hidden" else str(space.units)
+                raise ValueError(f"units of space {space.name!r} is {count}, but must be {rule}")
+        for name, kernel in kernels.items():
+            if kernel not in KERNELS:
+                raise ValueError(f"kernel of layer {name!r} is {kernel!r}, but must be one of {', '.join(KERNELS)}")
+        moves = {space.name: np.minimum(np.arange(units[space.name]), space.units - 1) for space in present.spaces}
+        shapes = moved_topology(present.with_index(dict.fromkeys(self.layers)), moves, {})
+        given = {}
+        for layer in shapes.layers:
+            positions = index[layer.layer]
+            given[layer.layer] = None if positions is None else _as_index(_checked(layer, positions), layer.possible)
+        return shapes.with_index(given)
+
+    def _restored_shape(self, name: str, present: tuple[int, ...], after: Topology, kernels: Mapping[str, str]) -> tuple[int, ...]:
+        """The shape that a tensor must have in a topology."""
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight" and path in self.layers:
+            layer = after.layer(path)
+            return (layer.count,) if KERNELS[kernels[path]].storage == "compressed" else layer.shape
+        axes = self._axes[name]
+        return tuple(
+            axis_length(axis, after.units) if axis and not isinstance(axis, ConnectionsAxis) else size
+            for size, axis in zip(present, axes, strict=True)
         )
-        if set(tensors) != set(self._axes):
-            raise ValueError(
-                f"tensors lack {sorted(set(self._axes) - set(tensors))}, but must hold every parameter and buffer of the network"
-            )
-        self._commit(_Plan(shapes, dict(kernels), {name: tensor.to(self.device) for name, tensor in tensors.items()}))
-        for layer in self.topology.layers:
-            stored = (layer.count,) if self.layers[layer.layer].storage == "compressed" else layer.shape
-            if tuple(self.layers[layer.layer].weight.shape) != stored:
-                raise ValueError(
-                    f"weight of layer {layer.layer!r} has shape {tuple(self.layers[layer.layer].weight.shape)}, but must have {stored}"
-                )
-        self.assign(parts)
 
     # ------------------------------------------------------------------ planning and carrying out
 
-    def _plan(self, moves: Mapping[str, IntArray], index: Mapping[str, Index], kernels: Mapping[str, str] | None = None) -> _Plan:
-        """Compute every tensor after an edit that moves units and gives the named layers new connections."""
+    def _plan(
+        self,
+        moves: Mapping[str, IntArray],
+        index: Mapping[str, Index],
+        kernels: Mapping[str, str] | None = None,
+        touched: frozenset[str] = frozenset(),
+    ) -> _Plan:
+        """Compute every tensor after an edit that moves units and gives the named layers new connections.
+
+        ``touched`` tensors are carried as well if they stay as they are, since the edit goes on to change them.
+        """
         before = self.topology
         present = {name: layer.kernel for name, layer in self.layers.items()}
         plan = _Plan(moved_topology(before, moves, index), {**present, **(kernels or {})})
-        tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        for name in self._axes:
+        for name, tensor in self._tensors().items():
             carry = self._carrier(name, moves, plan)
+            if carry is None and name in touched:
+                carry = _kept
             if carry is None:
                 continue
-            tensor = tensors[name]
+            plan.carries[name] = carry
             plan.tensors[name] = carry(tensor.detach(), self._fills.get(name, 0.0))
             if tensor.grad is not None:
                 plan.gradients[name] = carry(tensor.grad, 0.0)
             for optimizer in self._optimizers:
                 if tensor in optimizer.state:
                     plan.states.append((optimizer, name, carried_state(optimizer, optimizer.state[tensor], tensor, carry)))
+            for follower in self._followers:
+                if name in follower.tensors:
+                    plan.followed.append((follower, name, carry(follower.tensors[name], 0.0)))
         if self.parts is not None:
             plan.parts = {space: moved_parts(parts, moves.get(space)) for space, parts in self.parts.items()}
         return plan
 
-    def _carrier(self, name: str, moves: Mapping[str, IntArray], plan: _Plan) -> Callable[[Tensor, float], Tensor] | None:
+    def _carrier(self, name: str, moves: Mapping[str, IntArray], plan: _Plan) -> Carry | None:
         """How a tensor and what is shaped like it go through the edit: (tensor, value of what is new) -> tensor; None if unchanged."""
         path, _, leaf = name.rpartition(".")
         units = self.topology.units
@@ -409,17 +590,57 @@ class Network(nn.Module):
         present = torch.from_numpy(after.positions()).to(layer.weight.device)
         return WeightCarrier(layer, after, KERNELS[kernel].storage, sources, present)
 
+    def _revalue(self, plan: _Plan, changes: Mapping[str, Change], biases: Mapping[str, BiasChange] = MappingProxyType({})) -> None:
+        """Give the named tensors other values than those carried over, and copies of them likewise. Biases change by their weights."""
+        mine = self._tensors()
+
+        def changed(name: str, held: Mapping[str, Tensor]) -> Tensor:
+            if name in changes:
+                return changes[name](name, held[name].detach())
+            return biases[name](name, held[name].detach(), held[f"{name.removesuffix('bias')}weight"].detach())
+
+        for name in (*changes, *biases):
+            plan.tensors[name] = changed(name, mine)
+        for number, (follower, name, _) in enumerate(plan.followed):
+            if follower.new_entry == "copy" and (name in changes or name in biases):
+                plan.followed[number] = (follower, name, changed(name, mine | follower.tensors))
+                plan.revalued.add((id(follower), name))
+
+    @staticmethod
+    def _slots(layer: Connections, storage: Storage, positions: IntArray) -> IntArray:
+        """Where weights at flat positions stand in their storage."""
+        return np.searchsorted(layer.positions(), positions) if storage == "compressed" else positions
+
     def _write(self, plan: _Plan, name: str, positions: IntArray, values: Tensor) -> None:
         """Set weights at flat positions of a planned layer."""
         if not len(positions):
             return
-        layer, weight = plan.topology.layer(name), plan.tensors[f"{name}.weight"]
-        if KERNELS[plan.kernels[name]].storage == "compressed":
-            positions = np.searchsorted(layer.positions(), positions)
-        weight.view(-1)[torch.from_numpy(positions).to(weight.device)] = values.to(weight)
+        weight = plan.tensors[f"{name}.weight"]
+        slots = self._slots(plan.topology.layer(name), KERNELS[plan.kernels[name]].storage, positions)
+        weight.view(-1)[torch.from_numpy(slots).to(weight.device)] = values.to(weight)
+
+    def _write_bias(self, plan: _Plan, name: str, space: str, values: Tensor) -> None:
+        """Set the biases of the new units of a planned layer."""
+        fresh = np.arange(self.topology.units[space], plan.topology.units[space])
+        producers = {layer.layer for layer in plan.topology.producers(space)}
+        if name not in producers or self.layers[name].bias is None:
+            raise ValueError(f"births give a bias for layer {name!r}, but must for layers with a bias that compute {space!r}")
+        rows = np.concatenate(rows_of(plan.topology, plan.topology.layer(name), space, fresh))
+        if tuple(values.shape) != (len(rows),):
+            raise ValueError(f"bias of layer {name!r} has shape {tuple(values.shape)}, but must have {(len(rows),)}")
+        bias = plan.tensors[f"{name}.bias"]
+        bias[torch.from_numpy(rows).to(bias.device)] = values.detach().to(bias)
+
+    def _copy_born(self, plan: _Plan) -> None:
+        """New entries of copies are copied from the network's own."""
+        for number, (follower, name, tensor) in enumerate(plan.followed):
+            if follower.new_entry == "copy" and (id(follower), name) not in plan.revalued:
+                born = plan.carries[name](torch.zeros_like(follower.tensors[name], dtype=torch.float32), 1.0) > 0
+                plan.followed[number] = (follower, name, torch.where(born, plan.tensors[name].to(tensor), tensor))
 
     def _commit(self, plan: _Plan) -> None:
         """Put the planned tensors in place. Parameters are new objects; attached optimizers are told."""
+        self._copy_born(plan)
         for name, tensor in plan.tensors.items():
             path, _, leaf = name.rpartition(".")
             owner = self.module.get_submodule(path)
@@ -440,9 +661,16 @@ class Network(nn.Module):
         parameters = dict(self.module.named_parameters())
         for optimizer, name, state in plan.states:
             optimizer.state[parameters[name]] = state
+        for follower, name, tensor in plan.followed:
+            follower.tensors[name] = tensor
         self._spaces = plan.topology.spaces
         self.parts = plan.parts
         self._topology = None
+
+
+def _kept(tensor: Tensor, fill: float) -> Tensor:
+    """Carries a tensor that no unit of moves."""
+    return tensor.clone()
 
 
 def _exact(layer: SparseLinear | SparseConv2d, values: Tensor) -> bool:
@@ -451,6 +679,14 @@ def _exact(layer: SparseLinear | SparseConv2d, values: Tensor) -> bool:
         return True
     padded = isinstance(layer, SparseConv2d) and any(layer.padding)
     return layer.bias is not None and not padded and bool((values == values[0]).all())
+
+
+def _checked_parts(topology: Topology, parts: Mapping[str, IntArray]) -> dict[str, IntArray]:
+    for space in topology.hidden:
+        found = len(parts[space.name]) if space.name in parts else 0
+        if found != space.units:
+            raise ValueError(f"parts of space {space.name!r} has {found} entries, but must have one per unit, {space.units}")
+    return {space.name: np.asarray(parts[space.name], np.int64).copy() for space in topology.hidden}
 
 
 def _as_index(positions: IntArray, possible: int) -> Index:

@@ -217,5 +217,7 @@ def columns_of(topology: Topology, layer: Connections, space: str, units: IntArr
 
 def _entries_of(axis: SpaceAxis, topology: Topology, space: str, units: IntArray) -> list[IntArray]:
     segment_of, unit_of = entry_units(axis, topology.units)
-    inside = np.array([segment.space == space for segment in axis])[segment_of]
-    return [np.flatnonzero(inside & (unit_of == unit)) for unit in units]
+    entries = np.flatnonzero(np.array([segment.space == space for segment in axis], bool)[segment_of])
+    entries = entries[np.argsort(unit_of[entries], kind="stable")]
+    first, last = (np.searchsorted(unit_of[entries], units, side) for side in ("left", "right"))
+    return [entries[start:end] for start, end in zip(first, last, strict=True)]

@@ -1,0 +1,28 @@
+"""What follows a network through its edits, besides optimizers: averaged copies, movement scores, accumulated gradients."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypeAlias
+
+from torch import Tensor
+
+NewEntry: TypeAlias = Literal["zero", "copy"]
+"""What a new entry holds: zero, or a copy of the network's own."""
+
+
+class Follower(Protocol):
+    """Tensors shaped like parameters or buffers of `Network.module`, by their name.
+
+    Every edit replaces them in ``tensors`` as it replaces the network's own. What survives keeps its value, bit for bit; only where
+    an edit changes weights themselves (splitting, merging) are copies changed in the same way.
+    """
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """By name; an edit sets entries of this very dictionary."""
+        ...
+
+    @property
+    def new_entry(self) -> NewEntry:
+        """What a new entry holds."""
+        ...
