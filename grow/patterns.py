@@ -36,13 +36,13 @@ def lowest(scored: Scored, count: int) -> Choice:
     {'a': array([3]), 'b': array([], dtype=int64)}
     """
     scores = _scores(scored, count)
-    return _choice(scored, _smallest(scores, count))
+    return _choice(scored, smallest(scores, count))
 
 
 def highest(scored: Scored, count: int) -> Choice:
     """The ``count`` candidates of the highest scores, over all layers."""
     scores = _scores(scored, count)
-    return _choice(scored, _smallest(-scores, count))
+    return _choice(scored, smallest(-scores, count))
 
 
 def lowest_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
@@ -65,7 +65,7 @@ def lowest_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArr
     if missing:
         best = np.where(taken, np.inf, values).argmin()
         members = np.flatnonzero(group == best)
-        chosen[members[_smallest(scores[members], missing)]] = True
+        chosen[members[smallest(scores[members], missing)]] = True
     return _choice(scored, chosen)
 
 
@@ -74,8 +74,7 @@ def highest_priced(scored: Scored, topology: Topology, parts: Mapping[str, IntAr
 
     ``scored`` holds absent connections; a halo holds what the existing connections of ``topology`` carry.
     """
-    worth = _worth(scored, topology, parts, price, count)
-    return _choice(scored, _smallest(-worth, count))
+    return _choice(scored, smallest(-_all_worth(scored, topology, parts, price, count), count))
 
 
 def highest_balanced(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
@@ -84,52 +83,73 @@ def highest_balanced(scored: Scored, topology: Topology, parts: Mapping[str, Int
     What `highest_priced` would give to a target space is shared out so that the incoming connections of its parts come as near to
     equal as they can. Without this the larger part, which has more places to grow into, outgrows the others.
     """
-    worth = _worth(scored, topology, parts, price, count)
-    spaces, labels, load = _targets(scored, topology, parts)
-    free = _smallest(-worth, count)
-    chosen = free.copy()
-    for number in np.unique(spaces[spaces >= 0]):
-        inside = spaces == number
-        places = np.bincount(labels[inside], minlength=_part_count(parts))
-        shares = _even_out(load[number], places, int(free[inside].sum()))
-        for part, share in enumerate(shares.tolist()):
-            members = np.flatnonzero(inside & (labels == part))
-            chosen[members] = _smallest(-worth[members], share)
+    values, spaces = _all_worth(scored, topology, parts, price, count), list(parts)
+    labels = (target_labels(topology.layer(layer), positions, parts, spaces) for layer, (positions, _) in scored.items())
+    kind = np.concatenate([np.zeros(0, np.int64), *labels])
+    kinds = len(spaces) * part_count(parts) + 1
+    places, free = np.bincount(kind, minlength=kinds), np.bincount(kind[smallest(-values, count)], minlength=kinds)
+    chosen = np.zeros(len(values), bool)
+    for number, share in enumerate(share_out(free, places, topology, parts, spaces).tolist()):
+        members = np.flatnonzero(kind == number)
+        chosen[members[smallest(-values[members], share)]] = True
     return _choice(scored, chosen)
 
 
-def _worth(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> FloatArray:
+def _all_worth(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> FloatArray:
     """Scores of absent connections less the price of the halo units that they would add, (N,)."""
-    scores = _scores(scored, count)
-    keys = _remote_keys(scored, topology, parts, price)
+    cost = price * _median(_scores(scored, count))
+    check_parts(topology, parts, price)
+    halo = existing_halo(topology, parts)
+    values = (worth(topology.layer(layer), p, s, topology, parts, halo, cost) for layer, (p, s) in scored.items())
+    return np.concatenate([np.zeros(0), *values])
+
+
+def existing_halo(topology: Topology, parts: Mapping[str, IntArray]) -> BoolArray:
+    """Marks the keys of which a connection exists, (K,)."""
     halo = np.zeros(_key_count(topology, parts), bool)
     for layer in topology.layers:
         existing = _layer_keys(layer, layer.positions(), topology, parts)
         halo[existing[existing >= 0]] = True
+    return halo
+
+
+def worth(
+    layer: Connections,
+    positions: IntArray,
+    scores: NDArray[np.float32],
+    topology: Topology,
+    parts: Mapping[str, IntArray],
+    halo: BoolArray,
+    cost: float,
+) -> FloatArray:
+    """Scores of absent connections of a layer, less ``cost`` where a connection would add a unit to a halo, (N,)."""
+    keys = _layer_keys(layer, positions, topology, parts)
     adds = keys >= 0
     adds[adds] = ~halo[keys[adds]]
-    return scores - np.where(adds, price * _median(scores), 0.0)
+    return scores.astype(np.float64) - np.where(adds, cost, 0.0)
 
 
-def _targets(scored: Scored, topology: Topology, parts: Mapping[str, IntArray]) -> tuple[IntArray, IntArray, IntArray]:
-    """Number of the target space and part of every candidate, (N,) each, -1 where it has none; connections into each part (spaces, k)."""
-    names = list(parts)
-    load = np.zeros((len(names), _part_count(parts)), np.int64)
+def target_labels(layer: Connections, positions: IntArray, parts: Mapping[str, IntArray], spaces: list[str]) -> IntArray:
+    """(space, part) that each position leads into, as one number, (N,); the last number for what leads into no part."""
+    k = part_count(parts)
+    if layer.target_space is None or layer.target_space not in parts:
+        return np.full(len(positions), len(spaces) * k)
+    return spaces.index(layer.target_space) * k + parts[layer.target_space][layer.rows_and_columns(positions)[0]]
+
+
+def share_out(free: IntArray, places: IntArray, topology: Topology, parts: Mapping[str, IntArray], spaces: list[str]) -> IntArray:
+    """What each (space, part) gets of what its space would get freely; what leads into no part stays as it is."""
+    k = part_count(parts)
+    load = np.zeros((len(spaces), k), np.int64)
     for layer in topology.layers:
         if layer.target_space is not None and layer.target_space in parts:
             rows, _ = layer.rows_and_columns(layer.positions())
-            load[names.index(layer.target_space)] += np.bincount(parts[layer.target_space][rows], minlength=load.shape[1])
-    spaces, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for name, (positions, _) in scored.items():
-        layer = topology.layer(name)
-        space = layer.target_space
-        if space is None or space not in parts:
-            spaces.append(np.full(len(positions), -1))
-            labels.append(np.full(len(positions), -1))
-        else:
-            spaces.append(np.full(len(positions), names.index(space)))
-            labels.append(parts[space][layer.rows_and_columns(positions)[0]])
-    return np.concatenate(spaces), np.concatenate(labels), load
+            load[spaces.index(layer.target_space)] += np.bincount(parts[layer.target_space][rows], minlength=k)
+    shares = free.copy()
+    for number in range(len(spaces)):
+        own = slice(number * k, (number + 1) * k)
+        shares[own] = _even_out(load[number], places[own], int(free[own].sum()))
+    return shares
 
 
 def _even_out(load: IntArray, places: IntArray, count: int) -> IntArray:
@@ -167,7 +187,7 @@ def _choice(scored: Scored, chosen: BoolArray) -> Choice:
     return {layer: positions[share] for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
 
 
-def _smallest(scores: FloatArray, count: int) -> BoolArray:
+def smallest(scores: FloatArray, count: int) -> BoolArray:
     """Marks the ``count`` smallest in linear time. At the threshold the first win, so that every rank and rerun chooses alike."""
     if count == 0:
         return np.zeros(len(scores), bool)
@@ -186,7 +206,7 @@ def _fitting(values: FloatArray, sizes: IntArray, count: int) -> BoolArray:
     single = np.flatnonzero(sizes == 1)
     within = np.flatnonzero(sizes > 1)
     # More than count groups of one are never needed: the sort below stays as small as the edit.
-    reachable = np.concatenate([within, single[_smallest(values[single], min(count, len(single)))]])
+    reachable = np.concatenate([within, single[smallest(values[single], min(count, len(single)))]])
     order = reachable[np.lexsort((reachable, values[reachable]))]
     taken = np.zeros(len(values), bool)
     left = count
@@ -212,14 +232,19 @@ def _groups(keys: IntArray, key_count: int) -> IntArray:
 
 def _remote_keys(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float) -> IntArray:
     """Key of every candidate, -1 where it is not remote, (N,)."""
+    check_parts(topology, parts, price)
+    keys = (_layer_keys(topology.layer(layer), positions, topology, parts) for layer, (positions, _) in scored.items())
+    return np.concatenate([np.zeros(0, np.int64), *keys])
+
+
+def check_parts(topology: Topology, parts: Mapping[str, IntArray], price: float) -> None:
+    """ValueError for a negative price, or labels that do not fit their spaces."""
     if price < 0:
         raise ValueError(f"price is {price}, but must be at least 0; pass median scores per halo unit")
     for space, labels in parts.items():
         if len(labels) != topology.space(space).units:
             units = topology.space(space).units
             raise ValueError(f"parts of space {space!r} has {len(labels)} entries, but must have one per unit, {units}; partition anew")
-    keys = (_layer_keys(topology.layer(layer), positions, topology, parts) for layer, (positions, _) in scored.items())
-    return np.concatenate([np.zeros(0, np.int64), *keys])
 
 
 def _layer_keys(layer: Connections, positions: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
@@ -235,7 +260,7 @@ def _layer_keys(layer: Connections, positions: IntArray, topology: Topology, par
             inside = segments == number
             remote = inside.copy()
             remote[inside] = parts[segment.space][units[inside]] != target_parts[inside]
-            keys[remote] = (starts[segment.space] + units[remote]) * _part_count(parts) + target_parts[remote]
+            keys[remote] = (starts[segment.space] + units[remote]) * part_count(parts) + target_parts[remote]
     return keys
 
 
@@ -245,9 +270,10 @@ def _starts(topology: Topology) -> dict[str, int]:
     return {space.name: int(end) - space.units for space, end in zip(topology.spaces, ends, strict=True)}
 
 
-def _part_count(parts: Mapping[str, IntArray]) -> int:
+def part_count(parts: Mapping[str, IntArray]) -> int:
+    """Number of parts."""
     return 1 + max((int(labels.max(initial=0)) for labels in parts.values()), default=0)
 
 
 def _key_count(topology: Topology, parts: Mapping[str, IntArray]) -> int:
-    return sum(topology.units.values()) * _part_count(parts)
+    return sum(topology.units.values()) * part_count(parts)

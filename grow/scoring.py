@@ -2,65 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from math import prod
 
 import numpy as np
-import torch
 
+from grow import streams
 from grow.axes import IntArray
+from grow.candidates import Candidates
 from grow.criteria import Criterion
-from grow.evidence import LayerEvidence
+from grow.evidence import Evidence
 from grow.network import Network
-from grow.patterns import Choice, highest, highest_balanced, lowest, lowest_groups
-from grow.topology import Connections
+from grow.patterns import Choice, lowest, lowest_groups
+from grow.streams import Part
+from grow.topology import Connections, Topology
 
 
-def to_prune(network: Network, criterion: Criterion, evidence: Mapping[str, LayerEvidence], count: int, price: float | None) -> Choice:
+def to_prune(
+    network: Network, criterion: Criterion, evidence: Evidence, count: int, price: float | None = None, frozen: frozenset[str] = frozenset()
+) -> Choice:
     """The ``count`` least salient connections; every layer keeps its strongest one, every output unit its own strongest.
 
-    ``price`` of a halo unit, in median scores; None: the network's parts play no role.
+    ``price`` of a halo unit, in median scores; None: the network's parts play no role. ``frozen`` layers lose nothing.
     """
-    topology, scored = network.topology, {}
-    for layer in topology.layers:
-        positions = layer.positions()
-        scores = _flat_scores(criterion, evidence[layer.layer])[positions]
+    topology = network.topology
+    candidates, score = criterion.ready(Candidates(evidence, True, count, check_frozen(topology, frozen)))
+    scored = {}
+    for name, (positions, scores) in candidates.scored(score).items():
+        layer = topology.layer(name)
         into_output = any(topology.space(segment.space).role == "output" for segment in layer.target)
         keep = _strongest(layer, positions, scores, by_row=into_output)
-        scored[layer.layer] = (np.delete(positions, keep), np.delete(scores, keep))
+        scored[name] = (np.delete(positions, keep), np.delete(scores, keep))
     count = min(count, sum(len(positions) for positions, _ in scored.values()))
     if network.parts is None or price is None:
         return lowest(scored, count)
     return lowest_groups(scored, topology, network.parts, price, count)
 
 
-def to_grow(network: Network, criterion: Criterion, evidence: Mapping[str, LayerEvidence], count: int, price: float | None) -> Choice:
-    """The ``count`` absent connections most worth having."""
+def to_grow(
+    network: Network, criterion: Criterion, evidence: Evidence, count: int, price: float | None = None, frozen: frozenset[str] = frozenset()
+) -> Choice:
+    """The ``count`` absent connections most worth having, found block by block. ``frozen`` layers gain nothing."""
     topology = network.topology
-    scored: dict[str, tuple[IntArray, np.ndarray]] = {}
-    for layer in topology.layers:
-        positions = _absent(layer)
-        scored[layer.layer] = (positions, _flat_scores(criterion, evidence[layer.layer])[positions])
-    count = min(count, topology.possible - topology.connections)
+    asked = Candidates(evidence, False, count, check_frozen(topology, frozen))
+    count = min(count, sum(topology.layer(name).possible - topology.layer(name).count for name in asked.layers))
+    candidates, score = criterion.ready(asked)
+
+    def stream() -> Iterator[Part]:
+        return candidates.stream(score)
+
     if network.parts is None or price is None:
-        return highest(scored, count)
-    return highest_balanced(scored, topology, network.parts, price, count)
+        return streams.highest(stream, candidates.layers, count)
+    return streams.highest_balanced(stream, candidates.layers, topology, network.parts, price, count)
 
 
-def _flat_scores(criterion: Criterion, evidence: LayerEvidence) -> np.ndarray:
-    return criterion.score(evidence).reshape(-1).to(torch.float32).cpu().numpy()
+def check_frozen(topology: Topology, frozen: frozenset[str]) -> frozenset[str]:
+    """The same names; ValueError names one that is no layer."""
+    for name in sorted(frozen):
+        topology.layer(name)
+    return frozen
 
 
 def _strongest(layer: Connections, positions: IntArray, scores: np.ndarray, by_row: bool) -> IntArray:
-    """Where in ``positions`` the highest score stands, of the layer or of each of its rows."""
+    """Where in ``positions`` the highest score stands, of the layer or of each row, if it would lose all that it has otherwise."""
     if not by_row:
-        return np.array([scores.argmax()]) if len(scores) else np.zeros(0, np.int64)
-    rows = positions // prod(layer.shape[1:])
+        return np.array([scores.argmax()]) if len(scores) == layer.count > 0 else np.zeros(0, np.int64)
+    width = prod(layer.shape[1:])
+    rows = positions // width
     order = np.lexsort((scores, rows))
-    return order[np.flatnonzero(np.diff(rows[order], append=-1))]
-
-
-def _absent(layer: Connections) -> IntArray:
-    missing = np.ones(layer.possible, bool)
-    missing[layer.positions()] = False
-    return np.flatnonzero(missing)
+    last = order[np.flatnonzero(np.diff(rows[order], append=-1))]
+    existing = np.bincount(layer.positions() // width, minlength=layer.shape[0])
+    whole: IntArray = last[np.bincount(rows, minlength=layer.shape[0])[rows[last]] == existing[rows[last]]]
+    return whole

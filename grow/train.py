@@ -12,7 +12,7 @@ from torch import Tensor
 from grow import controller
 from grow.controller import Grow, Policy, Prune, Report, State, Stop, Train
 from grow.criteria import Criterion
-from grow.evidence import LayerEvidence, gather
+from grow.evidence import Evidence, gather
 from grow.history import Event, History, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
 from grow.network import Network
@@ -188,7 +188,7 @@ def _edit(session: Session, decision: Prune | Grow) -> tuple[What, Mapping[str, 
             return "grow_connections", {}
 
 
-def _evidence(session: Session, criterion: Criterion) -> Mapping[str, LayerEvidence]:
+def _evidence(session: Session, criterion: Criterion) -> Evidence:
     """Evidence on the batch of the coming step."""
     generator = torch.Generator().manual_seed(_draw_seed(session))
     return gather(session.network, [_batch(session, session.step)], session.task.loss, criterion.needs, generator)

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from grow.criteria.base import Criterion
-from grow.criteria.gradient import GRADIENT
+from grow.criteria.gradient import GRADIENT, MOMENTUM
 from grow.criteria.magnitude import MAGNITUDE
 from grow.criteria.obd import OBD
 from grow.criteria.random import RANDOM
 
 __all__ = ["CRITERIA", "Criterion", "criterion"]
 
-CRITERIA: Mapping[str, Criterion] = {c.name: c for c in (MAGNITUDE, GRADIENT, OBD, RANDOM)}
+CRITERIA: Mapping[str, Criterion] = {c.name: c for c in (MAGNITUDE, GRADIENT, MOMENTUM, OBD, RANDOM)}
 """The criteria that a recipe may name."""
 
 

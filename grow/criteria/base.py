@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
+from grow.candidates import Candidates
 from grow.evidence import LayerEvidence, Need
+
+Score: TypeAlias = Callable[[LayerEvidence], Tensor]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Evidence about a layer -> scores shaped like its weight; higher means more worth having, for pruning and for growth alike.
+    """Evidence about some rows of a layer -> scores shaped like their weights; higher means more worth having, for pruning and for
+    growth alike.
 
-    needs: the evidence that ``score`` reads besides the weight; nothing else is gathered.
+    needs: the evidence that ``score`` reads besides the weight; nothing else is gathered. prepare: for a criterion that must have
+    seen all candidates before it can score one; gives the candidates that are left, and what scores them.
     """
 
     name: str
     needs: frozenset[Need]
-    score: Callable[[LayerEvidence], Tensor]
+    score: Score
+    prepare: Callable[[Candidates], tuple[Candidates, Score]] | None = None
+
+    def ready(self, candidates: Candidates) -> tuple[Candidates, Score]:
+        """The candidates among which to choose, and the function that scores them."""
+        return (candidates, self.score) if self.prepare is None else self.prepare(candidates)

@@ -13,8 +13,7 @@ from grow.evidence import LayerEvidence
 
 
 def _score(evidence: LayerEvidence) -> Tensor:
-    assert evidence.curvature is not None
-    return evidence.curvature * evidence.weight.square() / 2
+    return evidence["curvature"] * evidence.weight.square() / 2
 
 
 OBD = Criterion("obd", frozenset({"curvature"}), _score)

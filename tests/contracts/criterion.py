@@ -5,19 +5,17 @@ import torch
 from torch import Tensor
 
 from grow.criteria import Criterion
-from grow.evidence import LayerEvidence
+from grow.evidence import LayerEvidence, Need
 
 
 def evidence(shape: tuple[int, ...], criterion: Criterion, seed: int = 0) -> LayerEvidence:
     """Random evidence, exactly what the criterion asks for."""
     draws = torch.Generator().manual_seed(seed)
-    weight, gradient, curvature = (torch.randn(shape, generator=draws) for _ in range(3))
-    return LayerEvidence(
-        weight,
-        gradient if "gradient" in criterion.needs else None,
-        curvature.square() if "curvature" in criterion.needs else None,
-        torch.Generator().manual_seed(seed),
-    )
+    weight = torch.randn(shape, generator=draws)
+    found: dict[Need, Tensor] = {need: torch.randn(shape, generator=draws) for need in sorted(criterion.needs)}
+    for need in criterion.needs & {"curvature", "fisher", "mc_fisher", "taylor", "synflow"}:
+        found[need] = found[need].square()
+    return LayerEvidence(weight, found, torch.Generator().manual_seed(seed))
 
 
 def scores(criterion: Criterion, given: LayerEvidence) -> Tensor:
@@ -48,11 +46,13 @@ class CriterionContract:
         state = torch.get_rng_state()
         scores(criterion, given)
         assert torch.equal(state, torch.get_rng_state())
-        for name in ("weight", "gradient", "curvature"):
-            before, after = getattr(untouched, name), getattr(given, name)
-            assert (before is None and after is None) or torch.equal(before, after)
+        assert torch.equal(untouched.weight, given.weight)
+        assert all(torch.equal(untouched[need], given[need]) for need in criterion.needs)
 
     def test_the_sign_of_a_weight_does_not_matter(self, criterion: Criterion) -> None:
+        """Turning the sign of every weight turns the sign of the gradient's parts as well."""
         given = evidence((4, 3), criterion)
-        flipped = LayerEvidence(-given.weight, given.gradient, given.curvature, torch.Generator().manual_seed(0))
+        odd: frozenset[Need] = frozenset({"gradient", "momentum", "hessian_gradient"})
+        turned = {need: -found if need in odd else found for need, found in given.found.items()}
+        flipped = LayerEvidence(-given.weight, turned, torch.Generator().manual_seed(0))
         assert torch.equal(scores(criterion, given), scores(criterion, flipped))

@@ -34,7 +34,9 @@ class TestRandom(CriterionContract):
 
 
 def test_scores_of_two_weights() -> None:
-    given = LayerEvidence(torch.tensor([[-2.0, 0.0]]), torch.tensor([[0.5, -3.0]]), torch.tensor([[0.25, 4.0]]), torch.Generator())
+    given = LayerEvidence(
+        torch.tensor([[-2.0, 0.0]]), {"gradient": torch.tensor([[0.5, -3.0]]), "curvature": torch.tensor([[0.25, 4.0]])}, torch.Generator()
+    )
     assert criterion("magnitude").score(given).tolist() == [[2.0, 0.0]]
     assert criterion("gradient").score(given).tolist() == [[0.5, 3.0]]
     assert criterion("obd").score(given).tolist() == [[0.5, 0.0]]
@@ -48,7 +50,7 @@ def test_random_scores_differ_from_draw_to_draw() -> None:
 def test_a_misspelt_name_is_an_error_that_suggests_the_right_one() -> None:
     with pytest.raises(ValueError, match=r"criterion is 'magnitud', but must be one of magnitude, .*; did you mean 'magnitude'\?"):
         criterion("magnitud")
-    with pytest.raises(ValueError, match=r"must be one of magnitude, gradient, obd, random$"):
+    with pytest.raises(ValueError, match=r"must be one of magnitude, gradient, .*random$"):
         criterion("xyz")
 
 
@@ -97,7 +99,7 @@ def _loss_changes(network: Network, inputs: torch.Tensor, targets: torch.Tensor,
 def _saliencies(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     obd = criterion("obd")
     found = gather(network, [(inputs, targets)], functional.cross_entropy, obd.needs, torch.Generator())
-    return torch.cat([obd.score(layer).flatten() for layer in found.values()])
+    return torch.cat([obd.score(found.layer(name)).flatten() for name in network.layers])
 
 
 def _rank_correlation(one: torch.Tensor, other: torch.Tensor) -> float:

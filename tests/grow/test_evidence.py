@@ -67,7 +67,7 @@ def weights(network: Network) -> dict[str, Tensor]:
 
 def gathered(network: Network, data: list[Batch], needs: frozenset[Need]) -> dict[str, dict[str, Tensor]]:
     found = gather(network, data, functional.cross_entropy, needs, torch.Generator())
-    return {need: {f"module.{name}.weight": getattr(layer, need) for name, layer in found.items()} for need in needs}
+    return {need: {f"module.{name}.weight": found.layer(name)[need] for name in network.layers} for need in needs}
 
 
 def unmasked(network: Network) -> Network:
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_mean_loss_absent_connections_included(modul
 
 @networks
 def test_the_curvature_is_the_diagonal_of_the_gauss_newton_matrix(module: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grow.evidence.BLOCK_VALUES", 200)  # more than one block of samples
+    monkeypatch.setattr("grow.evidence.products.SAMPLE_VALUES", 200)  # more than one block of samples
     network, data = double(module, density=0.5), batches(module, 4, 2)
     found = gathered(network, data, frozenset({"curvature"}))["curvature"]
     oracle, inputs = unmasked(network), torch.cat([x for x, _ in data])
@@ -119,11 +119,9 @@ def test_the_curvature_of_two_logits() -> None:
     with torch.no_grad():
         next(network.parameters()).copy_(torch.tensor([[0.0], [np.log(3) / 2]]))
     found = gather(network, [(torch.tensor([[2.0]]), torch.tensor([0]))], functional.cross_entropy, BOTH, torch.Generator())
-    (layer,) = found.values()
-    assert layer.curvature is not None
-    assert layer.gradient is not None
-    assert layer.curvature.flatten().tolist() == pytest.approx([0.75, 0.75])
-    assert layer.gradient.flatten().tolist() == pytest.approx([-1.5, 1.5])
+    layer = found.layer("0")
+    assert layer["curvature"].flatten().tolist() == pytest.approx([0.75, 0.75])
+    assert layer["gradient"].flatten().tolist() == pytest.approx([-1.5, 1.5])
 
 
 @networks
@@ -150,12 +148,12 @@ def test_what_is_not_needed_is_not_gathered() -> None:
     def forbidden(outputs: Tensor, targets: Tensor) -> Tensor:
         raise AssertionError("the loss is not needed")
 
-    for layer in gather(network, [], forbidden, frozenset(), torch.Generator()).values():
-        assert layer.gradient is None
-        assert layer.curvature is None
-    for layer in gather(network, batches(mlp, 2), forbidden, frozenset({"curvature"}), torch.Generator()).values():
-        assert layer.gradient is None
-        assert layer.curvature is not None
+    nothing = gather(network, [], forbidden, frozenset(), torch.Generator())
+    assert [dict(nothing.layer(name).found) for name in network.layers] == [{}, {}]
+    curved = gather(network, batches(mlp, 2), forbidden, frozenset({"curvature"}), torch.Generator())
+    assert [list(curved.layer(name).found) for name in network.layers] == [["curvature"], ["curvature"]]
+    with pytest.raises(ValueError, match="evidence holds curvature, but must hold 'gradient'; name it among the needs"):
+        curved.layer("0")["gradient"]
 
 
 def test_no_data_and_outputs_that_are_no_logits_are_errors() -> None:

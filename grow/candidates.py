@@ -1,0 +1,106 @@
+"""The connections among which a criterion chooses: the existing ones, for pruning, or the absent ones, for growth.
+
+Legend: R rows of a block, N candidates in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from grow.axes import IntArray
+from grow.evidence import Evidence, LayerEvidence
+
+Scores: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Existing or absent connections of every layer that is not frozen, of which ``count`` are wanted.
+
+    within: by layer, the sorted positions that are left of them; None: all.
+    """
+
+    evidence: Evidence
+    existing: bool
+    count: int
+    frozen: frozenset[str] = frozenset()
+    within: Mapping[str, IntArray] | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that may have candidates, in the network's order."""
+        return tuple(c.layer for c in self.evidence.topology.layers if c.layer not in self.frozen)
+
+    def narrowed(self, evidence: Evidence, within: Mapping[str, IntArray]) -> Candidates:
+        """Fewer candidates, with evidence about these."""
+        return replace(self, evidence=evidence, within=within)
+
+    def blocks(self, layer: str) -> Iterator[tuple[IntArray, IntArray, LayerEvidence]]:
+        """Per block of rows: sorted positions of its candidates (N,), where they stand in the flattened block (N,), its evidence."""
+        shape = self.evidence.topology.layer(layer).shape
+        width = prod(shape[1:])
+        for block in self.evidence.blocks(layer):
+            local = self._local(layer, block.rows, width)
+            yield block.rows[local // width] * width + local % width if width else local, local, block.evidence
+
+    def scores(self, score: Callable[[LayerEvidence], Tensor], layer: str) -> Iterator[tuple[IntArray, Scores]]:
+        """Per block of rows: sorted positions of its candidates (N,), and their scores (N,)."""
+        for positions, local, evidence in self.blocks(layer):
+            if not len(local):
+                continue
+            flat = score(evidence).reshape(-1)
+            chosen = flat if len(local) == len(flat) else flat[torch.from_numpy(local).to(flat.device)]
+            yield positions, chosen.to(torch.float32).cpu().numpy()
+
+    def stream(self, score: Callable[[LayerEvidence], Tensor]) -> Iterator[tuple[str, IntArray, Scores]]:
+        """Layer, positions and scores of every block, in the order (layer, position)."""
+        for layer in self.layers:
+            for positions, scores in self.scores(score, layer):
+                yield layer, positions, scores
+
+    def scored(self, score: Callable[[LayerEvidence], Tensor]) -> dict[str, tuple[IntArray, Scores]]:
+        """Positions and scores of all candidates at once, by layer."""
+        found = {}
+        for layer in self.layers:
+            parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32)), *self.scores(score, layer)]
+            found[layer] = (np.concatenate([p for p, _ in parts]), np.concatenate([s for _, s in parts]))
+        return found
+
+    def _local(self, layer: str, rows: IntArray, width: int) -> IntArray:
+        """Where the candidates in some rows stand in the flattened rows (R * width,)."""
+        connections = self.evidence.topology.layer(layer)
+        if self.within is not None:
+            return _in_rows(self.within.get(layer, np.zeros(0, np.int64)), rows, width)
+        if connections.index is None:
+            return np.arange(len(rows) * width) if self.existing else np.zeros(0, np.int64)
+        present = _in_rows(connections.index, rows, width)
+        if self.existing:
+            return present
+        absent = np.ones(len(rows) * width, bool)
+        absent[present] = False
+        return np.flatnonzero(absent)
+
+
+def _in_rows(positions: IntArray, rows: IntArray, width: int) -> IntArray:
+    """Of sorted flat positions, those in the given rows, as they stand in the flattened rows.
+
+    >>> _in_rows(np.array([1, 4, 9, 11]), np.array([1, 3]), 3).tolist()
+    [1, 3, 5]
+    """
+    if not len(rows) or not width:
+        return np.zeros(0, np.int64)
+    low, high = np.searchsorted(positions, [rows[0] * width, (rows[-1] + 1) * width])
+    inside = positions[low:high]
+    row, column = np.divmod(inside, width)
+    slot = np.searchsorted(rows, row)
+    held = rows[slot] == row
+    local: IntArray = slot[held] * width + column[held]
+    return local
