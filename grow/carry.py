@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from grow.axes import IntArray, axis_length, axis_moves, spread
+from grow.axes import IntArray, axis_moves, spread
 from grow.kernels import Storage
 from grow.layers import SparseConv2d, SparseLinear, expand
 from grow.optim import BIRTH, PerConnectionStep
@@ -31,7 +31,7 @@ def moved_topology(before: Topology, moves: Mapping[str, IntArray], index: Mappi
     units = {space.name: space.units for space in spaces}
     layers = []
     for layer in before.layers:
-        shape = (axis_length(layer.target, units), axis_length(layer.source, units), *layer.shape[2:])
+        shape = layer.sized(units)
         carried = index[layer.layer] if layer.layer in index else _moved_index(before, layer, moves, shape)
         layers.append(replace(layer, shape=shape, index=carried))
     return Topology(spaces, tuple(layers))

@@ -102,25 +102,43 @@ class SparseLinear(SparseLayer):
     """``y = x W^T + b`` over the last axis."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (B, I) -> (B, O)."""
+        """X (B, ..., I) -> (B, ..., O)."""
         if self.storage == "dense":
             return functional.linear(x, masked(self.weight, self.mask), self.bias)
-        return self.product()(x, self.weight, self.bias)
+        if x.dim() == 2:
+            return self.product()(x, self.weight, self.bias)
+        return self.product()(x.reshape(-1, x.shape[-1]), self.weight, self.bias).reshape(*x.shape[:-1], self.weight_shape[0])
 
 
 class SparseConv2d(SparseLayer):
-    """A convolution whose connections are single taps of kernel slices."""
+    """A convolution whose connections are single taps of kernel slices.
+
+    In a depthwise one every input channel has ``multiplier`` output channels of its own, and the weight is (O, 1, *kernel); in
+    all others ``multiplier`` is 0.
+    """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        multiplier: int = 0,
     ) -> None:
         super().__init__(weight, bias)
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, 1
+        self.stride, self.padding, self.dilation, self.multiplier = stride, padding, dilation, multiplier
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels that are computed apart: as many as input channels in a depthwise convolution, else 1."""
+        return self.weight_shape[0] // self.multiplier if self.multiplier else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """X (B, I, H, W) -> (B, O, H', W')."""
-        if self.storage == "dense":
-            return functional.conv2d(x, masked(self.weight, self.mask), self.bias, self.stride, self.padding, self.dilation)
+        if self.storage == "dense" or self.multiplier:  # no product of a matrix: depthwise values are spread out first
+            weight = masked(self.weight, self.mask) if self.storage == "dense" else self._spread()
+            return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         kernel = (self.weight_shape[2], self.weight_shape[3])
         patches = functional.unfold(x, kernel, self.dilation, self.padding, self.stride)  # (B, I*T, P)
         flat = patches.transpose(0, 1).reshape(patches.shape[1], -1).t()  # (B*P, I*T), a view of feature-major memory
@@ -130,6 +148,12 @@ class SparseConv2d(SparseLayer):
             for size, pad, dilation, taps, stride in zip(x.shape[2:], self.padding, self.dilation, kernel, self.stride, strict=True)
         )
         return outputs.t().reshape(-1, x.shape[0], height, width).transpose(0, 1)
+
+    def _spread(self) -> Tensor:
+        """Compressed values as a weight (O, 1, *kernel), with their gradient."""
+        assert self.positions is not None
+        flat = self.weight.new_zeros(prod(self.weight_shape)).index_put((self.positions,), self.weight)
+        return flat.reshape(self.weight_shape)
 
 
 def expand(values: Tensor, positions: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -148,4 +172,5 @@ def sparse_layer(module: nn.Linear | nn.Conv2d) -> SparseLinear | SparseConv2d:
         return SparseLinear(module.weight, bias)
     assert not isinstance(module.padding, str)  # the tracer refuses it
     stride, padding, dilation = ((value[0], value[1]) for value in (module.stride, module.padding, module.dilation))
-    return SparseConv2d(module.weight, bias, stride, padding, dilation)
+    multiplier = 0 if module.groups == 1 else module.out_channels // module.in_channels
+    return SparseConv2d(module.weight, bias, stride, padding, dilation, multiplier)

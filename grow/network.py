@@ -95,7 +95,9 @@ class Network(nn.Module):
             self._topology = Topology(
                 self._spaces,
                 tuple(
-                    Connections(s.layer, layer.weight_shape, s.target, s.source, layer.index(), s.source_values, s.target_values)
+                    Connections(
+                        s.layer, layer.weight_shape, s.target, s.source, layer.index(), s.source_values, s.target_values, s.depthwise
+                    )
                     for s, layer in ((site, layers[site.layer]) for site in self._sites)
                 ),
             )
@@ -401,6 +403,7 @@ class Network(nn.Module):
         """Per unit: what the layer reads of it in evaluation mode, over samples, repeats and positions, flattened."""
         columns = columns_of(self.topology, layer, space, units)
         inputs = self._input_of(layer.layer)
+        inputs = inputs if len(layer.shape) > 2 else inputs.movedim(-1, 1)
         return [inputs[:, torch.from_numpy(group).to(inputs.device)].flatten() for group in columns]
 
     @torch.no_grad()
@@ -410,8 +413,12 @@ class Network(nn.Module):
         handle = self.layers[path].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
         modes = {name: child.training for name, child in self.named_modules()}
         self.eval()
-        example = self.example.to(self.device, next(self.module.parameters()).dtype)
-        noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+        example, noise = self.example.to(self.device), torch.randn(self.example.shape, generator=torch.Generator().manual_seed(0))
+        if example.is_floating_point():
+            example = example.to(next(self.module.parameters()).dtype)
+        else:  # tokens: which numbers exist is not known, but those of the example in another order do
+            noise = example.reshape(-1).flip(0).reshape(example.shape)
+        noise = noise.to(example)
         try:
             self(torch.cat([example, noise]))
         finally:

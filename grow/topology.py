@@ -16,18 +16,24 @@ from typing import Literal
 
 import numpy as np
 
-from grow.axes import IntArray, SpaceAxis, entry_units
+from grow.axes import IntArray, SpaceAxis, axis_length, entry_units
 
 Role = Literal["input", "hidden", "output"]
 
 
 @dataclass(frozen=True)
 class Space:
-    """A named set of units that live and die together. Only hidden spaces are ever edited."""
+    """A named set of units that live and die together. Only hidden spaces are ever edited.
+
+    fed: units have values without any connection (embeddings, learned positions). mixed: units influence one another without
+    connections (a norm across them, a product that contracts them), so that one unit more or less changes the others' effect.
+    """
 
     name: str
     units: int
     role: Role
+    fed: bool = False
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,17 @@ class Connections:
     index: IntArray | None
     source_values: int = 1
     target_values: int = 1
+    depthwise: bool = False
+
+    def sized(self, units: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of the weight when spaces have so many units."""
+        columns = 1 if self.depthwise else axis_length(self.source, units)
+        return (axis_length(self.target, units), columns, *self.shape[2:])
+
+    @property
+    def reads(self) -> SpaceAxis:
+        """The spaces whose units it reads: its source, or what a depthwise layer computes."""
+        return self.target if self.depthwise else self.source
 
     @property
     def possible(self) -> int:
@@ -139,20 +156,21 @@ class Topology:
         return tuple(layer for layer in self.layers if any(s.space == space for s in layer.target))
 
     def consumers(self, space: str) -> tuple[Connections, ...]:
-        """Layers that read the units of a space."""
+        """Layers that read the units of a space and compute others. A depthwise layer is not among them."""
         return tuple(layer for layer in self.layers if any(s.space == space for s in layer.source))
 
     def connected_units(self, layer: Connections, positions: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Segment of the source axis, source unit and row of each position, each (len(positions),)."""
-        segment_of, unit_of = entry_units(layer.source, self.units)
+        """Segment of what the layer reads, source unit and row of each position, each (len(positions),)."""
+        segment_of, unit_of = entry_units(layer.reads, self.units)
         rows, columns = layer.rows_and_columns(positions)
+        columns = rows if layer.depthwise else columns
         return segment_of[columns], unit_of[columns], rows
 
     def pairs(self, layer: Connections) -> tuple[UnitPairs, ...]:
-        """Unit pairs of a layer, one record per segment of its source axis."""
+        """Unit pairs of a layer, one record per segment of what it reads."""
         segments, sources, targets = self.connected_units(layer, layer.positions())
         found = []
-        for number, segment in enumerate(layer.source):
+        for number, segment in enumerate(layer.reads):
             inside = segments == number
             keys, weights = np.unique(sources[inside] * layer.shape[0] + targets[inside], return_counts=True)
             found.append(UnitPairs(segment.space, keys // layer.shape[0], keys % layer.shape[0], weights.astype(np.int64)))
@@ -165,12 +183,17 @@ class Topology:
 
 
 def unconnected(topology: Topology) -> dict[str, IntArray]:
-    """Hidden units without any existing connection on at least one side, by space; spaces without such units are left out."""
+    """Hidden units without any existing connection on at least one side, by space; spaces without such units are left out.
+
+    A unit that is fed otherwise is computed without connections; one that influences others in a norm is read without them. A
+    depthwise layer only passes on what another one computes.
+    """
     found = {}
     for space in topology.hidden:
-        computed, read = np.zeros(space.units, bool), np.zeros(space.units, bool)
+        computed, read = np.full(space.units, space.fed), np.full(space.units, space.mixed)
         for layer in topology.producers(space.name):
-            computed[computed_units(topology, layer, space.name)] = True
+            if not layer.depthwise:
+                computed[computed_units(topology, layer, space.name)] = True
         for layer in topology.consumers(space.name):
             read[read_units(topology, layer, space.name)] = True
         dead = np.flatnonzero(~(computed & read))

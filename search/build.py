@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from grow import checkpoint, controller, optim, schedules, train
-from grow.axes import axis_length
 from grow.controller import Policy
 from grow.criteria import criterion
 from grow.history import History
@@ -193,7 +192,7 @@ def _final_widths(dense: Topology, connections: int) -> dict[str, int]:
 
     def possible(units: Mapping[str, int]) -> int:
         return sum(
-            axis_length(layer.target, units) * axis_length(layer.source, units) * int(np.prod(layer.shape[2:])) for layer in dense.layers
+            int(np.prod(layer.sized(units))) for layer in dense.layers
         )
 
     low, high = 0.0, 1.0

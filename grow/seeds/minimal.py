@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from grow.allocate import check_density
-from grow.axes import axis_length
 from grow.seeds.scatter import cover_size, scatter
 from grow.seeds.structure import Structure
 from grow.topology import Topology
@@ -30,7 +29,7 @@ def minimal(topology: Topology, density: float, generator: np.random.Generator) 
     units = {**topology.units, **fewer}
     index = {}
     for layer in topology.layers:
-        small = replace(layer, shape=(axis_length(layer.target, units), axis_length(layer.source, units), *layer.shape[2:]), index=None)
+        small = replace(layer, shape=layer.sized(units), index=None)
         count = max(cover_size(small, units), round(CONNECTION_SHARE * small.possible))
         index[layer.layer] = scatter(small, units, count, generator)
     return Structure({name: count for name, count in fewer.items() if count != topology.units[name]}, index)

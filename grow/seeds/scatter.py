@@ -33,7 +33,8 @@ def cover_size(layer: Connections, units: Mapping[str, int]) -> int:
 
 
 def _cover(layer: Connections, units: Mapping[str, int], count: int, generator: np.random.Generator) -> IntArray:
-    columns_of_unit = np.concatenate([np.full(units[segment.space], segment.repeat) for segment in layer.source])
+    segments = [np.full(units[segment.space], segment.repeat) for segment in layer.source]
+    columns_of_unit = np.concatenate(segments) if segments else np.ones(1, np.int64)  # a depthwise row reads its own unit
     first_column = np.cumsum(columns_of_unit) - columns_of_unit
     taps = prod(layer.shape[2:])
     size = min(count, cover_size(layer, units))

@@ -1,11 +1,15 @@
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from grow.axes import NO_SPACE, Segment
 from grow.layers import SparseConv2d, SparseLinear
+from grow.network import Network
 from grow.topology import Space
 from grow.trace import TraceError, trace
 from tests.contracts.modules import SAMPLES, Convolutional, ConvolutionalCoupled, Coupled
@@ -92,6 +96,169 @@ def test_views_that_follow_the_batch_are_flattened() -> None:
     assert trace(module, torch.zeros(1, 1, 4, 4)).axes["fc.weight"][1] == (Segment("conv", 4),)
 
 
+def test_a_literal_size_follows_the_units_that_it_counts() -> None:
+    """The classical LeNet writes x.view(-1, 400): the batch must stay when channels go."""
+    module = Computed(lambda m, x: m.fc(m.conv(x).view(-1, 8)), conv=nn.Conv2d(1, 2, 3), fc=nn.Linear(8, 3))
+    network = Network(module, torch.zeros(1, 1, 4, 4))
+    network.remove_units("conv", [0])
+    assert network.axes["fc.weight"][1] == (Segment("conv", 4),)
+    assert network(torch.zeros(7, 1, 4, 4)).shape == (7, 3)
+
+
+def test_a_product_couples_units_and_a_parameter_follows_what_it_scales() -> None:
+    module = Computed(
+        lambda m, x: m.head(m.a(x) * torch.sigmoid(m.b(x)) * m.scale), a=nn.Linear(4, 5), b=nn.Linear(4, 5), head=nn.Linear(5, 2)
+    )
+    module.scale = nn.Parameter(torch.ones(5))
+    traced = trace(module, torch.zeros(1, 4))
+    assert [space.name for space in traced.spaces] == ["input", "a", "output"]
+    assert traced.axes["b.weight"][0] == traced.axes["scale"][0] == (Segment("a"),)
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(4, 6), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.fc(x).chunk(2, 1)
+        return self.head(value * torch.sigmoid(gate))
+
+
+class Parted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.a, self.b = nn.Linear(4, 6), nn.Linear(2, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.fc(x)
+        return self.a(both[:, :2]) + self.b(both[:, 2:])
+
+
+def test_chunks_that_meet_are_one_space() -> None:
+    module, x = Gated(), torch.randn(3, 4)
+    network = Network(module, x[:1])
+    assert network.axes["fc.weight"][0] == (Segment("fc"), Segment("fc"))
+    network.split_units("fc", [1])
+    torch.testing.assert_close(network(x), module(x))
+
+
+def test_slices_that_part_are_spaces_of_their_own() -> None:
+    module, x = Parted(), torch.randn(3, 4)
+    network = Network(module, x[:1])
+    assert network.axes["fc.weight"][0] == (Segment("fc"), Segment("fc part 2"))
+    network.split_units("fc", [1])
+    network.split_units("fc part 2", [0, 3])
+    torch.testing.assert_close(network(x), module(x))
+    network.remove_units("fc part 2", [0, 4])
+    with torch.no_grad():
+        module.b.weight[:, 0] = 0
+    torch.testing.assert_close(network(x), module(x))
+
+
+class FusedAttention(nn.Module):
+    """Attention as many write it: one projection for q, k and v, literal sizes, the width read off the input."""
+
+    def __init__(self, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (qkv[0] @ qkv[1].transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(dim=-1)
+        return self.out((weights @ qkv[2]).transpose(1, 2).reshape(b, n, c))
+
+
+def test_the_heads_of_a_fused_projection_are_one_space() -> None:
+    module = nn.Sequential(OrderedDict(stem=nn.Linear(5, 8), attention=FusedAttention()))
+    network, x = Network(module, torch.zeros(1, 3, 5)), torch.randn(4, 3, 5)
+    heads = Segment("attention.heads", 4)
+    assert network.axes["attention.qkv.weight"] == ((heads, heads, heads), (Segment("stem"),))
+    assert network.axes["attention.out.weight"][1] == (heads,)
+    network.add_units("attention.heads", 1, torch.Generator().manual_seed(0), fan_in=3, fan_out=3)
+    torch.testing.assert_close(network(x), module(x))
+    network.remove_units("attention.heads", [0])
+    without = copy.deepcopy(module)
+    with torch.no_grad():
+        without.attention.out.weight[:, :4] = 0
+    torch.testing.assert_close(network(x), without(x))
+
+
+def test_one_fused_head_does_not_tell_what_a_unit_is() -> None:
+    with pytest.raises(TraceError, match=r"node 'view' splits units into \(3, 8\), and nothing tells which"):
+        trace(nn.Sequential(nn.Linear(5, 8), FusedAttention(1)), torch.zeros(1, 3, 5))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_in_the_place_of_torchs_gives_the_same(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    kind = {"embed_dim": 8, "num_heads": 2, "batch_first": batch_first}
+    module = Computed(lambda m, x: m.fc(m.mha(x, m.key(x), m.value(x))[0]), fc=nn.Linear(8, 3), key=nn.Linear(8, 6), value=nn.Linear(8, 5))
+    module.mha = nn.MultiheadAttention(**kind, kdim=6, vdim=5)
+    x = torch.randn(4, 3, 8)
+    torch.testing.assert_close(trace(module, x[:1]).module(x), module(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_an_encoder_in_the_place_of_torchs_gives_the_same_and_has_heads_and_hidden_units(norm_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, nn.functional.gelu, batch_first=True, norm_first=norm_first)
+    module = nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False), nn.Linear(8, 3))
+    x = torch.randn(4, 3, 5)
+    traced = trace(module, x[:1])
+    torch.testing.assert_close(traced.module(x), module(x), rtol=1e-5, atol=1e-6)
+    blocks = [f"1.layers.{number}.{name}" for number in (0, 1) for name in ("attention.heads", "fc1")]
+    assert [space.name for space in traced.spaces] == ["input", "0", *blocks, "output"]
+    assert [space.name for space in traced.spaces if space.mixed] == ["0"]
+
+
+def test_learned_positions_and_class_tokens_follow_the_stream_that_they_join() -> None:
+    module = Computed(
+        lambda m, x: m.head(torch.cat([m.token.expand(x.size(0), -1, -1), m.embedding(x) + m.positions[:, : x.size(1)]], 1)[:, 0]),
+        embedding=nn.Embedding(7, 6),
+        head=nn.Linear(6, 2),
+    )
+    module.positions, module.token = nn.Parameter(torch.randn(1, 5, 6)), nn.Parameter(torch.randn(1, 1, 6))
+    network = Network(module, torch.zeros(1, 5, dtype=torch.long))
+    stream = (Segment("embedding"),)
+    assert network.topology.space("embedding").fed
+    assert network.axes["positions"] == (NO_SPACE, NO_SPACE, stream)
+    assert network.axes["token"] == (NO_SPACE, NO_SPACE, stream)
+    assert network.axes["embedding.weight"] == (NO_SPACE, stream)
+    network.remove_units("embedding", [2])
+    assert network(torch.zeros(3, 5, dtype=torch.long)).shape == (3, 2)
+
+
+def test_the_channels_of_a_group_of_a_norm_are_one_unit() -> None:
+    network = Network(nn.Sequential(nn.Conv2d(2, 6, 1), nn.GroupNorm(3, 6), nn.Conv2d(6, 2, 1)), torch.zeros(1, 2, 4, 4))
+    assert network.topology.space("0").units == 3
+    assert network.axes["1.weight"] == ((Segment("0", 2),),)
+    x = torch.randn(2, 2, 4, 4)
+    with torch.no_grad():
+        network.layers["2"].weight[:, 2:4] = 0
+    before = network(x)
+    network.remove_units("0", [1])
+    torch.testing.assert_close(network(x), before)
+
+
+def test_a_depthwise_convolution_passes_units_on() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 3, 1))
+    network, x = Network(module, torch.zeros(1, 2, 5, 5)), torch.randn(3, 2, 5, 5)
+    assert network.axes["1.weight"][:2] == ((Segment("0", 2),), NO_SPACE)
+    assert network.topology.possible == 4 * 2 + 8 * 9 + 3 * 8
+    torch.testing.assert_close(network(x), module(x))
+    network.split_units("0", [3])
+    torch.testing.assert_close(network(x), module(x))
+    network.prune_connections({"1": np.arange(18)})
+    network.remove_units("0", [0])
+    with torch.no_grad():
+        module[1].weight[:2] = 0
+        module[1].bias[:2] = 0
+    torch.testing.assert_close(network(x), module(x))
+
+
 def shared() -> nn.Module:
     module = Computed(lambda m, x: m.b(m.a(x)), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
     module.b.weight = module.a.weight
@@ -103,18 +270,8 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-        self.scale = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x) * self.scale
-
-
 REFUSED = {
-    "an unknown module": (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), (4,), "module '1' is the operator LayerNorm.*; rewrite it"),
+    "an unknown module": (nn.Sequential(nn.Linear(4, 4), nn.Softmin(1)), (4,), "module '1' is the operator Softmin.*; rewrite it"),
     "an unknown function": (
         Computed(lambda m, x: torch.sin(m.fc(x)), fc=nn.Linear(4, 4)),
         (4,),
@@ -122,11 +279,10 @@ REFUSED = {
     ),
     "an unknown method": (Computed(lambda m, x: m.fc(x).cumsum(1), fc=nn.Linear(4, 4)), (4,), "node 'cumsum' is the operator cumsum"),
     "a module with parts of its own": (
-        nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2)),
+        nn.Sequential(nn.Linear(4, 4), nn.GRUCell(4, 4)),
         (4,),
-        "module '1' is the operator TransformerEncoderLayer",
+        "module '1' is the operator GRUCell",
     ),
-    "a parameter outside of layers": (Scaled(), (4,), "node 'scale' is the operator scale"),
     "a branch on data": (Branching(), (4,), "module is Branching, but must be traceable.*; keep data-dependent branches out of forward"),
     "shared weights": (shared(), (4,), "tensor 'b.weight' is shared.*; give each module its own weights"),
     "a layer called twice": (
@@ -134,40 +290,63 @@ REFUSED = {
         (4,),
         "module 'fc' is called twice.*; give each call",
     ),
-    "groups": (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), (4, 5, 5), "module '0' has groups=2, but must have 1; use"),
+    "groups": (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), (4, 5, 5), "module '0' has groups=2, but must have 1 or .* 4; use"),
     "another padding": (
         nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
         (4, 5, 5),
         "module '0' has padding_mode='reflect'",
     ),
     "padding by a word": (nn.Sequential(nn.Conv2d(4, 4, 3, padding="same")), (4, 5, 5), "padding='same'.*; write"),
-    "a linear layer on a map": (nn.Sequential(nn.Linear(5, 4)), (4, 5), "module '0' reads a tensor of 3 dimensions.*; flatten before it"),
-    "literal sizes": (
-        Computed(lambda m, x: m.fc(m.conv(x).view(-1, 8)), conv=nn.Conv2d(1, 2, 3), fc=nn.Linear(8, 3)),
+    "a literal batch": (
+        Computed(lambda m, x: m.fc(m.conv(x).view(1, 8)), conv=nn.Conv2d(1, 2, 3), fc=nn.Linear(8, 3)),
         (1, 4, 4),
-        r"node 'view' has the literal sizes \(-1, 8\).*; use torch.flatten",
+        r"node 'view' has the literal sizes \(1, 8\), but must follow the batch; use x.size\(0\)",
     ),
-    "a flattened batch": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0)), (1, 4, 4), "node '_1' gives the shape .*; use torch.flatten"),
-    "some of the units": (
-        Computed(lambda m, x: m.fc(x)[:, :2], fc=nn.Linear(4, 4)),
+    "a flattened batch": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0)), (1, 4, 4), "module '1' gives the shape .*; use torch.flatten"),
+    "every other unit": (
+        Computed(lambda m, x: m.fc(x)[:, ::2], fc=nn.Linear(4, 4)),
         (4,),
-        "node 'getitem' is the operator getitem of a tensor",
+        "node 'getitem' takes every 2th unit, but must take neighbours; reorder",
+    ),
+    "a single unit": (
+        Computed(lambda m, x: m.fc(x)[:, 1], fc=nn.Linear(4, 4)),
+        (4,),
+        "node 'getitem' takes entry 1 of dimension 1, whose entries are units, but must take all; use a slice",
     ),
     "one unit added to all": (
         Computed(lambda m, x: m.fc(x) + x[:, :1], fc=nn.Linear(4, 4)),
         (4,),
-        "node 'getitem' is the operator getitem of a tensor",
+        "node 'add' spreads 1 unit over 4 entries.*; align the operands",
     ),
     "one unit broadcast": (
         Computed(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(4, 4), b=nn.Linear(4, 1)),
         (4,),
-        "node 'add' adds units in segments of .*; align the operands",
+        "node 'add' spreads 1 unit over 4 entries.*; align the operands",
     ),
-    "a product of units": (Computed(lambda m, x: m.fc(x) * x, fc=nn.Linear(4, 4)), (4,), "node 'mul' is the operator multiplication"),
+    "a channel shuffle": (
+        Computed(lambda m, x: m.b(m.a(x).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)), a=nn.Conv2d(2, 6, 1), b=nn.Conv2d(6, 2, 1)),
+        (2, 4, 4),
+        r"node 'unflatten' splits units into \(2, 3\), and nothing tells which of the two scales",
+    ),
+    "a window over units": (
+        Computed(lambda m, x: nn.functional.max_pool2d(m.fc(x), 2), fc=nn.Linear(4, 4)),
+        (2, 4, 4),
+        "node 'max_pool2d' works across dimension 3, whose entries are units.*; pool over positions",
+    ),
+    "two dimensions that scale": (
+        Computed(lambda m, x: m.c(m.b(m.a(x).transpose(1, 2)).flatten(1)), a=nn.Linear(4, 3), b=nn.Linear(2, 5), c=nn.Linear(15, 2)),
+        (2, 4),
+        r"node 'flatten' joins dimensions .*, which scale apart, but must join at most one",
+    ),
+    "a mask of attention": (
+        Computed(lambda m, x: m.mha(x, x, x, attn_mask=x)[0], mha=nn.MultiheadAttention(4, 2)),
+        (3, 4),
+        "module 'mha' is called with attn_mask",
+    ),
     "joined samples": (
         Computed(lambda m, x: torch.cat([m.fc(x), x]), fc=nn.Linear(4, 4)),
         (4,),
-        "node 'cat' concatenates along dim 0.*; join",
+        "node 'cat' concatenates along dim 0, but must not along the batch; join",
     ),
     "a tensor by keyword": (
         Computed(lambda m, x: torch.tanh(input=m.fc(x)), fc=nn.Linear(4, 4)),
