@@ -14,6 +14,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from operator import attrgetter
 from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -29,6 +30,7 @@ from grow.network import Network
 from grow.topology import Connections, Topology
 from hardware.execute.batch_norm import GlobalBatchNorm
 from hardware.execute.exchange import GradientSum, HaloExchange, HaloPlan, Peers, Total, halo_plans
+from hardware.workload import check_divisible
 
 StrategyName: TypeAlias = Literal["single", "data", "units"]
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -180,6 +182,7 @@ def _checked_parts(topology: Topology, parts: Mapping[str, IntArray] | None, cou
             raise ValueError(
                 f"part {empty[0]} has no unit of space {space.name!r}, but must have at least 1; use fewer devices or balance the parts"
             )
+    check_divisible(topology)
     divided = {space.name: np.asarray(parts[space.name]) for space in topology.hidden}
     for layer in topology.layers:
         whole = [
@@ -212,6 +215,8 @@ class _Builder:
         for path in nodes:
             if path not in self.network.layers:
                 self.modules[path] = self._local_module(path, strategy)
+        for name in {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}:
+            self.modules[name] = self._local_tensor(name)
         for number, (source, layers) in enumerate(self._readers(nodes).items()):
             plan, columns = self._halo(source, layers)
             exchanged = source if plan is None else self._insert(source, f"halo_{number}", HaloExchange(plan, self.peers))
@@ -219,7 +224,7 @@ class _Builder:
                 node = nodes[layer.layer]
                 if not self.parts or layer.target_space in self.parts:
                     node.replace_input_with(source, exchanged)
-                    self.modules[layer.layer] = self._local_layer(layer, columns)
+                    self.modules[layer.layer] = self._local_layer(layer, columns if self.parts else np.arange(layer.shape[1]))
                 else:
                     self._total(layer, node)
         module = fx.GraphModule(self.modules, self.graph).to(self.device)
@@ -254,6 +259,8 @@ class _Builder:
     def _owner(self, layer: Connections) -> IntArray:
         """Rank of every entry that a layer reads, (I,); -1 for what all ranks hold."""
         units = self.topology.units
+        if layer.depthwise:
+            return np.full(1, -1)
         return np.concatenate([np.repeat(self.parts.get(s.space, np.full(units[s.space], -1)), s.repeat) for s in layer.source])
 
     def _own_entries(self, layer: Connections) -> IntArray:
@@ -285,6 +292,12 @@ class _Builder:
                 return GlobalBatchNorm(module, self.peers)
             module.num_features = next((len(tensor) for tensor in module.state_dict().values() if tensor.dim() == 1), module.num_features)
         return module
+
+    def _local_tensor(self, name: str) -> nn.Module:
+        """A parameter or buffer outside of modules: the entries of its own units. In the graph it stands where modules do."""
+        tensor = attrgetter(name)(self.network.module)
+        local = self._take(name, tensor, self.axes[name])
+        return cast("nn.Module", nn.Parameter(local, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else local)
 
     def _take(self, name: str, tensor: Tensor, axes: Axes) -> Tensor:
         """The local part of a tensor, selected along its axes; records which it is."""
@@ -320,7 +333,7 @@ class _Builder:
         local = (
             SparseLinear(empty, bias)
             if isinstance(whole, SparseLinear)
-            else SparseConv2d(empty, bias, whole.stride, whole.padding, whole.dilation)
+            else SparseConv2d(empty, bias, whole.stride, whole.padding, whole.dilation, whole.multiplier)
         )
         local.restructure(shape, index, kernel, nn.Parameter(_weights_at(whole, positions), whole.weight.requires_grad))
         return local

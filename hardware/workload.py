@@ -92,6 +92,21 @@ class Workload:
         raise ValueError(f"layer is {name!r}, but must be one of {', '.join(layer.layer for layer in self.layers)}")
 
 
+def check_divisible(topology: Topology) -> None:
+    """ValueError that names the first layer or space that cannot be divided by units."""
+    for space in topology.hidden:
+        if space.mixed:
+            raise ValueError(f"space {space.name!r} has units that a norm or a product mixes, but under 'units' must not; use 'data'")
+    for layer in topology.layers:
+        hidden = any(topology.space(segment.space).role == "hidden" for segment in layer.target)
+        if layer.depthwise:
+            raise ValueError(f"layer {layer.layer!r} is depthwise, but under 'units' must have rows that read all units; use 'data'")
+        if layer.target_space is None and hidden:
+            raise ValueError(f"layer {layer.layer!r} has several rows for a unit, but under 'units' must have one; use 'data'")
+        if len(layer.shape) == 2 and max(layer.source_values, layer.target_values) > 1:
+            raise ValueError(f"layer {layer.layer!r} reads a sequence, but under 'units' must read (B, I); use 'data'")
+
+
 def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
     taps = prod(layer.shape[2:])
     if layer.index is None:
@@ -130,6 +145,8 @@ def _complete_reads(topology: Topology, layer: Connections, taps: int) -> tuple[
 
 
 def _listed_reads(topology: Topology, layer: Connections) -> tuple[Reads, ...]:
+    if layer.depthwise:  # a unit reads itself: nothing is sent
+        return ()
     found = []
     for segment, pairs in zip(layer.source, topology.pairs(layer), strict=True):
         units = topology.units[segment.space]

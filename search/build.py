@@ -191,9 +191,7 @@ def _final_widths(dense: Topology, connections: int) -> dict[str, int]:
         return {space.name: max(1, round(share * space.units)) if space.role == "hidden" else space.units for space in dense.spaces}
 
     def possible(units: Mapping[str, int]) -> int:
-        return sum(
-            int(np.prod(layer.sized(units))) for layer in dense.layers
-        )
+        return sum(int(np.prod(layer.sized(units))) for layer in dense.layers)
 
     low, high = 0.0, 1.0
     for _ in range(40):
