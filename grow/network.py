@@ -142,6 +142,11 @@ class Network(nn.Module):
         self._optimizers = [found for found in self._optimizers if found is not follower]
         self._followers = [found for found in self._followers if found is not follower]
 
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What follows every edit, besides optimizers."""
+        return tuple(self._followers)
+
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of the module that have axes, by name."""
         found = dict(self.module.named_parameters()) | dict(self.module.named_buffers())

@@ -5,16 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from grow.criteria.base import Criterion
+from grow.criteria.base import Criterion, Score
+from grow.criteria.flow import GRASP, SYNFLOW
 from grow.criteria.gradient import GRADIENT, MOMENTUM
+from grow.criteria.lamp import LAMP
 from grow.criteria.magnitude import MAGNITUDE
-from grow.criteria.obd import OBD
+from grow.criteria.movement import MOVEMENT
+from grow.criteria.obd import OBD, OBD_FISHER, OBD_HUTCHINSON, OBD_MC_FISHER, OBD_SIGNED
 from grow.criteria.random import RANDOM
+from grow.criteria.taylor import SNIP, TAYLOR
 
-__all__ = ["CRITERIA", "Criterion", "criterion"]
+__all__ = ["CRITERIA", "GROWTH", "Criterion", "Score", "criterion"]
 
-CRITERIA: Mapping[str, Criterion] = {c.name: c for c in (MAGNITUDE, GRADIENT, MOMENTUM, OBD, RANDOM)}
+_ALL = (
+    MAGNITUDE,
+    LAMP,
+    TAYLOR,
+    SNIP,
+    OBD,
+    OBD_FISHER,
+    OBD_MC_FISHER,
+    OBD_HUTCHINSON,
+    OBD_SIGNED,
+    SYNFLOW,
+    GRASP,
+    MOVEMENT,
+    GRADIENT,
+    MOMENTUM,
+    RANDOM,
+)
+
+CRITERIA: Mapping[str, Criterion] = {c.name: c for c in _ALL}
 """The criteria that a recipe may name."""
+
+GROWTH: frozenset[str] = frozenset({"gradient", "momentum", "random"})
+"""Those that tell absent connections apart; to all others every absent connection is worth the same."""
 
 
 def criterion(name: str) -> Criterion:

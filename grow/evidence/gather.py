@@ -16,6 +16,7 @@ from grow.evidence.base import Effort, Evidence, Layer, Need
 from grow.evidence.products import Products
 from grow.evidence.watch import Call, output_gradients, undisturbed, watched
 from grow.layers import SparseLinear
+from grow.movement import movement_of
 from grow.network import Network
 from grow.task import Batch
 
@@ -61,6 +62,9 @@ def gather(
             _put(stored, "hessian_gradient", parameters.hessian_gradient(network, chosen, batches, loss))
         if "synflow" in needs:
             _put(stored, "synflow", parameters.synflow(network, chosen))
+        if "movement" in needs:
+            moved = movement_of(network).tensors
+            _put(stored, "movement", {name: moved[f"{name}.weight"] for name in chosen})
     draws = torch.randint(2**62, (len(layers),), generator=generator, device=generator.device).tolist()
     seeds = dict(zip(layers, draws, strict=True))
 

@@ -9,28 +9,10 @@ from grow.network import Network
 from tests.contracts.criterion import CriterionContract, evidence
 
 
-class TestMagnitude(CriterionContract):
-    @pytest.fixture
-    def criterion(self) -> Criterion:
-        return criterion("magnitude")
-
-
-class TestGradient(CriterionContract):
-    @pytest.fixture
-    def criterion(self) -> Criterion:
-        return criterion("gradient")
-
-
-class TestOBD(CriterionContract):
-    @pytest.fixture
-    def criterion(self) -> Criterion:
-        return criterion("obd")
-
-
-class TestRandom(CriterionContract):
-    @pytest.fixture
-    def criterion(self) -> Criterion:
-        return criterion("random")
+class TestCriterion(CriterionContract):
+    @pytest.fixture(params=CRITERIA)
+    def criterion(self, request: pytest.FixtureRequest) -> Criterion:
+        return criterion(request.param)
 
 
 def test_scores_of_two_weights() -> None:
@@ -50,7 +32,7 @@ def test_random_scores_differ_from_draw_to_draw() -> None:
 def test_a_misspelt_name_is_an_error_that_suggests_the_right_one() -> None:
     with pytest.raises(ValueError, match=r"criterion is 'magnitud', but must be one of magnitude, .*; did you mean 'magnitude'\?"):
         criterion("magnitud")
-    with pytest.raises(ValueError, match=r"must be one of magnitude, gradient, .*random$"):
+    with pytest.raises(ValueError, match=r"must be one of magnitude, lamp, .*random$"):
         criterion("xyz")
 
 
