@@ -11,21 +11,23 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from grow.axes import ConnectionsAxis
-from grow.controller import State
 from grow.history import sync_folder
 from grow.network import Network
-from grow.train import Session
+
+if TYPE_CHECKING:
+    from grow.session import Session
 
 SCHEMA_VERSION = 1
 KEPT = 2
@@ -38,8 +40,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. ``meta`` is the JSON, ``tensors`` are named network.*, positions.*, parts.*, optimizer.*, random
-    and, of a network on a GPU, random_cuda.
+    """What a checkpoint holds: ``meta`` is the JSON, ``tensors`` by name.
+
+    network.*, positions.*, parts.*, optimizer.*, random and, of a network on a GPU, random_cuda; of a training also followers/NAME/*
+    and, under accepted/, all of these of the network last accepted.
     """
 
     meta: Mapping[str, Any]
@@ -116,9 +120,11 @@ def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Opt
             f"checkpoint has the layers {list(expected)}, but the network has {list(network.layers)}; "
             "start from the network that it was saved from"
         )
+    if optimizer is not None:
+        _check_same_optimizer(optimizer, checkpoint)
     tensors = checkpoint.tensors
-    positions = {name: tensors[f"positions.{name}"].numpy() if f"positions.{name}" in tensors else None for name in expected}
-    parts = {name.removeprefix("parts."): tensor.numpy() for name, tensor in tensors.items() if name.startswith("parts.")}
+    positions = {name: tensors[f"positions.{name}"].cpu().numpy() if f"positions.{name}" in tensors else None for name in expected}
+    parts = {name.removeprefix("parts."): tensor.cpu().numpy() for name, tensor in tensors.items() if name.startswith("parts.")}
     contents = {name.removeprefix("network."): tensor.clone() for name, tensor in tensors.items() if name.startswith("network.")}
     network.restore(meta["units"], positions, expected, contents, parts or None)
     if optimizer is not None:
@@ -127,25 +133,69 @@ def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Opt
 
 def save_session(folder: Path, session: Session, extra: Mapping[str, object] | None = None) -> None:
     """Write a numbered checkpoint of a training between two steps, and drop all but the last ones."""
-    training = {
-        "step": session.step,
-        "phase": session.state.phase,
-        "next_update": session.state.next_update,
-        "events": len(session.history.events),
-    }
-    save(folder / f"{session.step:08d}", session.network, session.optimizer, {**(extra or {}), "training": training})
+    write(folder / f"{session.step:08d}", capture_session(session, extra))
     for old in sorted(folder.glob("[0-9]*[0-9]"))[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def capture_session(session: Session, extra: Mapping[str, object] | None = None) -> Checkpoint:
+    """A training between two steps: network, optimizer, followers, random state, controller, and the network last accepted."""
+    training: dict[str, object] = {"step": session.step, **asdict(session.state), "events": len(session.history.events)}
+    taken = capture_followed(session, {**(extra or {}), "training": training})
+    if session.accepted is None:
+        return taken
+    tensors = {f"accepted/{name}": tensor for name, tensor in session.accepted.tensors.items()}
+    return Checkpoint({**taken.meta, "accepted": session.accepted.meta}, {**taken.tensors, **tensors})
+
+
 def restore_session(session: Session, checkpoint: Checkpoint) -> None:
-    """Bring a training to where it was: network, optimizer, random state, controller, history."""
+    """Bring a training to where it was. CheckpointError for another network or optimizer, before anything is changed."""
+    training = dict(checkpoint.meta["extra"]["training"])
+    restore_followed(session, checkpoint)
+    session.step, events = training.pop("step"), training.pop("events")
+    session.state = type(session.state)(**training)
+    session.history.rewind(events)
+    session.accepted = None
+    if "accepted" in checkpoint.meta:
+        tensors = {name.removeprefix("accepted/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("accepted/")}
+        session.accepted = Checkpoint(checkpoint.meta["accepted"], tensors)
+
+
+def capture_followed(session: Session, extra: Mapping[str, object] | None = None) -> Checkpoint:
+    """Network, optimizer, followers and random state of a training."""
+    taken = capture(session.network, session.optimizer, extra)
+    followed = {
+        f"followers/{name}/{key}": tensor.detach().clone()
+        for name, follower in session.all_followers.items()
+        for key, tensor in follower.tensors.items()
+    }
+    meta = {**taken.meta}
+    if isinstance(session.learning_rate, LRScheduler):
+        meta["learning_rate"] = session.learning_rate.state_dict()
+    return Checkpoint(meta, {**taken.tensors, **followed})
+
+
+def restore_followed(session: Session, checkpoint: Checkpoint) -> None:
+    """Bring network, optimizer, followers and random state of a training back, bit for bit."""
+    followed: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith("followers/"):
+            _, follower, key = name.split("/", 2)
+            followed.setdefault(follower, {})[key] = tensor
+    if set(followed) != set(session.all_followers):
+        raise CheckpointError(
+            f"checkpoint has the followers {sorted(followed)}, but the training has {sorted(session.all_followers)}; start it with the same"
+        )
+    if isinstance(session.learning_rate, LRScheduler) != ("learning_rate" in checkpoint.meta):
+        raise CheckpointError("learning_rate is a scheduler in one of checkpoint and training, but must be in both; start it with the same")
     restore(session.network, checkpoint, session.optimizer)
+    for name, held in session.all_followers.items():
+        for key in held.tensors:
+            held.tensors[key] = followed[name][key].to(session.network.device, copy=True)
+    if isinstance(session.learning_rate, LRScheduler):
+        session.learning_rate.load_state_dict(checkpoint.meta["learning_rate"])
     set_random_state(session.network, checkpoint)
-    training = checkpoint.meta["extra"]["training"]
-    session.step = training["step"]
-    session.state = State(training["phase"], training["next_update"])
-    session.history.rewind(training["events"])
+    session.probed = None
 
 
 def set_random_state(network: Network, checkpoint: Checkpoint) -> None:
@@ -192,11 +242,18 @@ def _optimizer_tensors(network: Network, optimizer: torch.optim.Optimizer) -> tu
     return tensors, {"kind": type(optimizer).__name__, "groups": groups}
 
 
-def _restore_optimizer(network: Network, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+def _check_same_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     saved = checkpoint.meta.get("optimizer", {})
     if saved.get("kind") != type(optimizer).__name__:
         raise CheckpointError(f"optimizer is {type(optimizer).__name__}, but the checkpoint's is {saved.get('kind')}; use the same one")
-    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+    if len(saved["groups"]) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"optimizer has {len(optimizer.param_groups)} parameter groups, but the checkpoint's has {len(saved['groups'])}; use the same"
+        )
+
+
+def _restore_optimizer(network: Network, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    for group, values in zip(optimizer.param_groups, checkpoint.meta["optimizer"]["groups"], strict=True):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     for name, parameter in network.module.named_parameters():
         prefix = f"optimizer.{name}."

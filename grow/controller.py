@@ -1,30 +1,47 @@
-"""Decides what happens next: train, grow, prune or stop. A pure function of what it is told; carrying out is the trainer's.
+"""Decides what happens next. A pure function of what it is told; carrying out is `grow.edits`, training `grow.train`.
 
-An update happens every ``update_interval`` steps until ``last_update``. It removes what exceeds the target and a share of the rest,
-clears away units that lost their last path, adds units, and adds connections up to the target:
+By schedule (`Policy`), an update happens every ``update_interval`` steps until ``last_update``. It removes what exceeds the target
+and a share of the rest, removes and merges units, clears away those that lost their last path, inserts layers, adds units, and adds
+connections up to the target:
 
-    train ... | prune -> tidy -> add units -> grow | train ... | prune -> tidy -> ...
+    train ... | prune -> shed -> merge -> tidy -> insert -> units -> grow | train ... | prune -> ...
+
+By tolerance (`Tolerance`), what is pruned is accepted or taken back: see `grow.tolerance`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from grow import tolerance
+from grow.decisions import Accept, Decision, Edit, Grow, InsertLayer, Merge, Prune, PruneUnits, Report, Restore, Stop, Train
 from grow.schedules import Schedule
+from grow.tolerance import Search, Tolerance
+
+__all__ = [
+    "Accept", "AnyPolicy", "AnyState", "Decision", "Edit", "Grow", "InsertLayer", "Merge", "Policy", "Prune", "PruneUnits", "Report",
+    "Restore", "Search", "State", "Stop", "Tolerance", "Train", "begin", "decide", "needs_accuracy",
+]  # fmt: skip
 
 BIRTH_SHARE = 0.5
 """Share of the missing connections that new units may bring along; where the others are needed, growth by gradient says."""
 
-Phase = Literal["train", "prune", "tidy", "units", "grow"]
+Phase = Literal["train", "prune", "tidy", "units", "grow", "shed", "merge", "insert"]
+_FOLLOWING: Mapping[Phase, Phase] = {
+    "train": "prune", "prune": "shed", "shed": "merge", "merge": "tidy", "tidy": "insert", "insert": "units", "units": "grow",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Policy:
-    """When and how much. connections: target number of the whole network at a step. drop_fraction: share of the live connections
-    replaced at an update. units: target number of units of the spaces that may gain some. No update comes after ``last_update``;
-    0 means none at all.
+    """When and how much.
+
+    connections: target number of the whole network at a step. drop_fraction: share of the live connections replaced at an update.
+    units: target number of units of the spaces that may gain or lose some. No update comes after ``last_update``; 0 means none at
+    all. merge: redundant units are merged at every update. regrow: whether connections are added up to the target; without, it is an
+    upper bound only. insertions: (step, layer) in order: another layer is put behind that one at the first update from that step on.
     """
 
     steps: int
@@ -33,6 +50,9 @@ class Policy:
     connections: Schedule
     drop_fraction: Schedule
     units: Mapping[str, Schedule]
+    merge: bool = False
+    regrow: bool = True
+    insertions: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -43,71 +63,42 @@ class Policy:
             raise ValueError(
                 f"last_update is {self.last_update}, but must be at most steps, {self.steps}; end the updates before the training ends"
             )
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the controller is told: steps made, live connections, units of every space, whether some lost their last path.
-
-    unit_connections: how many connections a new unit of a space brings along.
-    """
-
-    step: int
-    connections: int
-    units: Mapping[str, int]
-    unconnected: bool
-    unit_connections: Mapping[str, int] = field(default_factory=dict)
+        if list(self.insertions) != sorted(self.insertions, key=lambda insertion: insertion[0]):
+            raise ValueError(f"insertions is {self.insertions}, but must be in the order of their steps; sort them")
+        for step, layer in self.insertions:
+            if step > self.last_update:
+                raise ValueError(
+                    f"insertion behind layer {layer!r} is at step {step}, but must be at most last_update, {self.last_update}; "
+                    "insert it earlier"
+                )
 
 
 @dataclass(frozen=True)
 class State:
-    """What the controller remembers: where it stands in an update, and the step of the next one."""
+    """What the controller remembers: where it stands in an update, the step of the next one, and how many layers it has inserted."""
 
     phase: Phase
     next_update: int
+    inserted: int = 0
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train until this many steps have been made."""
-
-    until: int
+AnyPolicy: TypeAlias = Policy | Tolerance
+AnyState: TypeAlias = State | Search
 
 
-@dataclass(frozen=True)
-class Prune:
-    """Remove so many connections; with ``unconnected``, instead, the units that lost their last path."""
-
-    connections: int
-    unconnected: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class Grow:
-    """Add so many connections, or so many units by space."""
-
-    connections: int
-    units: Mapping[str, int]
-    why: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Training is over."""
-
-    why: str
-
-
-Decision: TypeAlias = Train | Prune | Grow | Stop
-
-
-def begin(policy: Policy) -> State:
+def begin(policy: AnyPolicy) -> AnyState:
     """The state before the first step."""
+    if isinstance(policy, Tolerance):
+        return tolerance.begin(policy)
     return State("train", policy.update_interval if policy.update_interval <= policy.last_update else policy.steps + 1)
 
 
-def decide(policy: Policy, report: Report, state: State) -> tuple[Decision, State]:
+def needs_accuracy(state: AnyState, step: int) -> bool:
+    """Whether the next decision asks for the accuracy on validation data."""
+    return isinstance(state, Search) and (state.phase == "refer" or (state.phase in ("warm", "retrain") and step >= state.until))
+
+
+def decide(policy: AnyPolicy, report: Report, state: AnyState) -> tuple[Decision, AnyState]:
     """The next decision, and what to remember.
 
     >>> from grow.schedules import constant
@@ -115,39 +106,55 @@ def decide(policy: Policy, report: Report, state: State) -> tuple[Decision, Stat
     >>> decide(policy, Report(5, 100, {}, False), begin(policy))[0]
     Prune(connections=40, unconnected=False, why='80 connections wanted, 25.0 % of them replaced')
     """
+    if isinstance(policy, Tolerance):
+        assert isinstance(state, Search)
+        return tolerance.decide(policy, report, state)
+    assert isinstance(state, State)
+    if state.phase == "train" and report.step < state.next_update:
+        if report.step >= policy.steps:
+            return Stop(f"{policy.steps} steps made"), state
+        return Train(min(state.next_update, policy.steps)), state
+    decision, after = _update(policy, report, state), _after(policy, state)
+    if isinstance(decision, InsertLayer):
+        after = replace(state, inserted=state.inserted + 1)  # there may be more
+    return decide(policy, report, after) if decision is None else (decision, after)
+
+
+def _after(policy: Policy, state: State) -> State:
+    """The next phase of an update; behind the last one, training."""
+    if state.phase != "grow":
+        return replace(state, phase=_FOLLOWING[state.phase])
+    following = state.next_update + policy.update_interval
+    return replace(state, phase="train", next_update=following if following <= policy.last_update else policy.steps + 1)
+
+
+def _update(policy: Policy, report: Report, state: State) -> Edit | None:
+    """What a phase of an update asks for, if anything."""
     match state.phase:
-        case "train":
-            if report.step >= state.next_update:
-                return decide(policy, report, replace(state, phase="prune"))
-            if report.step >= policy.steps:
-                return Stop(f"{policy.steps} steps made"), state
-            return Train(min(state.next_update, policy.steps)), state
         case "prune":
             target, share = _target(policy, report), policy.drop_fraction(report.step)
             excess = report.connections - round(min(report.connections, target) * (1 - share))
-            after = replace(state, phase="tidy")
             why = f"{target} connections wanted, {share:.1%} of them replaced".replace("%", " %")
-            return (Prune(excess, False, why), after) if excess > 0 else decide(policy, report, after)
+            return Prune(excess, False, why) if excess > 0 else None
+        case "shed":
+            fewer = {space: report.units[space] - max(1, round(target(report.step))) for space, target in policy.units.items()}
+            fewer = {space: count for space, count in fewer.items() if count > 0}
+            return PruneUnits(fewer, "the schedule of units wants fewer") if fewer else None
+        case "merge":
+            return Merge("units that do the same are merged") if policy.merge else None
         case "tidy":
-            after = replace(state, phase="units")
-            return (
-                (Prune(0, True, "no path from the input or to the output is left"), after)
-                if report.unconnected
-                else decide(policy, report, after)
-            )
+            return Prune(0, True, "no path from the input or to the output is left") if report.unconnected else None
+        case "insert":
+            due = policy.insertions[state.inserted :]
+            return InsertLayer(due[0][1], f"wanted from step {due[0][0]} on") if due and due[0][0] <= report.step else None
         case "units":
             more = _affordable_units(policy, report)
-            after = replace(state, phase="grow")
-            return (Grow(0, more, "the schedule of units wants them"), after) if more else decide(policy, report, after)
+            return Grow(0, more, "the schedule of units wants them") if more else None
         case "grow":
             missing = _target(policy, report) - report.connections
-            following = state.next_update + policy.update_interval
-            after = State("train", following if following <= policy.last_update else policy.steps + 1)
-            return (
-                (Grow(missing, {}, f"{_target(policy, report)} connections wanted"), after)
-                if missing > 0
-                else decide(policy, report, after)
-            )
+            return Grow(missing, {}, f"{_target(policy, report)} connections wanted") if policy.regrow and missing > 0 else None
+        case _:
+            return None
 
 
 def _affordable_units(policy: Policy, report: Report) -> dict[str, int]:

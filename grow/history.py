@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-What = Literal["prune_connections", "remove_units", "add_units", "grow_connections"]
+What = Literal[
+    "prune_connections", "remove_units", "merge_units", "add_units", "grow_connections", "insert_layer", "accept", "restore"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Event:
 
     step: training steps made before it. connections: how many were added (growth) or removed. units: how many, by space. why: the
     rule that asked for it. loss_before, loss_after: mean loss on one fixed validation batch. connections_after, density_after:
-    of the whole network.
+    of the whole network. accuracy: on validation data, where it was what decided.
     """
 
     step: int
@@ -33,6 +35,7 @@ class Event:
     loss_after: float
     connections_after: int
     density_after: float
+    accuracy: float | None = None
 
 
 @dataclass

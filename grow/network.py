@@ -8,7 +8,7 @@ Legend: U units of a space, E connections of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
@@ -372,14 +372,14 @@ class Network(nn.Module):
             self._write_bias(plan, name, space, bias)
         self._commit(plan)
 
-    def remove_unconnected_units(self) -> dict[str, int]:
-        """Remove hidden units that lost their last path from the input or to the output; how many, by space.
+    def remove_unconnected_units(self, kept: Collection[str] = ()) -> dict[str, int]:
+        """Remove hidden units that lost their last path from the input or to the output; how many, by space. Not in ``kept`` spaces.
 
         The constant output of a unit without fan-in is folded into the bias of the layers that read it. Where that is not
         exact (zero padding, a layer without bias), the unit stays. Outputs in evaluation mode stay as they are.
         """
         removed: dict[str, int] = {}
-        while dead := self._foldable(unconnected(self.topology)):
+        while dead := self._foldable({space: units for space, units in unconnected(self.topology).items() if space not in kept}):
             for space, units in dead.items():
                 self.merge_units(space, self._constant_merges(space, units))
                 removed[space] = removed.get(space, 0) + len(units)

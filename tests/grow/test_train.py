@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from grow import checkpoint, controller, schedules
+from grow import allocate, checkpoint, controller, schedules
 from grow.criteria import CRITERIA
 from grow.history import History
 from grow.network import Network
 from grow.optim import make
 from grow.task import Classification, Samples
 from grow.topology import unconnected
-from grow.train import DivergedError, Methods, Session, evaluate, train
+from grow.train import DivergedError, Methods, Session, carry_out, evaluate, train
 
 
 def rings(samples: int, seed: int) -> Samples:
@@ -185,3 +187,63 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_a_diverging_training_says_so() -> None:
     with pytest.raises(DivergedError, match=r"^loss is (nan|inf) at step \d+, but must be finite; lower learning_rate"):
         finish(make_session(History(), learning_rate=1e6))
+
+
+@pytest.mark.parametrize("name", ["uniform", "erk"])
+def test_every_edit_leaves_each_layer_what_the_allocation_gives_it(name: str) -> None:
+    session = make_session(History())
+    session.methods = replace(session.methods, allocation=allocate.allocation(name))
+    shapes = {layer.layer: layer.shape for layer in session.network.topology.layers}
+    for decision in (controller.Prune(700, False, "test"), controller.Grow(200, {}, "test")):
+        carry_out(session, decision)
+        topology = session.network.topology
+        wanted = allocate.shares(shapes, topology.connections, allocate.allocation(name), {})
+        assert {layer.layer: layer.count for layer in topology.layers} == wanted
+    assert session.network.topology.connections == session.network.topology.possible - 500
+
+
+@pytest.mark.parametrize("name", [None, "erk"])
+def test_a_kept_layer_is_left_as_it_is_while_the_whole_network_meets_its_density(name: str | None) -> None:
+    session = make_session(History(), grown=False)
+    last = list(session.network.layers)[-1]
+    session.methods = replace(session.methods, kept=frozenset({last}), allocation=None if name is None else allocate.allocation(name))
+    units = session.network.topology.units
+    finish(session)
+    topology = session.network.topology
+    assert topology.layer(last).index is None
+    assert topology.units[topology.layer(last).source[0].space] == units[topology.layer(last).source[0].space]
+    assert topology.connections == round(0.2 * (8 * 32 + 32 * 32 + 32 * 3))
+
+
+def test_torchs_scheduler_sets_the_rate_and_is_resumed(tmp_path: Path) -> None:
+    def scheduled(history: History) -> Session:
+        session = make_session(history)
+        session.learning_rate = torch.optim.lr_scheduler.StepLR(session.optimizer, 30, gamma=0.5)
+        return session
+
+    whole = scheduled(History(tmp_path / "whole.jsonl"))
+    finish(whole)
+    assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.5**4)
+    first = scheduled(History(tmp_path / "resumed.jsonl"))
+    for progress in train(first):
+        if progress.step == 47:
+            checkpoint.save_session(tmp_path / "saved", first)
+            break
+    second = scheduled(History(tmp_path / "resumed.jsonl"))
+    saved = checkpoint.latest(tmp_path / "saved")
+    assert saved is not None
+    checkpoint.restore_session(second, saved)
+    finish(second)
+    assert digest(second) == digest(whole)
+
+
+def test_the_loss_is_probed_once_between_two_edits_of_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, asked = make_session(History()), []
+    validation = session.task.validation
+    monkeypatch.setattr(type(session.task), "validation", lambda self: asked.append(session.step) or validation())
+    finish(session)
+    events = session.history.events
+    assert len(asked) == len(events) + len({event.step for event in events})  # not twice an event
+    for one, other in pairwise(events):
+        if one.step == other.step:
+            assert other.loss_before == one.loss_after

@@ -1,0 +1,170 @@
+"""How the controller's decisions are carried out on a training's network: evidence, scores, the edit, the event."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from grow import checkpoint, tolerance
+from grow.allocate import Allocation, shares
+from grow.controller import Accept, Edit, Grow, InsertLayer, Merge, Prune, PruneUnits, Restore, Tolerance
+from grow.criteria import Criterion
+from grow.evidence import gather
+from grow.history import Event, What
+from grow.kernels import KERNELS, KernelCase, Timings, fastest
+from grow.network import Network
+from grow.patterns import Choice
+from grow.scoring import to_grow, to_prune
+from grow.task import Batch
+from grow.topology import Topology
+
+if TYPE_CHECKING:
+    from grow.session import Session
+
+PROBE_SAMPLES = 256
+"""Validation samples whose loss is noted before and after every edit."""
+
+BIRTH_DEGREES = (32, 4)
+"""Most connections into and out of a new unit, per layer: drawn at random, they only have to give the gradient a hold."""
+
+_PHASES = ("train", "prune", "tidy", "units", "grow", "shed", "merge", "insert")
+
+
+def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -> None:
+    """Edit the network as decided, choose kernels anew, and note the event. ``accuracy``: what was reported, for the event."""
+    network, before = session.network, session.network.topology
+    loss_before = probe(session)
+    what, units = _edit(session, decision, accuracy)
+    after = network.topology
+    if after is before and what != "accept":
+        return
+    if session.methods.timings is not None and after is not before:
+        choose_kernels(network, session.methods.timings, session.task.batch_size)
+    changed = abs(after.connections - before.connections)
+    session.history.append(
+        Event(session.step, what, changed, units, decision.why, loss_before, probe(session), after.connections, after.density, accuracy)
+    )
+
+
+def choose_kernels(network: Network, timings: Timings, batch: int) -> None:
+    """Compute every layer by its fastest kernel."""
+
+    def choose(case: KernelCase) -> str:
+        return fastest(case, timings, KERNELS) if case.density < 1 else "dense"
+
+    network.use_kernels(choose, batch)
+
+
+def birth_degrees(topology: Topology, space: str) -> tuple[int, int]:
+    """Fan-in and fan-out of a new unit, per layer: those that the units of its space have on average, within `BIRTH_DEGREES`."""
+    units = topology.units[space]
+    fan_in = max((layer.count / units for layer in topology.producers(space)), default=1.0)
+    fan_out = max((layer.count / units for layer in topology.consumers(space)), default=1.0)
+    most_in, most_out = BIRTH_DEGREES
+    return max(1, min(most_in, round(fan_in))), max(1, min(most_out, round(fan_out)))
+
+
+def birth_connections(topology: Topology, space: str) -> int:
+    """Connections that a new unit brings along."""
+    fan_in, fan_out = birth_degrees(topology, space)
+    return len(topology.producers(space)) * fan_in + len(topology.consumers(space)) * fan_out
+
+
+@torch.no_grad()
+def probe(session: Session) -> float:
+    """Mean loss on a fixed validation batch, in evaluation mode; not computed again while neither weights nor structure have changed."""
+    network = session.network
+    topology = network.topology
+    if session.probed is not None and session.probed[:2] == (session.step, topology):
+        return session.probed[2]
+    inputs, targets = next(iter(session.task.validation()))
+    training = network.training
+    network.eval()
+    outputs = network(inputs[:PROBE_SAMPLES].to(network.device))
+    network.train(training)
+    loss = session.task.loss(outputs, targets[:PROBE_SAMPLES].to(network.device)).item()
+    session.probed = (session.step, topology, loss)
+    return loss
+
+
+def _edit(session: Session, decision: Edit, accuracy: float | None) -> tuple[What, Mapping[str, int]]:
+    """Carry out one decision: what was done, and units added or removed by space."""
+    network = session.network
+    match decision:
+        case Prune(unconnected=True):
+            return "remove_units", network.remove_unconnected_units(session.kept_spaces)
+        case Prune(connections=count):
+            network.prune_connections(_chosen(session, session.methods.pruning, -count, to_prune))
+            return "prune_connections", {}
+        case Grow(connections=0, units=units):
+            generator = _generator(session)
+            degrees = {space: birth_degrees(network.topology, space) for space in units}
+            for space, count in units.items():
+                network.add_units(space, count, generator, *degrees[space])
+            return "add_units", units
+        case Grow(connections=count):
+            network.grow_connections(_chosen(session, session.methods.growth, count, to_grow))
+            return "grow_connections", {}
+        case Accept():
+            _warn_of_noise(session, accuracy)
+            session.accepted = checkpoint.capture_followed(session)
+            return "accept", {}
+        case Restore():
+            assert session.accepted is not None
+            before = network.topology.units
+            checkpoint.restore_followed(session, session.accepted)
+            return "restore", {space: count - before[space] for space, count in network.topology.units.items() if count != before[space]}
+        case PruneUnits() | Merge() | InsertLayer():
+            raise NotImplementedError
+
+
+def _chosen(session: Session, criterion: Criterion, change: int, choose: Callable[..., Choice]) -> Choice:
+    """The connections that are to go (``change`` below 0) or to come, over all layers or as the allocation shares them out."""
+    network, methods = session.network, session.methods
+    topology = network.topology
+    batches = [_batch(session, session.step + later) for later in range(methods.batches if criterion.needs else 0)]
+    evidence = gather(network, batches, session.task.loss, criterion.needs, _generator(session))
+    if methods.allocation is None:
+        return choose(network, criterion, evidence, abs(change), methods.price, methods.kept)
+    chosen: Choice = {}
+    for name, count in _per_layer(topology, topology.connections + change, methods.allocation, methods.kept).items():
+        missing = (count - topology.layer(name).count) * (1 if change > 0 else -1)
+        if missing > 0:
+            others = frozenset(layer.layer for layer in topology.layers) - {name}
+            chosen[name] = choose(network, criterion, evidence, missing, methods.price, others)[name]
+    return chosen
+
+
+def _per_layer(topology: Topology, total: int, allocation: Allocation, kept: frozenset[str]) -> dict[str, int]:
+    shapes = {layer.layer: layer.shape for layer in topology.layers}
+    held = {layer.layer: layer.count for layer in topology.layers if layer.layer in kept}
+    room = sum(layer.possible for layer in topology.layers if layer.layer not in kept)  # less than wanted where many units died
+    return shares(shapes, min(total, sum(held.values()) + room), allocation, held)
+
+
+def _warn_of_noise(session: Session, accuracy: float | None) -> None:
+    policy = session.policy
+    if not isinstance(policy, Tolerance) or session.accepted is not None or accuracy is None:
+        return
+    samples = sum(len(targets) for _, targets in session.task.validation())
+    told = tolerance.noise(accuracy, samples)
+    if policy.points < told:
+        warnings.warn(
+            f"points is {policy.points}, but two standard errors of the accuracy on {samples} validation samples are {told:.2f} points; "
+            "what is accepted is chance in part: tolerate more or validate on more samples",
+            stacklevel=2,
+        )
+
+
+def _batch(session: Session, step: int) -> Batch:
+    inputs, targets = session.task.train_batch(step)
+    return inputs.to(session.network.device), targets.to(session.network.device)
+
+
+def _generator(session: Session) -> torch.Generator:
+    """For draws at this step: a function of the seed, the step and the phase alone, so that a resumed training draws alike."""
+    phase = _PHASES.index(session.state.phase) if session.state.phase in _PHASES else 0
+    return torch.Generator().manual_seed((session.seed * 1_000_003 + session.step * 8 + phase) % 2**63)

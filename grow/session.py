@@ -1,0 +1,82 @@
+"""A training: everything that a checkpoint must bring back, and what it was asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from grow.allocate import Allocation
+from grow.average import WeightAverage
+from grow.checkpoint import Checkpoint
+from grow.controller import AnyPolicy, AnyState
+from grow.criteria import Criterion
+from grow.follow import Follower
+from grow.history import History
+from grow.kernels import Timings
+from grow.network import Network
+from grow.schedules import Schedule
+from grow.task import Task
+from grow.topology import Topology
+
+
+@dataclass(frozen=True)
+class Methods:
+    """How decisions are carried out.
+
+    growth, pruning: what connections are worth. batches: of evidence at every edit. allocation: density of every layer at every
+    edit; None: global, the scores alone say where. kept: layers whose connections and spaces are left as they are. price: of one
+    more halo unit, in median scores; None: the network's parts play no role. timings: measured times, by which the kernel of every
+    layer is chosen anew after an update; None leaves the kernels as they are.
+    """
+
+    growth: Criterion
+    pruning: Criterion
+    price: float | None = None
+    timings: Timings | None = None
+    batches: int = 1
+    allocation: Allocation | None = None
+    kept: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise ValueError(f"batches is {self.batches}, but must be at least 1; criteria that look at gradients need data")
+
+
+@dataclass
+class Session:
+    """A training under way.
+
+    learning_rate: a function of the step; one of torch's schedulers, stepped after every step; or None, which leaves the optimizer's
+    rate alone. average: what evaluation looks at instead of the last weights. followers: others that checkpoints shall bring back,
+    by name; like the average they must be attached to the network. accepted: the network to go back to, under a tolerance.
+    """
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    task: Task
+    policy: AnyPolicy
+    methods: Methods
+    learning_rate: Schedule | LRScheduler | None
+    seed: int
+    history: History
+    state: AnyState
+    step: int = 0
+    average: WeightAverage | None = None
+    followers: Mapping[str, Follower] = field(default_factory=dict)
+    accepted: Checkpoint | None = None
+    probed: tuple[int, Topology, float] | None = field(default=None, repr=False)
+    """Step, topology and loss that were last probed: the loss after one edit is the one before the next."""
+
+    @property
+    def kept_spaces(self) -> frozenset[str]:
+        """Spaces that a kept layer computes or reads: their units stay."""
+        layers = [layer for layer in self.network.topology.layers if layer.layer in self.methods.kept]
+        return frozenset(segment.space for layer in layers for segment in (*layer.target, *layer.source))
+
+    @property
+    def all_followers(self) -> dict[str, Follower]:
+        """All that a checkpoint brings back besides network and optimizer, by name."""
+        return {**self.followers} if self.average is None else {**self.followers, "average": self.average}
