@@ -119,3 +119,22 @@ def _elementwise(node: fx.Node, module: nn.Module | None) -> Elementwise | None:
     if isinstance(module, nn.LeakyReLU):
         return Elementwise("homogeneous", max(1.0, abs(module.negative_slope)))
     return MODULES.get(type(module))
+
+
+def rectifiers(network: Network, space: str) -> list[fx.Node]:
+    """Nodes between the layers that compute a space and those that read it, whose values are exactly zero or positive."""
+    producers = {layer.layer for layer in network.topology.producers(space)}
+    waiting = [node for node in network.module.graph.nodes if node.op == "call_module" and node.target in producers]
+    found: dict[fx.Node, None] = {}
+    seen: set[fx.Node] = set()
+    while waiting:
+        for user in waiting.pop().users:
+            module = network.module.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if user in seen or user.target is torch.cat or isinstance(module, SparseLayer):
+                continue
+            seen.add(user)
+            function = _elementwise(user, module)
+            if function is not None and function.rectifies:
+                found[user] = None
+            waiting.append(user)
+    return list(found)
