@@ -7,13 +7,22 @@ from difflib import get_close_matches
 
 from grow.seeds.dense import dense
 from grow.seeds.erdos_renyi import erdos_renyi, erk
+from grow.seeds.expander import expander
 from grow.seeds.minimal import minimal
-from grow.seeds.radixnet import radixnet
+from grow.seeds.radixnet import radixnet, radixnet_permuted
 from grow.seeds.structure import Seed, Structure
 
 __all__ = ["SEEDS", "Seed", "Structure", "seed"]
 
-SEEDS: Mapping[str, Seed] = {"dense": dense, "erk": erk, "erdos_renyi": erdos_renyi, "radixnet": radixnet, "minimal": minimal}
+SEEDS: Mapping[str, Seed] = {
+    "dense": dense,
+    "erk": erk,
+    "erdos_renyi": erdos_renyi,
+    "expander": expander,
+    "radixnet": radixnet,
+    "radixnet_permuted": radixnet_permuted,
+    "minimal": minimal,
+}
 """The seeds that a recipe may name."""
 
 

@@ -5,32 +5,36 @@ The papers draw every connection by itself; here the count is exact, and no unit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 
 from grow import allocate
 from grow.seeds.scatter import scatter
-from grow.seeds.structure import Structure
+from grow.seeds.structure import Structure, check_excluded
 from grow.topology import Topology
 
 
-def erdos_renyi(topology: Topology, density: float, generator: np.random.Generator) -> Structure:
+def erdos_renyi(topology: Topology, density: float, generator: np.random.Generator, excluded: frozenset[str] = frozenset()) -> Structure:
     """Random connections, round(density * possible) in all, denser in small layers."""
-    return _random(topology, density, generator, allocate.erdos_renyi)
+    counts = allocated(topology, density, allocate.erdos_renyi, excluded)
+    return _random(topology, counts, generator)
 
 
-def erk(topology: Topology, density: float, generator: np.random.Generator) -> Structure:
+def erk(topology: Topology, density: float, generator: np.random.Generator, excluded: frozenset[str] = frozenset()) -> Structure:
     """Random connections, round(density * possible) in all, denser in small layers, the size of kernels counted."""
-    return _random(topology, density, generator, allocate.erk)
+    counts = allocated(topology, density, allocate.erk, excluded)
+    return _random(topology, counts, generator)
 
 
-def _random(
-    topology: Topology,
-    density: float,
-    generator: np.random.Generator,
-    allocation: Callable[[allocate.Shapes, float], Mapping[str, float]],
-) -> Structure:
+def allocated(topology: Topology, density: float, allocation: allocate.Allocation, excluded: frozenset[str]) -> dict[str, int]:
+    """Connections per layer, round(density * possible) in all, excluded layers dense. ValueError if these alone have as many."""
+    allocate.check_density(density)
+    check_excluded(topology, excluded)
     shapes = {layer.layer: layer.shape for layer in topology.layers}
-    counts = allocate.counts(shapes, allocation(shapes, density), round(density * topology.possible))
+    kept = {layer.layer: layer.possible for layer in topology.layers if layer.layer in excluded}
+    if len(kept) == len(shapes):
+        return kept
+    return allocate.shares(shapes, round(density * topology.possible), allocation, kept)
+
+
+def _random(topology: Topology, counts: dict[str, int], generator: np.random.Generator) -> Structure:
     return Structure({}, {layer.layer: scatter(layer, topology.units, counts[layer.layer], generator) for layer in topology.layers})

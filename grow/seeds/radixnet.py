@@ -1,150 +1,319 @@
-"""RadiX-Net: deterministic sparse seeds in which all units have equally many connections (Robinett and Kepner 2019, arXiv 1905.00416).
+"""The RadiX-Net nearest to a density, planted onto the widths that a topology has. The nets themselves: `grow.seeds.radix`.
 
-The nodes of a layer stand on a circle of N' places. The i-th layer joins place j to the N_i places j, j + nu_i, j + 2 nu_i, ...
-Radices whose product is N', with nu_i the product of the radices before N_i, are the digits of a number system: each digit is
-set by one layer, so one path leads from every place to every other. ::
+A *node* is a unit, or a row of an attention head: the smallest piece that all layers which compute or read a space share. Node u
+of a space stands at place u mod N'; a width that is no multiple of N' is the next multiple, trimmed. Nodes that are joined are
+joined in all taps of a kernel and in all positions of a flattened map.
 
-    system (2, 2), N' = 4        0 -> 0 1    1 -> 1 2    2 -> 2 3    3 -> 3 0     nu = 1
-                                 0 -> 0 2    1 -> 1 3    2 -> 2 0    3 -> 3 1     nu = 2
+At the ends of the net a space may have fewer than N' nodes. Then whole residue classes are trimmed, which takes no path from
+those that remain, since inputs and outputs all have equally many. In between, trimming makes path counts uneven: a place has D
+nodes or D - 1, but none is ever empty.
 
-The Kronecker step widens a layer to D nodes a place: node d N' + j stands at place j, and nodes are joined as their places are.
+Legend: N' places, D nodes a place, L levels (the longest chain of sparse layers), P places of a list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import log, prod
-from typing import TypeAlias
+from math import ceil, gcd, isqrt, log, prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from grow.allocate import check_density
-from grow.axes import IntArray, entry_units
-from grow.seeds.structure import Structure
+from grow.axes import IntArray, SpaceAxis
+from grow.seeds.radix import Ring, rings
+from grow.seeds.structure import Structure, check_excluded
 from grow.topology import Connections, Topology
 
-BoolArray: TypeAlias = NDArray[np.bool_]
+SPREAD = 4
+"""Largest radix over smallest of one system that the search looks at: far apart, some layers would be dense and others starved."""
+
+ALIKE = 0.01
+"""Nets whose densities lie so near together, as a ratio, count as equally near to what was asked."""
+
+EXAMINED = 32
+"""Nets whose density is counted exactly, the nearest by estimate."""
 
 
-def radix_matrices(systems: Sequence[Sequence[int]], widths: Sequence[int]) -> list[BoolArray]:
-    """Adjacency matrices of a RadiX-Net, as in the paper (D_{i-1} N', D_i N'), sources along axis 0: transpose for a weight's mask.
+@dataclass(frozen=True, eq=False)
+class RadixPlan:
+    """A RadiX-Net on a topology.
 
-    The product of every system is N', that of the last of several may be a proper divisor. ``widths`` are D_0 ... D_L for L
-    radices in all. Layer i has density N_i / N'; the number of paths from any input to any output is the same.
-
-    >>> [matrix.sum(axis=1).tolist() for matrix in radix_matrices([[2, 3]], [1, 1, 1])]
-    [[2, 2, 2, 2, 2, 2], [3, 3, 3, 3, 3, 3]]
+    systems: as planted, a radix a level (an incomplete one has more). widths: nodes a place (D) of every space that a sparse layer
+    reads or computes. trimmed: nodes cut from the D N' of those spaces. levels: of every sparse layer, from 0; all other layers are
+    dense. spaced: trimmed spaces whose places are spread around the circle; those of others are the first. connections, density:
+    of the whole network, exactly. complete: whether a whole system lies between the ends, so that every end reaches every other.
     """
-    radices = [radix for system in systems for radix in system]
-    if not radices or min(radices) < 2:
-        raise ValueError(f"systems is {systems}, but must have radices of at least 2; leave out radix 1")
-    if len(widths) != len(radices) + 1 or min(widths) < 1:
-        raise ValueError(f"widths is {widths}, but must be {len(radices) + 1} positive numbers; pass one more than there are radices")
-    nodes = prod(systems[0])
-    if any(prod(system) != nodes for system in systems[:-1]) or nodes % prod(systems[-1]):
-        products = [prod(system) for system in systems]
-        raise ValueError(f"products of the systems is {products}, but must be equal, the last may divide the others; change them")
-    rings = [_Ring(nodes, radix, prod(system[:i])) for system in systems for i, radix in enumerate(system)]
-    places = [np.arange(nodes * width) % nodes for width in widths]
-    return [ring.joined(places[i], places[i + 1]) for i, ring in enumerate(rings)]
+
+    systems: tuple[tuple[int, ...], ...]
+    widths: Mapping[str, int]
+    trimmed: Mapping[str, int]
+    levels: Mapping[str, int]
+    spaced: frozenset[str]
+    connections: int
+    density: float
+    complete: bool
 
 
-def radixnet(topology: Topology, density: float, generator: np.random.Generator) -> Structure:
-    """The RadiX-Net nearest to a density, in the ratio of the densities, for the widths that the topology has.
+def radixnet(topology: Topology, density: float, generator: np.random.Generator, excluded: frozenset[str] = frozenset()) -> Structure:
+    """The RadiX-Net nearest to a density (`nearest`). Nothing is random. The density met is that of the structure."""
+    return planted(topology, nearest(topology, density, excluded))
 
-    - Radices differ by 1 at most and repeat from layer to layer, in the order of the layers; (3, 3, 4, 3, 3, ...) for instance.
-    - Unit u of a space stands at place u mod N'; a width that is no multiple of N' is the next multiple, trimmed.
-    - Units that are joined are joined in all taps of a kernel and in all positions of a flattened map.
-    - A layer with fewer than N' units on a side would lose places and stays dense. So do the layers into the output space
-      when they take at most half of the connections asked for.
-    - Systems longer than the number of sparse layers, in which an input no longer reaches every place, are used only when the
-      density is lower than that of all others.
 
-    Nothing is random. The density met is that of the structure.
+def radixnet_permuted(
+    topology: Topology, density: float, generator: np.random.Generator, excluded: frozenset[str] = frozenset()
+) -> Structure:
+    """The same with the nodes permuted at random before every system, where it changes no number of paths."""
+    return planted(topology, nearest(topology, density, excluded), generator)
+
+
+def nearest(topology: Topology, density: float, excluded: frozenset[str] = frozenset()) -> RadixPlan:
+    """The RadiX-Net nearest to a density, in the ratio of the densities.
+
+    - One system repeats from level to level, the last time perhaps in part. Its radices differ by `SPREAD` at most. Among nets
+      that are equally near (`ALIKE`) the one with most sparse layers is taken, then the most even radices, then the least trimmed.
+    - Excluded and depthwise layers stay dense, and layers between the ends with fewer than N' nodes on a side, which would lose
+      places. So do the layers into the output space when they take at most half of the connections asked for.
+    - Systems longer than L levels, in which an input no longer reaches every place, are used only when the density is lower than
+      that of all others. Then their radices differ by 1 at most.
+
+    ValueError if the density is not in (0, 1] or a layer does not exist. How near it came is the plan's ``density``.
     """
     check_density(density)
+    check_excluded(topology, excluded)
     asked = density * topology.possible
+    layers = _sparse_candidates(topology, asked, excluded)
+    dense = RadixPlan((), {}, {}, {}, frozenset(), topology.possible, 1.0, True)
+    found = [dense, *_nearest_plans(topology, layers, asked, complete=True)]
+    if asked < min(plan.connections for plan in found):
+        found += _nearest_plans(topology, layers, asked, complete=False)
+    closest = min(_distance(plan.connections, asked) for plan in found)
+    alike = [plan for plan in found if _distance(plan.connections, asked) <= closest + ALIKE]
+    return min(alike, key=lambda plan: (-len(plan.levels), _unevenness(plan), sum(plan.trimmed.values())))
+
+
+def plan(topology: Topology, systems: Sequence[Sequence[int]], layers: Collection[str] | None = None) -> RadixPlan:
+    """What given systems make of a topology: a radix a level of the named layers (all), in the order of the network.
+
+    ValueError if the systems are none of a RadiX-Net, if there are fewer radices than levels, or if a layer cannot carry them: a space
+    between the ends with fewer than N' nodes, or ends with so few that some node would have no connection.
+    """
+    for name in layers or ():
+        topology.layer(name)
+    chosen = [layer for layer in topology.layers if layers is None or layer.layer in layers]
+    levels = _levels(chosen)
+    radices = sum(map(len, systems))
+    depth = max(levels.values(), default=-1) + 1
+    rules = rings(systems)
+    if radices < depth:
+        raise ValueError(f"systems is {systems}, but must have a radix for each of {depth} levels; add systems or name fewer layers")
+    found = _plan(topology, chosen, tuple(map(tuple, systems)), rules)
+    if found is None:
+        raise ValueError(
+            f"systems is {systems}, but must have a product N' that the widths can carry, not {rules[0].nodes}; choose smaller radices"
+        )
+    return found
+
+
+def planted(topology: Topology, plan: RadixPlan, generator: np.random.Generator | None = None) -> Structure:
+    """The structure of a plan. With a generator the nodes before every system are permuted (see `radix.radix_matrices`)."""
+    if not plan.systems:
+        return Structure({}, {layer.layer: None for layer in topology.layers})
+    rules, starts = rings(plan.systems), {0}
+    for system in plan.systems[:-1]:
+        starts.add(max(starts) + len(system))
+    pieces, index, orders = _pieces(topology), dict[str, IntArray | None](), dict[tuple[str, int], IntArray]()
+    for layer in topology.layers:
+        index[layer.layer] = None
+        if layer.layer not in plan.levels:
+            continue
+        level = plan.levels[layer.layer]
+        ring = rules[level]
+        places = {space: _places(count, ring.nodes, space in plan.spaced) for space, count in _nodes(topology, layer, pieces).items()}
+        read = dict(places)
+        if generator is not None and level in starts:
+            for segment in layer.source:
+                key = (segment.space, level)
+                if key not in orders:
+                    orders[key] = generator.permutation(places[segment.space])
+                read[segment.space] = orders[key]
+        joined = ring.joined(_entries(layer.source, read, pieces), _entries(layer.target, places, pieces)).T  # (O, I)
+        index[layer.layer] = np.flatnonzero(np.repeat(joined.reshape(-1), prod(layer.shape[2:])))
+        if joined.all():
+            index[layer.layer] = None
+    return Structure({}, index)
+
+
+# ---------------------------------------------------------------- which layers, which levels
+
+
+def _sparse_candidates(topology: Topology, asked: float, excluded: frozenset[str]) -> list[Connections]:
+    """Layers that may become sparse."""
     outputs = [layer for layer in topology.layers if any(topology.space(s.space).role == "output" for s in layer.target)]
     kept = outputs if sum(layer.possible for layer in outputs) <= asked / 2 else []
-    layers = [layer for layer in topology.layers if layer not in kept]
-    limit = max((_narrow_side(topology, layer) for layer in layers), default=1)
-    plans = [_Plan({}, True, topology.possible), *(_plan(topology, layers, system) for system in _systems(limit))]
-    complete = [plan for plan in plans if plan.complete]
-    allowed = complete if asked >= min(plan.connections for plan in complete) else plans
-    nearest = min(allowed, key=lambda plan: abs(log(plan.connections / asked)))
-    return Structure({}, {layer.layer: _index(topology, layer, nearest.rings.get(layer.layer)) for layer in topology.layers})
+    return [layer for layer in topology.layers if layer not in kept and layer.layer not in excluded and not layer.depthwise]
 
 
-@dataclass(frozen=True)
-class _Ring:
-    """One layer's rule: place j of ``nodes`` is joined to ``radix`` places, ``stride`` apart."""
-
-    nodes: int
-    radix: int
-    stride: int
-
-    def joined(self, sources: IntArray, targets: IntArray) -> BoolArray:
-        """Whether the places of sources and targets are joined, (sources, targets)."""
-        steps = np.zeros(self.nodes, bool)
-        steps[np.arange(self.radix) * self.stride] = True
-        joined: BoolArray = steps[(targets[None, :] - sources[:, None]) % self.nodes]
-        return joined
-
-    def pairs(self, sources: int, targets: int) -> int:
-        """How many pairs of so many source and target units are joined."""
-        sources_at, targets_at = (np.bincount(np.arange(units) % self.nodes, minlength=self.nodes) for units in (sources, targets))
-        return sum(int(sources_at @ np.roll(targets_at, -n * self.stride)) for n in range(self.radix))
+def _levels(layers: Sequence[Connections]) -> dict[str, int]:
+    """How many sparse layers lie before each, on the longest way so far; those that read the same node share their level."""
+    reached: dict[str, int] = {}
+    levels = {}
+    for layer in layers:
+        levels[layer.layer] = max((reached.get(segment.space, 0) for segment in layer.source), default=0)
+        for segment in layer.target:
+            reached[segment.space] = max(reached.get(segment.space, 0), levels[layer.layer] + 1)
+    return levels
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A ring for every sparse layer, whether their systems are complete, and the connections of the whole network."""
-
-    rings: dict[str, _Ring]
-    complete: bool
-    connections: int
-
-
-def _plan(topology: Topology, layers: Sequence[Connections], system: Sequence[int]) -> _Plan:
-    """What a system makes of the given layers; the others stay dense."""
-    nodes = prod(system)
-    sparse = [layer for layer in layers if _narrow_side(topology, layer) >= nodes]
-    rings, saved = {}, 0
-    for i, layer in enumerate(sparse):
-        digit = i % len(system)
-        ring = _Ring(nodes, system[digit], prod(system[:digit]))
-        taps = prod(layer.shape[2:])
-        joined = sum(ring.pairs(topology.units[s.space], layer.shape[0]) * s.repeat * taps for s in layer.source)
-        rings[layer.layer] = ring
-        saved += layer.possible - joined
-    return _Plan(rings, len(system) <= len(sparse), topology.possible - saved)
+def _pieces(topology: Topology) -> dict[str, int]:
+    """Nodes per unit of every space: what the repeats of all axes that hold it have in common."""
+    pieces = {space.name: 0 for space in topology.spaces}
+    for layer in topology.layers:
+        for segment in (*layer.target, *layer.source):
+            pieces[segment.space] = gcd(pieces[segment.space], segment.repeat)
+    return {name: count or 1 for name, count in pieces.items()}
 
 
-def _systems(limit: int) -> Iterator[tuple[int, ...]]:
-    """Systems of at least 2 radices that differ by 1 at most, with products up to ``limit``; short ones first."""
-    length = 2
-    while 2**length <= limit:
-        radix = 2
-        while radix**length <= limit:
-            for larger in range(length):
-                system = (radix,) * (length - larger) + (radix + 1,) * larger
-                if prod(system) <= limit:
-                    yield system
-            radix += 1
-        length += 1
+def _nodes(topology: Topology, layer: Connections, pieces: Mapping[str, int]) -> dict[str, int]:
+    """Nodes of the spaces that a layer reads and computes."""
+    return {s.space: topology.units[s.space] * pieces[s.space] for s in (*layer.source, *layer.target)}
 
 
-def _narrow_side(topology: Topology, layer: Connections) -> int:
-    """Units on the side of a layer that has fewer; of several source spaces the smallest counts."""
-    return min(layer.shape[0], *(topology.units[segment.space] for segment in layer.source))
+def _entries(axis: SpaceAxis, places: Mapping[str, IntArray], pieces: Mapping[str, int]) -> IntArray:
+    """The place of every entry of an axis."""
+    return np.concatenate([np.repeat(places[segment.space], segment.repeat // pieces[segment.space]) for segment in axis])
 
 
-def _index(topology: Topology, layer: Connections, ring: _Ring | None) -> IntArray | None:
-    """Flat positions of a layer's connections; None (dense) without a ring."""
-    if ring is None:
+def _places(count: int, nodes: int, spaced: bool) -> IntArray:
+    """Where the nodes of a space stand, (count,)."""
+    return np.arange(count) * nodes // count if spaced else np.arange(count) % nodes
+
+
+# ---------------------------------------------------------------- search
+
+
+def _distance(connections: float, asked: float) -> float:
+    return abs(log(connections / asked))
+
+
+def _unevenness(plan: RadixPlan) -> float:
+    return max(plan.systems[0]) / min(plan.systems[0]) if plan.systems else 1.0
+
+
+def _nearest_plans(topology: Topology, layers: Sequence[Connections], asked: float, complete: bool) -> list[RadixPlan]:
+    """The nearest plans by estimate, counted exactly, with at least one whole system or with none."""
+    pieces = _pieces(topology)
+    sizes = {layer.layer: _nodes(topology, layer, pieces) for layer in layers}
+    estimates: list[tuple[float, tuple[int, ...], tuple[Connections, ...]]] = []
+    carriers: dict[int, list[tuple[tuple[Connections, ...], list[int], int]]] = {}
+    for system in _systems(max((max(count.values()) for count in sizes.values()), default=1), len(layers), complete):
+        nodes = prod(system)
+        if nodes not in carriers:
+            carriers[nodes] = [_weights(kept) for kept in _carriers(layers, sizes, nodes)]
+        for kept, weights, possible in carriers[nodes]:
+            if complete == (len(system) <= len(weights)):
+                joined = sum(weight * system[level % len(system)] for level, weight in enumerate(weights)) / nodes
+                estimates.append((_distance(topology.possible - possible + joined, asked), system, kept))
+    found: list[RadixPlan] = []
+    for examined, (_, system, kept) in enumerate(sorted(estimates, key=lambda estimate: estimate[0])):
+        if examined >= EXAMINED and found:
+            break
+        depth = max(_levels(kept).values()) + 1
+        rounds = ceil(depth / len(system)) if complete else 1
+        systems = tuple(system[: depth - at * len(system)] if complete else system for at in range(rounds))
+        exact = _plan(topology, kept, systems, rings(systems))
+        found += [exact] if exact is not None else []
+    return found
+
+
+def _weights(layers: Sequence[Connections]) -> tuple[tuple[Connections, ...], list[int], int]:
+    """The layers, their possible connections level by level, and in all."""
+    levels = _levels(layers)
+    weights = [0] * (max(levels.values()) + 1)
+    for layer in layers:
+        weights[levels[layer.layer]] += layer.possible
+    return tuple(layers), weights, sum(weights)
+
+
+def _carriers(layers: Sequence[Connections], sizes: Mapping[str, Mapping[str, int]], nodes: int) -> list[list[Connections]]:
+    """Which layers can carry N' places: with ends that are trimmed, and without. None of them between the ends is narrower."""
+    computed = {s.space for layer in layers for s in layer.target}
+    read = {s.space for layer in layers for s in layer.source}
+    inner = computed & read
+    narrow = {layer.layer: {space for space, count in sizes[layer.layer].items() if count < nodes} for layer in layers}
+    trimmed = [layer for layer in layers if not narrow[layer.layer] & inner]
+    whole = [layer for layer in layers if not narrow[layer.layer]]
+    return [kept for kept in ([trimmed, whole] if len(trimmed) != len(whole) else [whole]) if kept]
+
+
+def _plan(
+    topology: Topology, layers: Sequence[Connections], systems: tuple[tuple[int, ...], ...], rules: Sequence[Ring]
+) -> RadixPlan | None:
+    """The plan, counted exactly; None where the widths cannot carry it."""
+    pieces, levels, places_of = _pieces(topology), _levels(layers), rules[0].nodes
+    sizes: dict[str, int] = {}
+    for layer in layers:
+        sizes |= _nodes(topology, layer, pieces)
+    inner = {s.space for layer in layers for s in layer.target} & {s.space for layer in layers for s in layer.source}
+    if any(count < places_of for space, count in sizes.items() if space in inner):
         return None
-    columns = entry_units(layer.source, topology.units)[1]
-    joined = ring.joined(columns % ring.nodes, np.arange(layer.shape[0]) % ring.nodes).T  # (O, I)
-    return np.flatnonzero(np.repeat(joined.reshape(-1), prod(layer.shape[2:])))
+    spaced: set[str] = set()
+    connections = topology.possible
+    for layer in layers:
+        ring = rules[levels[layer.layer]]
+        narrow = [space for space in _nodes(topology, layer, pieces) if sizes[space] < places_of]
+        options = [spaced | set(chosen) for chosen in ([], narrow)] if not spaced & set(narrow) else [spaced]
+        counted = [(option, _count(layer, ring, sizes, pieces, option)) for option in options]
+        covered = [(option, count) for option, count in counted if count is not None]
+        if not covered:
+            return None
+        spaced = covered[0][0]
+        connections += covered[0][1] - layer.possible
+    widths = {space: ceil(count / places_of) for space, count in sizes.items()}
+    trimmed = {space: widths[space] * places_of - count for space, count in sizes.items()}
+    complete = len(systems[0]) <= max(levels.values()) + 1
+    density = connections / topology.possible
+    return RadixPlan(systems, widths, trimmed, levels, frozenset(spaced), connections, density, complete)
+
+
+def _count(layer: Connections, ring: Ring, sizes: Mapping[str, int], pieces: Mapping[str, int], spaced: Collection[str]) -> int | None:
+    """Connections of a layer; None if one of its nodes would have none."""
+    at = {s.space: _places(sizes[s.space], ring.nodes, s.space in spaced) for s in (*layer.source, *layer.target)}
+    sources, targets = (
+        np.bincount(_entries(axis, at, pieces), minlength=ring.nodes) for axis in (layer.source, layer.target)
+    )  # entries at every place, (N',)
+    fan_in, fan_out = ring.fan_in(sources), ring.fan_out(targets)
+    if not fan_in[targets > 0].all() or not fan_out[sources > 0].all():
+        return None
+    return int(fan_in @ targets) * prod(layer.shape[2:])
+
+
+def _systems(limit: int, levels: int, complete: bool) -> Iterator[tuple[int, ...]]:
+    """Systems of at least 2 radices with products up to ``limit``: whole ones in every rotation of rising and falling order."""
+    if not complete:
+        yield from (system for length in range(2, limit.bit_length()) for system in _balanced(length, limit))
+        return
+    for length in range(2, min(levels, limit.bit_length() - 1) + 1):
+        for rising in _rising(length, limit):
+            orders = {rising[i:] + rising[:i] for i in range(length)}
+            yield from sorted(orders | {order[::-1] for order in orders})
+
+
+def _rising(length: int, limit: int, least: int = 2, most: int | None = None) -> Iterator[tuple[int, ...]]:
+    """Rising sequences of so many radices with a product up to ``limit``, from ``least`` to ``most``."""
+    if length == 0:
+        yield ()
+        return
+    top = int(limit ** (1 / length) + 1e-9)
+    for first in range(least, min(top, most or top) + 1):
+        for rest in _rising(length - 1, limit // first, first, most or SPREAD * first):
+            yield (first, *rest)
+
+
+def _balanced(length: int, limit: int) -> Iterator[tuple[int, ...]]:
+    """Sequences of so many radices that differ by 1 at most."""
+    for radix in range(2, isqrt(limit) + 1):
+        for larger in range(length):
+            system = (radix,) * (length - larger) + (radix + 1,) * larger
+            if prod(system) <= limit:
+                yield system

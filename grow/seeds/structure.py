@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 
@@ -24,5 +24,16 @@ class Structure:
     index: Mapping[str, IntArray | None]
 
 
-Seed: TypeAlias = Callable[[Topology, float, np.random.Generator], Structure]
-"""(dense topology, density, generator) -> structure. Density is connections / possible connections of that topology, in (0, 1]."""
+class Seed(Protocol):
+    """A seed: what to start with at a density, which is connections / possible connections of the dense topology, in (0, 1]."""
+
+    def __call__(
+        self, topology: Topology, density: float, generator: np.random.Generator, excluded: frozenset[str] = frozenset()
+    ) -> Structure:
+        """The structure. ``excluded`` layers keep all their connections; they count in the density, the others make up for them."""
+
+
+def check_excluded(topology: Topology, excluded: frozenset[str]) -> None:
+    """ValueError unless every name is a layer's."""
+    for name in sorted(excluded):
+        topology.layer(name)

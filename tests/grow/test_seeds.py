@@ -11,7 +11,7 @@ from torch import nn
 
 from grow.network import Network
 from grow.seeds import SEEDS, Seed, Structure, seed
-from grow.seeds.radixnet import radix_matrices
+from grow.seeds.radix import radix_matrices
 from grow.topology import Topology
 from tests.contracts.seed import SeedContract, rng, structured
 from tests.contracts.topologies import convolutional, mlp
@@ -126,6 +126,10 @@ def test_minimal_starts_with_a_tenth_of_the_connections_or_what_reaching_every_u
 # ---------------------------------------------------------------- RadiX-Net: the paper's nets and theorems
 
 
+def arrays(systems: list[list[int]], widths: list[int], generator: np.random.Generator | None = None) -> list[np.ndarray]:
+    return [matrix.toarray() for matrix in radix_matrices(systems, widths, generator)]
+
+
 def targets(matrix: np.ndarray, node: int) -> set[int]:
     return set(np.flatnonzero(matrix[node]).tolist())
 
@@ -135,7 +139,7 @@ def paths(matrices: list[np.ndarray]) -> np.ndarray:
 
 
 def test_three_binary_digits() -> None:
-    matrices = radix_matrices([[2, 2, 2]], [1, 1, 1, 1])
+    matrices = arrays([[2, 2, 2]], [1, 1, 1, 1])
     assert [targets(matrix, 0) for matrix in matrices] == [{0, 1}, {0, 2}, {0, 4}]
     assert [targets(matrix, 7) for matrix in matrices] == [{7, 0}, {7, 1}, {7, 3}]
     assert (paths(matrices) == 1).all()
@@ -152,7 +156,7 @@ def test_three_binary_digits() -> None:
     ],
 )
 def test_examples(systems: list[list[int]], widths: list[int], shapes: list[tuple[int, int]], density: float, path_count: int) -> None:
-    matrices = radix_matrices(systems, widths)
+    matrices = arrays(systems, widths)
     assert [matrix.shape for matrix in matrices] == shapes
     assert sum(m.sum() for m in matrices) / sum(m.size for m in matrices) == pytest.approx(density, abs=1e-6)
     assert (paths(matrices) == path_count).all()
@@ -160,7 +164,7 @@ def test_examples(systems: list[list[int]], widths: list[int], shapes: list[tupl
 
 def test_the_trimmed_net_of_the_authors_experiment() -> None:
     """[10, 10] with widths (8, 30, 1), the first 16 of 800 inputs cut away."""
-    first, second = radix_matrices([[10, 10]], [8, 30, 1])
+    first, second = arrays([[10, 10]], [8, 30, 1])
     first = first[16:]
     assert (first.sum(), second.sum()) == (235_200, 30_000)
     assert (first.sum(axis=1) == 300).all()
@@ -184,7 +188,7 @@ def nets(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
 @given(nets())
 def test_theorems(net: tuple[list[list[int]], list[int]]) -> None:
     systems, widths = net
-    matrices, nodes, radices = radix_matrices(systems, widths), prod(systems[0]), [r for s in systems for r in s]
+    matrices, nodes, radices = arrays(systems, widths), prod(systems[0]), [r for s in systems for r in s]
     for matrix, radix, (before, after) in zip(matrices, radices, pairwise(widths), strict=True):
         assert matrix.shape == (before * nodes, after * nodes)
         assert (matrix.sum(axis=1) == radix * after).all(), "all fan-outs are equal"
@@ -214,7 +218,7 @@ def test_widths_that_are_multiples_give_the_papers_net() -> None:
     """Density 1/2 asked of 8-12-4: system (2, 2), N' = 4. The output layer is small against what is asked, but not by half."""
     topology = mlp(8, 12, 4)
     found = masks(topology, seed("radixnet")(topology, 0.5, rng()))
-    for mask, matrix in zip(found, radix_matrices([[2, 2]], [2, 3, 1]), strict=True):
+    for mask, matrix in zip(found, arrays([[2, 2]], [2, 3, 1]), strict=True):
         assert (mask == matrix.T).all()
 
 
