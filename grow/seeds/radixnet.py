@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import ceil, gcd, isqrt, log, prod
 
 import numpy as np
@@ -33,6 +34,10 @@ ALIKE = 0.01
 
 EXAMINED = 32
 """Nets whose density is counted exactly, the nearest by estimate."""
+
+
+ENDS = 3
+"""Narrow layers at the ends of which every choice is tried to be trimmed or dense; of more, all or none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,15 +210,18 @@ def _nearest_plans(topology: Topology, layers: Sequence[Connections], asked: flo
     pieces = _pieces(topology)
     sizes = {layer.layer: _nodes(topology, layer, pieces) for layer in layers}
     estimates: list[tuple[float, tuple[int, ...], tuple[Connections, ...]]] = []
-    carriers: dict[int, list[tuple[tuple[Connections, ...], list[int], int]]] = {}
+    carriers: dict[int, list[_Carrier]] = {}
     for system in _systems(max((max(count.values()) for count in sizes.values()), default=1), len(layers), complete):
         nodes = prod(system)
         if nodes not in carriers:
-            carriers[nodes] = [_weights(kept) for kept in _carriers(layers, sizes, nodes)]
-        for kept, weights, possible in carriers[nodes]:
-            if complete == (len(system) <= len(weights)):
-                joined = sum(weight * system[level % len(system)] for level, weight in enumerate(weights)) / nodes
-                estimates.append((_distance(topology.possible - possible + joined, asked), system, kept))
+            carriers[nodes] = [_carrier(kept, sizes) for kept in _carrying(layers, sizes, nodes)]
+        for carrier in carriers[nodes]:
+            depth = len(carrier.possible)
+            radices = (system * depth)[:depth]
+            reach = all(narrow * radix >= nodes for narrow, radix in zip(carrier.narrowest, radices, strict=True))
+            if reach and complete == (len(system) <= depth):
+                absent = sum(count * (1 - radix / nodes) for count, radix in zip(carrier.possible, radices, strict=True))
+                estimates.append((_distance(topology.possible - absent, asked), system, carrier.layers))
     found: list[RadixPlan] = []
     for examined, (_, system, kept) in enumerate(sorted(estimates, key=lambda estimate: estimate[0])):
         if examined >= EXAMINED and found:
@@ -226,24 +234,30 @@ def _nearest_plans(topology: Topology, layers: Sequence[Connections], asked: flo
     return found
 
 
-def _weights(layers: Sequence[Connections]) -> tuple[tuple[Connections, ...], list[int], int]:
-    """The layers, their possible connections level by level, and in all."""
+@dataclass(frozen=True, eq=False)
+class _Carrier:
+    """Layers that may carry a net; per level their possible connections and the nodes on their narrowest side."""
+
+    layers: tuple[Connections, ...]
+    possible: tuple[int, ...]
+    narrowest: tuple[int, ...]
+
+
+def _carrier(layers: Sequence[Connections], sizes: Mapping[str, Mapping[str, int]]) -> _Carrier:
     levels = _levels(layers)
-    weights = [0] * (max(levels.values()) + 1)
-    for layer in layers:
-        weights[levels[layer.layer]] += layer.possible
-    return tuple(layers), weights, sum(weights)
+    at = [[layer for layer in layers if levels[layer.layer] == level] for level in range(max(levels.values()) + 1)]
+    narrowest = (min(min(sizes[layer.layer].values()) for layer in group) for group in at)
+    return _Carrier(tuple(layers), tuple(sum(layer.possible for layer in group) for group in at), tuple(narrowest))
 
 
-def _carriers(layers: Sequence[Connections], sizes: Mapping[str, Mapping[str, int]], nodes: int) -> list[list[Connections]]:
-    """Which layers can carry N' places: with ends that are trimmed, and without. None of them between the ends is narrower."""
-    computed = {s.space for layer in layers for s in layer.target}
-    read = {s.space for layer in layers for s in layer.source}
-    inner = computed & read
+def _carrying(layers: Sequence[Connections], sizes: Mapping[str, Mapping[str, int]], nodes: int) -> list[list[Connections]]:
+    """Which layers may carry N' places: none that is narrower between the ends, and at the ends every choice of those that are."""
+    inner = {s.space for layer in layers for s in layer.target} & {s.space for layer in layers for s in layer.source}
     narrow = {layer.layer: {space for space, count in sizes[layer.layer].items() if count < nodes} for layer in layers}
-    trimmed = [layer for layer in layers if not narrow[layer.layer] & inner]
-    whole = [layer for layer in layers if not narrow[layer.layer]]
-    return [kept for kept in ([trimmed, whole] if len(trimmed) != len(whole) else [whole]) if kept]
+    ends = [layer.layer for layer in layers if narrow[layer.layer] and not narrow[layer.layer] & inner]
+    choices = [set(c) for size in range(len(ends) + 1) for c in combinations(ends, size)] if len(ends) <= ENDS else [set(), set(ends)]
+    kept = ([layer for layer in layers if not narrow[layer.layer] or layer.layer in chosen] for chosen in choices)
+    return [some for some in kept if some]
 
 
 def _plan(

@@ -234,7 +234,7 @@ def test_the_nearest_net_for_mnist_is_near(density: float) -> None:
 def test_connections_are_spread_evenly_over_units_even_where_widths_are_trimmed(density: float) -> None:
     for mask in masks(MNIST, seed("radixnet")(MNIST, density, rng())):
         for fan in (mask.sum(axis=0), mask.sum(axis=1)):
-            assert fan.min() >= 2
+            assert fan.min() >= 1
             assert fan.max() <= 4 * fan.min()
 
 
