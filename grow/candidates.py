@@ -25,7 +25,7 @@ Scores: TypeAlias = NDArray[np.float32]
 class Candidates:
     """Existing or absent connections of every layer that is not frozen, of which ``count`` are wanted.
 
-    within: by layer, the sorted positions that are left of them; None: all.
+    within: by layer, the sorted positions that are left of them; None: all. reserve: how many may turn out to be protected.
     """
 
     evidence: Evidence
@@ -33,11 +33,20 @@ class Candidates:
     count: int
     frozen: frozenset[str] = frozenset()
     within: Mapping[str, IntArray] | None = None
+    reserve: int = 0
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that may have candidates, in the network's order."""
         return tuple(c.layer for c in self.evidence.topology.layers if c.layer not in self.frozen)
+
+    @property
+    def total(self) -> int:
+        """How many candidates there are."""
+        if self.within is not None:
+            return sum(map(len, self.within.values()))
+        layers = [self.evidence.topology.layer(name) for name in self.layers]
+        return sum(layer.count if self.existing else layer.possible - layer.count for layer in layers)
 
     def narrowed(self, evidence: Evidence, within: Mapping[str, IntArray]) -> Candidates:
         """Fewer candidates, with evidence about these."""

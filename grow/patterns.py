@@ -35,14 +35,14 @@ def lowest(scored: Scored, count: int) -> Choice:
     >>> lowest({"a": (np.array([0, 3]), np.array([2, 1], np.float32)), "b": (np.array([7]), np.array([1], np.float32))}, 1)
     {'a': array([3]), 'b': array([], dtype=int64)}
     """
-    scores = _scores(scored, count)
-    return _choice(scored, smallest(scores, count))
+    scores = checked_scores(scored, count)
+    return as_choice(scored, smallest(scores, count))
 
 
 def highest(scored: Scored, count: int) -> Choice:
     """The ``count`` candidates of the highest scores, over all layers."""
-    scores = _scores(scored, count)
-    return _choice(scored, smallest(-scores, count))
+    scores = checked_scores(scored, count)
+    return as_choice(scored, smallest(-scores, count))
 
 
 def lowest_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
@@ -52,21 +52,26 @@ def lowest_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArr
     mean score of its connections, less price * median score / size where it is remote. Groups go in ascending value; one that
     would exceed ``count`` is passed over for the next that fits, and only when none fits, a part of one is taken.
     """
-    scores = _scores(scored, count)
+    scores = checked_scores(scored, count)
     keys = _remote_keys(scored, topology, parts, price)
-    group = _groups(keys, _key_count(topology, parts))  # (N,)
+    group = _groups(keys, key_count(topology, parts))  # (N,)
     sizes = np.bincount(group)
     costs = np.zeros(len(sizes))
     costs[group[keys >= 0]] = price * _median(scores)
     values = (np.bincount(group, scores) - costs) / sizes
+    return as_choice(scored, whole_groups(scores, group, values, sizes, count))
+
+
+def whole_groups(scores: FloatArray, group: IntArray, values: FloatArray, sizes: IntArray, count: int) -> BoolArray:
+    """Marks whole groups in ascending value, as many as fit into ``count``, and of the next one the lowest that are still missing, (N,)."""
     taken = _fitting(values, sizes, count)
-    chosen = taken[group]
+    chosen = taken[group] if len(group) else np.zeros(0, bool)
     missing = count - int(chosen.sum())
     if missing:
         best = np.where(taken, np.inf, values).argmin()
         members = np.flatnonzero(group == best)
         chosen[members[smallest(scores[members], missing)]] = True
-    return _choice(scored, chosen)
+    return chosen
 
 
 def highest_priced(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
@@ -74,7 +79,7 @@ def highest_priced(scored: Scored, topology: Topology, parts: Mapping[str, IntAr
 
     ``scored`` holds absent connections; a halo holds what the existing connections of ``topology`` carry.
     """
-    return _choice(scored, smallest(-_all_worth(scored, topology, parts, price, count), count))
+    return as_choice(scored, smallest(-_all_worth(scored, topology, parts, price, count), count))
 
 
 def highest_balanced(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
@@ -92,12 +97,12 @@ def highest_balanced(scored: Scored, topology: Topology, parts: Mapping[str, Int
     for number, share in enumerate(share_out(free, places, topology, parts, spaces).tolist()):
         members = np.flatnonzero(kind == number)
         chosen[members[smallest(-values[members], share)]] = True
-    return _choice(scored, chosen)
+    return as_choice(scored, chosen)
 
 
 def _all_worth(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> FloatArray:
     """Scores of absent connections less the price of the halo units that they would add, (N,)."""
-    cost = price * _median(_scores(scored, count))
+    cost = price * _median(checked_scores(scored, count))
     check_parts(topology, parts, price)
     halo = existing_halo(topology, parts)
     values = (worth(topology.layer(layer), p, s, topology, parts, halo, cost) for layer, (p, s) in scored.items())
@@ -106,9 +111,9 @@ def _all_worth(scored: Scored, topology: Topology, parts: Mapping[str, IntArray]
 
 def existing_halo(topology: Topology, parts: Mapping[str, IntArray]) -> BoolArray:
     """Marks the keys of which a connection exists, (K,)."""
-    halo = np.zeros(_key_count(topology, parts), bool)
+    halo = np.zeros(key_count(topology, parts), bool)
     for layer in topology.layers:
-        existing = _layer_keys(layer, layer.positions(), topology, parts)
+        existing = layer_keys(layer, layer.positions(), topology, parts)
         halo[existing[existing >= 0]] = True
     return halo
 
@@ -123,7 +128,7 @@ def worth(
     cost: float,
 ) -> FloatArray:
     """Scores of absent connections of a layer, less ``cost`` where a connection would add a unit to a halo, (N,)."""
-    keys = _layer_keys(layer, positions, topology, parts)
+    keys = layer_keys(layer, positions, topology, parts)
     adds = keys >= 0
     adds[adds] = ~halo[keys[adds]]
     return scores.astype(np.float64) - np.where(adds, cost, 0.0)
@@ -148,14 +153,14 @@ def share_out(free: IntArray, places: IntArray, topology: Topology, parts: Mappi
     shares = free.copy()
     for number in range(len(spaces)):
         own = slice(number * k, (number + 1) * k)
-        shares[own] = _even_out(load[number], places[own], int(free[own].sum()))
+        shares[own] = even_out(load[number], places[own], int(free[own].sum()))
     return shares
 
 
-def _even_out(load: IntArray, places: IntArray, count: int) -> IntArray:
+def even_out(load: IntArray, places: IntArray, count: int) -> IntArray:
     """Share ``count`` out so that ``load`` becomes as even as it can, no part getting more than its ``places``; ties to the first.
 
-    >>> _even_out(np.array([10, 4, 7]), np.array([9, 9, 1]), 8).tolist()
+    >>> even_out(np.array([10, 4, 7]), np.array([9, 9, 1]), 8).tolist()
     [1, 6, 1]
     """
     low, high = int(load.min()), int((load + places).max())
@@ -168,7 +173,7 @@ def _even_out(load: IntArray, places: IntArray, count: int) -> IntArray:
     return shares
 
 
-def _scores(scored: Scored, count: int) -> FloatArray:
+def checked_scores(scored: Scored, count: int) -> FloatArray:
     """All scores in the order (layer, position), (N,), once everything that can be wrong with them has been looked at."""
     for layer, (positions, scores) in scored.items():
         if len(positions) != len(scores):
@@ -181,7 +186,8 @@ def _scores(scored: Scored, count: int) -> FloatArray:
     return np.concatenate([np.zeros(0), *(scores for _, scores in scored.values())])
 
 
-def _choice(scored: Scored, chosen: BoolArray) -> Choice:
+def as_choice(scored: Scored, chosen: BoolArray) -> Choice:
+    """Positions of the marked candidates (N,), by layer."""
     ends = np.cumsum([len(positions) for positions, _ in scored.values()])
     shares = np.split(chosen, ends[:-1]) if len(ends) else []
     return {layer: positions[share] for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
@@ -233,7 +239,7 @@ def _groups(keys: IntArray, key_count: int) -> IntArray:
 def _remote_keys(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float) -> IntArray:
     """Key of every candidate, -1 where it is not remote, (N,)."""
     check_parts(topology, parts, price)
-    keys = (_layer_keys(topology.layer(layer), positions, topology, parts) for layer, (positions, _) in scored.items())
+    keys = (layer_keys(topology.layer(layer), positions, topology, parts) for layer, (positions, _) in scored.items())
     return np.concatenate([np.zeros(0, np.int64), *keys])
 
 
@@ -247,7 +253,7 @@ def check_parts(topology: Topology, parts: Mapping[str, IntArray], price: float)
             raise ValueError(f"parts of space {space!r} has {len(labels)} entries, but must have one per unit, {units}; partition anew")
 
 
-def _layer_keys(layer: Connections, positions: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
+def layer_keys(layer: Connections, positions: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
     """Key of each position of one layer, -1 where it is not remote."""
     if layer.target_space is None or layer.target_space not in parts:
         return np.full(len(positions), -1)
@@ -275,5 +281,6 @@ def part_count(parts: Mapping[str, IntArray]) -> int:
     return 1 + max((int(labels.max(initial=0)) for labels in parts.values()), default=0)
 
 
-def _key_count(topology: Topology, parts: Mapping[str, IntArray]) -> int:
+def key_count(topology: Topology, parts: Mapping[str, IntArray]) -> int:
+    """Number of keys, whether something has them or not."""
     return sum(topology.units.values()) * part_count(parts)

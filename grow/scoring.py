@@ -15,38 +15,61 @@ from grow.evidence import Evidence
 from grow.network import Network
 from grow.patterns import Choice, lowest, lowest_groups
 from grow.streams import Part
+from grow.structured import Pattern
 from grow.topology import Connections, Topology
 
 
 def to_prune(
-    network: Network, criterion: Criterion, evidence: Evidence, count: int, price: float | None = None, frozen: frozenset[str] = frozenset()
+    network: Network,
+    criterion: Criterion,
+    evidence: Evidence,
+    count: int,
+    price: float | None = None,
+    frozen: frozenset[str] = frozenset(),
+    pattern: Pattern | None = None,
 ) -> Choice:
     """The ``count`` least salient connections; every layer keeps its strongest one, every output unit its own strongest.
 
-    ``price`` of a halo unit, in median scores; None: the network's parts play no role. ``frozen`` layers lose nothing.
+    ``price`` of a halo unit, in median scores; None: the network's parts play no role. ``frozen`` layers lose nothing. ``pattern``
+    shapes what is left, and excludes a price.
     """
     topology = network.topology
-    candidates, score = criterion.ready(Candidates(evidence, True, count, check_frozen(topology, frozen)))
+    _check(price, pattern)
+    protected = sum(1 + layer.shape[0] * _into_output(topology, layer) for layer in topology.layers)
+    candidates, score = criterion.ready(Candidates(evidence, True, count, check_frozen(topology, frozen), reserve=protected))
     scored = {}
     for name, (positions, scores) in candidates.scored(score).items():
         layer = topology.layer(name)
-        into_output = any(topology.space(segment.space).role == "output" for segment in layer.target)
-        keep = _strongest(layer, positions, scores, by_row=into_output)
+        keep = _strongest(layer, positions, scores, by_row=_into_output(topology, layer))
         scored[name] = (np.delete(positions, keep), np.delete(scores, keep))
     count = min(count, sum(len(positions) for positions, _ in scored.values()))
+    if pattern is not None:
+        return pattern.to_prune(scored, topology, count)
     if network.parts is None or price is None:
         return lowest(scored, count)
     return lowest_groups(scored, topology, network.parts, price, count)
 
 
 def to_grow(
-    network: Network, criterion: Criterion, evidence: Evidence, count: int, price: float | None = None, frozen: frozenset[str] = frozenset()
+    network: Network,
+    criterion: Criterion,
+    evidence: Evidence,
+    count: int,
+    price: float | None = None,
+    frozen: frozenset[str] = frozenset(),
+    pattern: Pattern | None = None,
 ) -> Choice:
-    """The ``count`` absent connections most worth having, found block by block. ``frozen`` layers gain nothing."""
+    """The ``count`` absent connections most worth having, found block by block. ``frozen`` layers gain nothing.
+
+    With a ``pattern`` other than the unstructured one the scores of all absent connections are held at once.
+    """
     topology = network.topology
+    _check(price, pattern)
     asked = Candidates(evidence, False, count, check_frozen(topology, frozen))
     count = min(count, sum(topology.layer(name).possible - topology.layer(name).count for name in asked.layers))
     candidates, score = criterion.ready(asked)
+    if pattern is not None and pattern.name != "unstructured":
+        return pattern.to_grow(candidates.scored(score), topology, count)
 
     def stream() -> Iterator[Part]:
         return candidates.stream(score)
@@ -54,6 +77,15 @@ def to_grow(
     if network.parts is None or price is None:
         return streams.highest(stream, candidates.layers, count)
     return streams.highest_balanced(stream, candidates.layers, topology, network.parts, price, count)
+
+
+def _check(price: float | None, pattern: Pattern | None) -> None:
+    if price is not None and pattern is not None:
+        raise ValueError(f"price is {price} and pattern is {pattern.name!r}, but only one may be given; a price has its pattern, groups")
+
+
+def _into_output(topology: Topology, layer: Connections) -> bool:
+    return any(topology.space(segment.space).role == "output" for segment in layer.target)
 
 
 def check_frozen(topology: Topology, frozen: frozenset[str]) -> frozenset[str]:

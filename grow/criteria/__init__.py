@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from grow.criteria.base import Criterion, Score
+from grow.criteria.combine import RunningMean, smoothed, two_stage, weighted_sum
+from grow.criteria.connectivity import CONNECTIVITY
 from grow.criteria.flow import GRASP, SYNFLOW
 from grow.criteria.gradient import GRADIENT, MOMENTUM
 from grow.criteria.lamp import LAMP
@@ -15,7 +17,7 @@ from grow.criteria.obd import OBD, OBD_FISHER, OBD_HUTCHINSON, OBD_MC_FISHER, OB
 from grow.criteria.random import RANDOM
 from grow.criteria.taylor import SNIP, TAYLOR
 
-__all__ = ["CRITERIA", "GROWTH", "Criterion", "Score", "criterion"]
+__all__ = ["CRITERIA", "GROWTH", "Criterion", "RunningMean", "Score", "criterion", "smoothed", "two_stage", "weighted_sum"]
 
 _ALL = (
     MAGNITUDE,
@@ -30,6 +32,7 @@ _ALL = (
     SYNFLOW,
     GRASP,
     MOVEMENT,
+    CONNECTIVITY,
     GRADIENT,
     MOMENTUM,
     RANDOM,

@@ -5,7 +5,7 @@ Legend: R rows of a block, O / I target and source entries of a weight (O, I, *k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, TypeAlias
@@ -16,11 +16,21 @@ from torch import Tensor
 
 from grow.axes import IntArray
 from grow.evidence.products import Products
-from grow.layers import SparseConv2d, SparseLinear
+from grow.layers import SparseConv2d, SparseLinear, expand
 from grow.topology import Topology
 
 Need: TypeAlias = Literal[
-    "gradient", "momentum", "curvature", "fisher", "mc_fisher", "hutchinson", "taylor", "hessian_gradient", "synflow", "movement"
+    "gradient",
+    "momentum",
+    "curvature",
+    "fisher",
+    "mc_fisher",
+    "hutchinson",
+    "taylor",
+    "hessian_gradient",
+    "synflow",
+    "movement",
+    "smoothed",
 ]
 Layer: TypeAlias = SparseLinear | SparseConv2d
 
@@ -57,15 +67,16 @@ class LayerEvidence:
       single samples, with their own labels (empirical Fisher) or labels drawn from the outputs (Monte-Carlo);
     - for existing connections only, zero elsewhere: hutchinson, a random estimate of the Hessian's diagonal, which may be
       negative; taylor, the mean over the batches of |g w|; hessian_gradient, the Hessian times the gradient; synflow, dR/dw w;
-      movement, what a `grow.movement.Movement` has accumulated.
+      movement, what a `grow.movement.Movement` has accumulated; smoothed, a criterion's scores over several updates.
 
-    generator: for criteria that draw.
+    generator: for criteria that draw. layer, rows: which rows (R,) of which layer these are.
     """
 
     weight: Tensor
     found: Mapping[Need, Tensor]
     generator: torch.Generator
     layer: str = ""
+    rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __getitem__(self, need: Need) -> Tensor:
         if need not in self.found:
@@ -126,7 +137,7 @@ class Evidence:
         found: dict[Need, Tensor] = {need: products.rows(start, stop) for need, products in self.sums.get(name, {}).items()}
         for need, values in self.stored.get(name, {}).items():
             found[need] = expand_rows(layer, values, rows)
-        return LayerEvidence(expand_rows(layer, layer.weight.detach(), rows), found, generator, name)
+        return LayerEvidence(expand_rows(layer, layer.weight.detach(), rows), found, generator, name, rows)
 
 
 def expand_rows(layer: Layer, values: Tensor, rows: IntArray) -> Tensor:
@@ -152,3 +163,17 @@ def expand_rows(layer: Layer, values: Tensor, rows: IntArray) -> Tensor:
     hit = wanted[slot] == positions // width
     dense[(slot * width + positions % width)[hit]] = inside[hit]
     return dense.reshape(shape)
+
+
+def to_storage(layer: Layer, blocks: Iterable[Tensor]) -> Tensor:
+    """What a layer would store of blocks of rows (R, I, *kernel) that together are all of its rows; zero where no connection exists."""
+    kept, start = [], 0
+    for block in blocks:
+        flat = block.reshape(-1)
+        if layer.positions is not None:
+            low, high = (int(b) for b in torch.searchsorted(layer.positions, torch.tensor([start, start + len(flat)]).to(flat.device)))
+            flat = flat[layer.positions[low:high] - start]
+        kept.append(flat)
+        start += block.numel()
+    values = torch.cat(kept)
+    return values if layer.storage == "compressed" else expand(values, layer.positions, layer.weight_shape)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grow.axes import IntArray, Segment
-from grow.patterns import Choice, Scored, _even_out, highest, highest_balanced, highest_priced, lowest, lowest_groups
+from grow.patterns import Choice, Scored, even_out, highest, highest_balanced, highest_priced, lowest, lowest_groups
 from grow.topology import Connections, Space, Topology
 from tests.contracts.pattern import TOPOLOGY, Choose, PatternContract, candidates, total
 from tests.contracts.topologies import branched, mlp
@@ -222,7 +222,7 @@ def test_contradicting_arguments_are_errors() -> None:
 def test_shares_even_the_load_out_as_far_as_there_are_places(parts: list[tuple[int, int]], data: st.DataObject) -> None:
     load, places = (np.array(column) for column in zip(*parts, strict=True))
     count = data.draw(st.integers(0, int(places.sum())))
-    shares = _even_out(load, places, count)
+    shares = even_out(load, places, count)
     assert shares.sum() == count
     assert (shares >= 0).all()
     assert (shares <= places).all()
