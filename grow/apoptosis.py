@@ -35,7 +35,7 @@ from grow.watch import layer_inputs, unit_values
 RIDGE = 1e-7
 """Added to the second moments, as a share of their mean: keeps units that others predict exactly from an infinite score."""
 
-ROUNDS = 8
+ROUNDS = 4
 """In how many rounds a space is taken apart, at most; after each one the scores are computed anew."""
 
 NO_BATCHES = "batches is empty, but must hold at least one batch; how much a merge changes shows on data"
@@ -225,14 +225,14 @@ def dependent(
     order = _order(readings, moments, most)
     # Bounds grow with the number of units that go: the most that stays within the tolerance is found by halving.
     low, high = 0, len(order)
-    best = _Solution(order[:0], np.arange(len(moments)), moments[:0], 0.0)
+    best, middle = _Solution(order[:0], np.arange(len(moments)), moments[:0], 0.0), high
     while low < high:
-        middle = (low + high + 1) // 2
         solution = _solve(readings, moments, order[:middle], stand_ins, constants)
         if solution.bound <= tolerance:
             low, best = middle, solution
         else:
             high = middle - 1
+        middle = (low + high + 1) // 2
     return Finding(space, tuple(_merges(best, readings, constants)), best.bound, {})
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from itertools import chain
+from math import isfinite, prod
 
 import numpy as np
 import torch
@@ -77,20 +78,24 @@ def check_merges(space: str, count: int, merges: Sequence[Merge]) -> None:
     for merge in merges:
         if not 0 <= merge.unit < count:
             raise ValueError(f"unit {merge.unit} of space {space!r} does not exist, but must be in 0..{count - 1}")
-        for other, factor in merge.into.items():
-            if not 0 <= other < count or other in removed:
-                raise ValueError(f"unit {merge.unit} of space {space!r} is merged into {other}, but must be into one that stays")
-            if not np.isfinite(factor):
-                raise ValueError(f"factor of unit {merge.unit} in space {space!r} is {factor}, but must be finite")
-        if not all(map(np.isfinite, merge.constants.values())):
+        if not all(map(isfinite, merge.constants.values())):
             raise ValueError(f"constant of unit {merge.unit} in space {space!r} is not finite, but must be")
+    units, others, scales = factors(merges)
+    wrong = np.flatnonzero((others < 0) | (others >= count) | np.isin(others, list(removed)))
+    if len(wrong):
+        raise ValueError(f"unit {units[wrong[0]]} of space {space!r} is merged into {others[wrong[0]]}, but must be into one that stays")
+    if not np.isfinite(scales).all():
+        unit = int(np.flatnonzero(~np.isfinite(scales))[0])
+        raise ValueError(f"factor of unit {units[unit]} in space {space!r} is {scales[unit]}, but must be finite")
 
 
 def factors(merges: Sequence[Merge]) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
     """The entries of Z for the units that go: unit, unit that stands in, factor; sorted by unit."""
-    entries = sorted((merge.unit, other, factor) for merge in merges for other, factor in merge.into.items())
-    unit, other, factor = zip(*entries, strict=True) if entries else ((), (), ())
-    return np.array(unit, np.int64), np.array(other, np.int64), np.array(factor, np.float64)
+    units = np.repeat(np.array([merge.unit for merge in merges], np.int64), [len(merge.into) for merge in merges])
+    others = np.fromiter(chain.from_iterable(merge.into for merge in merges), np.int64, len(units))
+    scales = np.fromiter(chain.from_iterable(merge.into.values() for merge in merges), np.float64, len(units))
+    order = np.lexsort((others, units))
+    return units[order], others[order], scales[order]
 
 
 def inherit(
