@@ -305,7 +305,7 @@ def _unit_columns(network: Network, layer: Connections, space: str) -> Tensor:
     columns = torch.from_numpy(np.stack(columns_of(topology, layer, space, np.arange(topology.units[space]))))
     weight = network.layers[layer.layer].dense_weight()
     chosen: Tensor = weight[:, columns.to(weight.device)].movedim(1, -1)
-    return chosen.flatten(0, -2)
+    return torch.flatten(chosen, 0, -2)
 
 
 def _mean_norm(weights: Sequence[Tensor], dim: int) -> float:
@@ -331,10 +331,12 @@ def _limited(weights: Tensor, most: int | None) -> Tensor:
 
 
 def _with_norm(weights: Tensor, norm: float) -> Tensor:
-    return weights * (norm / weights.norm(dim=1, keepdim=True).clamp(min=1e-30))
+    scale: Tensor = norm / torch.linalg.vector_norm(weights, dim=1, keepdim=True).clamp(min=1e-30)
+    return weights * scale
 
 
 def _with_mean(weights: Tensor, mean: float) -> Tensor:
     """Every unit's weights scaled so that those that are not zero have this mean absolute value."""
     present = (weights != 0).sum(1, keepdim=True).clamp(min=1)
-    return weights * (mean / (weights.abs().sum(1, keepdim=True) / present).clamp(min=1e-30))
+    scale: Tensor = mean / (weights.abs().sum(1, keepdim=True) / present).clamp(min=1e-30)
+    return weights * scale
