@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grow.axes import ConnectionsAxis
 from grow.history import sync_folder
+from grow.insertion import Insertion
 from grow.network import Network
 
 if TYPE_CHECKING:
@@ -115,7 +116,10 @@ def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Opt
     """Bring a freshly traced network (and an attached optimizer) to the state of a checkpoint."""
     meta = checkpoint.meta["network"]
     expected = {site["layer"]: site["kernel"] for site in meta["layers"]}
-    if list(expected) != list(network.layers):
+    insertions = tuple(Insertion(**record) for record in meta.get("insertions", ()))
+    present = len(network.insertions)
+    missing = {path for insertion in insertions[present:] for path in insertion.layers}
+    if network.insertions != insertions[:present] or [name for name in expected if name not in missing] != list(network.layers):
         raise CheckpointError(
             f"checkpoint has the layers {list(expected)}, but the network has {list(network.layers)}; "
             "start from the network that it was saved from"
@@ -126,6 +130,8 @@ def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Opt
     positions = {name: tensors[f"positions.{name}"].cpu().numpy() if f"positions.{name}" in tensors else None for name in expected}
     parts = {name.removeprefix("parts."): tensor.cpu().numpy() for name, tensor in tensors.items() if name.startswith("parts.")}
     contents = {name.removeprefix("network."): tensor.clone() for name, tensor in tensors.items() if name.startswith("network.")}
+    for insertion in insertions[present:]:
+        network.insert_layer(insertion)
     network.restore(meta["units"], positions, expected, contents, parts or None)
     if optimizer is not None:
         _restore_optimizer(network, optimizer, checkpoint)
@@ -208,6 +214,7 @@ def set_random_state(network: Network, checkpoint: Checkpoint) -> None:
 def describe(network: Network) -> dict[str, object]:
     """Spaces, layers and axes of a network, as JSON."""
     return {
+        "insertions": [asdict(insertion) for insertion in network.insertions],
         "units": dict(network.topology.units),
         "layers": [
             {"layer": path, "shape": list(layer.weight_shape), "kernel": layer.kernel, "connections": layer.connections}

@@ -22,12 +22,25 @@ from torch import Tensor, fx, nn
 from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, axis_length, reindex
 from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
 from grow.follow import Follower
+from grow.insertion import (
+    Insertion,
+    check_insertion,
+    inserted_axes,
+    inserted_nodes,
+    inserted_sites,
+    inserted_spaces,
+    new_layers,
+    place_of,
+)
 from grow.kernels import KERNELS, KernelCase, Storage
 from grow.layers import SparseConv2d, SparseLinear, expand
 from grow.optim import check_editable
 from grow.topology import Connections, Topology, columns_of, read_units, rows_of, unconnected
 from grow.trace import trace
 from grow.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
+
+LEAVES = ("weight", "bias")
+"""Tensors of a layer."""
 
 Carry: TypeAlias = Callable[[Tensor, float], Tensor]
 """A tensor of before an edit, and the value of what is new -> the tensor after it."""
@@ -73,6 +86,7 @@ class Network(nn.Module):
         self._axes = dict(traced.axes)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._followers: list[Follower] = []
+        self._insertions: list[Insertion] = []
         self._topology: Topology | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -449,6 +463,51 @@ class Network(nn.Module):
             raise ValueError(f"layer {path!r} has no bias, but must have one to take the constant of unit {given[0]}")
         if given and any(getattr(layer, "padding", ())):
             raise ValueError(f"layer {path!r} has zero padding, but must have none to take the constant of unit {given[0]}")
+
+    # ------------------------------------------------------------------ new layers
+
+    @property
+    def insertions(self) -> tuple[Insertion, ...]:
+        """Layers inserted since the module was traced, in order. A checkpoint repeats them on a freshly traced network."""
+        return tuple(self._insertions)
+
+    def insert_layer(self, insertion: Insertion, generator: torch.Generator | None = None) -> None:
+        """Put a new layer behind the units of a space; the output stays as it is.
+
+        Optimizers get its parameters in their first group; followers that hold a kind of tensor (weight, bias) of all other layers get
+        it of the new one as well. ValueError, with nothing changed, where the insertion is not possible.
+        """
+        topology = self.topology
+        check_insertion(insertion, topology, self.module)
+        place = place_of(self.module, topology, insertion)
+        producers = topology.producers(insertion.space)
+        convolution, values = any(len(layer.shape) > 2 for layer in producers), producers[0].target_values
+        like = self.layers[producers[0].layer].weight.detach()
+        layers = new_layers(insertion, topology, like, torch.Generator().manual_seed(0) if generator is None else generator)
+        units = topology.units[insertion.space] if insertion.kind == "identity" else insertion.units
+        everywhere = {
+            leaf: {name for name in self._axes if name.rpartition(".")[0] in self.layers and name.endswith(leaf)} for leaf in LEAVES
+        }
+        for path, layer in layers.items():
+            self.module.add_submodule(path, layer.train(self.module.training))
+        inserted_nodes(self.module, place, insertion)
+        self._sites = inserted_sites(self._sites, self.module, insertion, values)
+        self._axes = inserted_axes(self._axes, self._sites, insertion, convolution)
+        self._spaces = inserted_spaces(self._spaces, insertion, units)
+        new = {f"{path}.{leaf}": parameter for path, layer in layers.items() for leaf, parameter in layer.named_parameters()}
+        for optimizer in self._optimizers:
+            optimizer.param_groups[0]["params"].extend(new.values())
+        for follower in self._followers:
+            for name, parameter in new.items():
+                if everywhere[name.rpartition(".")[2]] <= follower.tensors.keys():
+                    held = parameter.detach()
+                    follower.tensors[name] = held.clone() if follower.new_entry == "copy" else torch.zeros_like(held)
+        if self.parts is not None:
+            old = self.parts[insertion.space]
+            copied = old.copy() if insertion.kind == "identity" else moved_parts(old, np.full(units, -1))
+            self.parts = {**self.parts, insertion.layers[0]: copied}
+        self._insertions.append(insertion)
+        self._topology = None
 
     # ------------------------------------------------------------------ kernels
 
