@@ -6,6 +6,7 @@ Every target entry has equally many sources and every source entry equally many 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -20,12 +21,28 @@ from grow.topology import Connections, Topology
 def expander(topology: Topology, density: float, generator: np.random.Generator, excluded: frozenset[str] = frozenset()) -> Structure:
     """A random regular bipartite graph in every layer, allocated as ERK does.
 
-    Joined are entries of the weight's first two axes, in all taps of a kernel together: the count of a convolution is the multiple
-    of its taps nearest to what was allocated. Depthwise layers stay dense: their channels have one source each.
+    Joined are entries of the weight's first two axes, in all taps of a kernel together: a convolution has a whole number of kernels, one
+    for every channel on both sides at least, and the other layers make up for it. round(density * possible) connections in all where
+    there are others. Depthwise layers stay dense: their channels have one source each.
     """
     depthwise = frozenset(layer.layer for layer in topology.layers if layer.depthwise)
-    counts = allocated(topology, density, allocate.erk, excluded | depthwise)
+    counts = _with_whole_kernels(topology, allocated(topology, density, allocate.erk, excluded | depthwise), excluded | depthwise)
     return Structure({}, {layer.layer: _index(layer, counts[layer.layer], generator) for layer in topology.layers})
+
+
+def _with_whole_kernels(topology: Topology, counts: Mapping[str, int], dense: frozenset[str]) -> dict[str, int]:
+    """Counts of convolutions rounded to kernels, the difference shared out over the layers without any."""
+    kept = {layer.layer: counts[layer.layer] for layer in topology.layers if layer.layer in dense}
+    for layer in topology.layers:
+        taps = prod(layer.shape[2:])
+        if taps > 1 and layer.layer not in dense:
+            kept[layer.layer] = taps * max(*layer.shape[:2], round(counts[layer.layer] / taps))
+    free = {layer.layer: layer.shape for layer in topology.layers if layer.layer not in kept}
+    rest = sum(counts.values()) - sum(kept.values())
+    if not 0 < rest <= sum(prod(shape) for shape in free.values()):
+        return {**counts, **kept}
+    shapes = {layer.layer: layer.shape for layer in topology.layers}
+    return allocate.shares(shapes, sum(counts.values()), allocate.erk, kept)
 
 
 def regular_bipartite(targets: int, sources: int, edges: int, generator: np.random.Generator) -> IntArray:
@@ -71,8 +88,6 @@ def _index(layer: Connections, count: int, generator: np.random.Generator) -> In
     taps = prod(layer.shape[2:])
     if count == layer.possible:
         return None
-    pairs = regular_bipartite(layer.shape[0], layer.shape[1], max(1, round(count / taps)), generator)
-    if len(pairs) * taps == layer.possible:
-        return None
+    pairs = regular_bipartite(layer.shape[0], layer.shape[1], count // taps, generator)
     positions: IntArray = (pairs[:, None] * taps + np.arange(taps)).reshape(-1)
     return positions

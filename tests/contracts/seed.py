@@ -5,12 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grow.axes import axis_length, entry_units
+from grow.axes import entry_units
 from grow.seeds import Seed, Structure
 from grow.topology import Topology
-from tests.contracts.topologies import branched, convolutional, mlp
+from tests.contracts.topologies import branched, convolutional, mlp, with_heads
 
-TOPOLOGIES = {"mlp": mlp(20, 40, 40, 5), "convolutional": convolutional(), "branched": branched(), "one layer": mlp(6, 4)}
+TOPOLOGIES = {
+    "mlp": mlp(20, 40, 40, 5),
+    "convolutional": convolutional(),
+    "branched": branched(),
+    "heads": with_heads(),
+    "one layer": mlp(6, 4),
+}
 DENSITIES = [0.3, 0.6, 1.0]
 """At the lowest, every unit of these topologies can still be reached."""
 
@@ -19,8 +25,7 @@ def structured(topology: Topology, structure: Structure) -> Topology:
     """The topology that training starts with."""
     units = {**topology.units, **structure.units}
     spaces = tuple(replace(space, units=units[space.name]) for space in topology.spaces)
-    shapes = {c.layer: (axis_length(c.target, units), axis_length(c.source, units), *c.shape[2:]) for c in topology.layers}
-    return Topology(spaces, tuple(replace(c, shape=shapes[c.layer], index=structure.index[c.layer]) for c in topology.layers))
+    return Topology(spaces, tuple(replace(c, shape=c.sized(units), index=structure.index[c.layer]) for c in topology.layers))
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -56,8 +61,11 @@ class SeedContract:
         read = {space.name: np.zeros(space.units, bool) for space in start.spaces}
         for layer in start.layers:
             rows, columns = layer.rows_and_columns(layer.positions())
+            if layer.depthwise:
+                assert len(np.unique(rows)) == layer.shape[0], "a depthwise layer passes every unit on"
+                continue
             segments, units = entry_units(layer.source, start.units)
-            fed[layer.target[0].space][rows] = True
+            fed[layer.target[0].space][entry_units(layer.target, start.units)[1][rows]] = True
             for number, segment in enumerate(layer.source):
                 read[segment.space][units[columns[segments[columns] == number]]] = True
         assert all(fed[space.name].all() for space in start.spaces if space.role != "input")
@@ -69,6 +77,13 @@ class SeedContract:
         for layer in topology.layers:
             a, b = one.index[layer.layer], other.index[layer.layer]
             assert (a is None and b is None) or np.array_equal(a, b)  # type: ignore[arg-type]
+
+    def test_excluded_layers_stay_dense(self, seed: Seed, topology: Topology, density: float) -> None:
+        chosen = {topology.layers[-1].layer}
+        structure = seed(topology, density, rng(), excluded=frozenset(chosen)) if len(topology.layers) > 1 else None
+        assert structure is None or structure.index[topology.layers[-1].layer] is None
+        with pytest.raises(ValueError, match="layer is 'nowhere', but must be one of"):
+            seed(topology, density, rng(), excluded=frozenset({"nowhere"}))
 
     def test_a_density_outside_its_range_is_an_error(self, seed: Seed, topology: Topology, density: float) -> None:
         for wrong in (0.0, -density, 1 + density):

@@ -44,3 +44,22 @@ def branched() -> Topology:
         Connections("head", (4, 28), (Segment("out"),), (Segment("a"), Segment("b")), None),
     )
     return Topology(spaces, layers)
+
+
+def with_heads() -> Topology:
+    """A depthwise convolution on 16 channels, then a projection to 4 heads of 6 rows each, and one back from them."""
+    spaces = (
+        Space("in", 12, "input"),
+        Space("a", 16, "hidden"),
+        Space("h", 4, "hidden"),
+        Space("b", 16, "hidden"),
+        Space("out", 4, "output"),
+    )
+    layers = (
+        Connections("conv", (16, 12, 1, 1), (Segment("a"),), (Segment("in"),), None),
+        Connections("depthwise", (16, 1, 3, 3), (Segment("a"),), (), None, depthwise=True),
+        Connections("value", (24, 16), (Segment("h", 6),), (Segment("a"),), None),
+        Connections("joined", (16, 24), (Segment("b"),), (Segment("h", 6),), None),
+        Connections("head", (4, 16), (Segment("out"),), (Segment("b"),), None),
+    )
+    return Topology(spaces, layers)

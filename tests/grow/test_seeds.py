@@ -11,10 +11,12 @@ from torch import nn
 
 from grow.network import Network
 from grow.seeds import SEEDS, Seed, Structure, seed
-from grow.seeds.radix import radix_matrices
+from grow.seeds.expander import regular_bipartite
+from grow.seeds.radix import path_count, radix_matrices
+from grow.seeds.radixnet import nearest, plan, planted
 from grow.topology import Topology
 from tests.contracts.seed import SeedContract, rng, structured
-from tests.contracts.topologies import convolutional, mlp
+from tests.contracts.topologies import convolutional, mlp, with_heads
 
 MNIST = mlp(784, 1024, 1024, 1024, 10)
 
@@ -47,6 +49,18 @@ class TestRadixNet(SeedContract):
     @pytest.fixture
     def seed(self) -> Seed:
         return seed("radixnet")
+
+
+class TestRadixNetPermuted(SeedContract):
+    @pytest.fixture
+    def seed(self) -> Seed:
+        return seed("radixnet_permuted")
+
+
+class TestExpander(SeedContract):
+    @pytest.fixture
+    def seed(self) -> Seed:
+        return seed("expander")
 
 
 def masks(topology: Topology, structure: Structure) -> list[np.ndarray]:
@@ -194,7 +208,12 @@ def test_theorems(net: tuple[list[list[int]], list[int]]) -> None:
         assert (matrix.sum(axis=1) == radix * after).all(), "all fan-outs are equal"
         assert (matrix.sum(axis=0) == radix * before).all(), "all fan-ins are equal"
         assert matrix.mean() == pytest.approx(radix / nodes), "whatever the widths"
-    assert (paths(matrices) == prod(widths[1:-1]) * prod(radices) // nodes).all(), "symmetry: equally many paths"
+    count = path_count(systems, widths)
+    assert count == prod(widths[1:-1]) * prod(radices) // nodes
+    assert (paths(matrices) == count).all(), "symmetry: equally many paths"
+    permuted = arrays(systems, widths, rng(len(radices)))
+    assert (paths(permuted) == count).all(), "permutations between complete systems change no number of paths"
+    assert [matrix.sum() for matrix in permuted] == [matrix.sum() for matrix in matrices]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +230,113 @@ def test_systems_that_make_no_radixnet_are_errors(systems: list[list[int]], widt
         radix_matrices(systems, widths)
 
 
+def test_a_permutation_within_a_system_leaves_pairs_without_a_path() -> None:
+    """What the permuted variant must not do."""
+    first, second, third = arrays([[2, 2, 2]], [1] * 4)
+    torn = []
+    for draw in range(50):
+        generator = rng(draw)
+        torn.append(paths([first, second[generator.permutation(8)], third[generator.permutation(8)]]))
+    assert all(count.min() == 0 for count in torn)
+    assert all(count.sum() == 64 for count in torn)
+
+
+def test_permuted_nets_differ_from_the_explicit_one_and_from_draw_to_draw() -> None:
+    explicit, one, other = (arrays([[2, 2], [2, 2]], [1, 2, 2, 2, 1], draw) for draw in (None, rng(1), rng(2)))
+    assert all((explicit[i] == one[i]).all() for i in (1, 3)), "within a system nothing moves"
+    assert not (explicit[2] == one[2]).all()
+    assert not (one[2] == other[2]).all()
+
+
+def test_the_base_system_of_the_graph_challenge() -> None:
+    """1,024 neurons: (2, 2, 2, 2, 2, 2), 16 nodes a place, 32 connections a neuron, 16^5 paths for every pair."""
+    matrices = radix_matrices([[2] * 6], [16] * 7)
+    assert [matrix.nnz for matrix in matrices] == [32 * 1024] * 6
+    for i, matrix in enumerate(matrices):
+        shift = np.roll(np.eye(64, dtype=bool), 2**i, axis=1)
+        assert (matrix.toarray() == np.kron(np.ones((16, 16), bool), np.eye(64, dtype=bool) | shift)).all()
+    assert (paths([matrix.toarray() for matrix in matrices]) == 1_048_576).all()
+    assert path_count([[2] * 6], [16] * 7) == 1_048_576
+
+
 # ---------------------------------------------------------------- RadiX-Net for given widths and density
+
+
+def test_a_plan_of_given_systems_is_the_experiment_of_the_authors() -> None:
+    """LeNet-300-100 with [10, 10]: 784 inputs are 8 nodes at each of 100 places, less 16. The last layer stays dense."""
+    topology = mlp(784, 300, 100, 10)
+    found = plan(topology, [[10, 10]], ["fc1", "fc2"])
+    assert (found.widths, found.trimmed) == ({"s0": 8, "s1": 3, "s2": 1}, {"s0": 16, "s1": 0, "s2": 0})
+    assert found.connections == 23_520 + 3_000 + 1_000
+    assert found.density == 27_520 / 266_200
+    first, second, third = masks(topology, planted(topology, found))
+    assert (first.sum(), second.sum(), third.sum()) == (23_520, 3_000, 1_000)
+    assert (paths([first.T, second.T]) == 3).all(), "trimmed inputs take no path from the others"
+    wide = plan(mlp(784, 3000, 100, 10), [[10, 10]], ["fc1", "fc2"])
+    assert wide.connections == 235_200 + 30_000 + 1_000
+
+
+def test_several_systems_are_planted_one_after_another_and_permuted_between() -> None:
+    topology = mlp(12, 12, 24, 12, 12)
+    found = plan(topology, [[3, 4], [2, 6]])
+    assert found.complete
+    assert found.density == pytest.approx((3 * 1 + 4 * 2 + 2 * 2 + 6 * 2 / 2) / (12 * 6), abs=0.05)
+    for generator in (None, rng(3)):
+        layers = [mask.T for mask in masks(topology, planted(topology, found, generator))]
+        assert (paths(layers) == path_count([[3, 4], [2, 6]], [1, 1, 2, 1, 1])).all()
+
+
+def test_ends_that_are_trimmed_keep_one_path_from_every_input_to_every_output() -> None:
+    """N' = 36 with 36 units between the ends, but only 20 inputs and 9 outputs: whole residue classes are cut."""
+    topology = mlp(20, 36, 9)
+    found = plan(topology, [[6, 6]])
+    assert found.trimmed == {"s0": 16, "s1": 0, "s2": 27}
+    first, second = (mask.T for mask in masks(topology, planted(topology, found)))
+    assert (paths([first, second]) == 1).all()
+    assert (first.sum(), second.sum()) == (20 * 6, 9 * 6)
+
+
+@pytest.mark.parametrize(
+    ("systems", "widths", "message"),
+    [
+        ([[2, 2]], (8, 8, 8, 8), "must have a radix for each of 3 levels"),
+        ([[4, 4]], (16, 8, 16), "must have a product N' that the widths can carry, not 16"),
+        ([[4, 4]], (16, 16, 3), "must have a product N' that the widths can carry, not 16"),
+        ([[2, 1]], (8, 8, 8), "must have radices of at least 2"),
+    ],
+)
+def test_systems_that_the_widths_cannot_carry_are_errors(systems: list[list[int]], widths: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(mlp(*widths), systems)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.02, 1), st.sampled_from(["mlp", "convolutional", "heads"]))
+def test_the_density_that_a_plan_tells_is_the_one_planted(density: float, name: str) -> None:
+    topology = {"mlp": mlp(30, 48, 40, 5), "convolutional": convolutional(), "heads": with_heads()}[name]
+    found = nearest(topology, density)
+    assert structured(topology, planted(topology, found)).connections == found.connections
+    assert found.density == found.connections / topology.possible
+
+
+def test_no_other_system_would_have_been_nearer() -> None:
+    topology = mlp(60, 60, 60)
+    found = nearest(topology, 0.2)
+    others = [plan(topology, [[a, b]]).density for a in range(2, 9) for b in range(2, 9) if a * b <= 60 and max(a, b) <= 4 * min(a, b)]
+    assert abs(np.log(found.density / 0.2)) <= min(abs(np.log(np.array(others) / 0.2))) + 0.01
+
+
+def test_rows_of_one_head_are_nodes_of_their_own() -> None:
+    """4 heads of 6 rows are 24 nodes: the space is no bottleneck of 4 places."""
+    topology = with_heads()
+    found = plan(topology, [[4, 4]], ["value", "joined"])
+    assert found.widths == {"a": 1, "h": 2, "b": 1}
+    value, joined = (masks(topology, planted(topology, found))[i].T for i in (2, 3))
+    assert (value.sum(axis=0) == 4).all()
+    assert (paths([value, joined]) >= 1).all()
+
+
+# ---------------------------------------------------------------- RadiX-Net: the seed
 
 
 def test_widths_that_are_multiples_give_the_papers_net() -> None:
@@ -253,3 +378,69 @@ def test_a_convolution_is_sparse_between_channels_and_keeps_all_taps_and_positio
 def test_where_only_dense_is_near_it_is_dense() -> None:
     structure = seed("radixnet")(MNIST, 0.95, rng())
     assert set(structure.index.values()) == {None}
+
+
+# ---------------------------------------------------------------- expanders
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.integers(0, 99))
+def test_degrees_differ_by_1_at_most_and_no_edge_is_double(targets: int, sources: int, share: float, draw: int) -> None:
+    edges = round(share * targets * sources)
+    positions = regular_bipartite(targets, sources, edges, rng(draw))
+    assert len(np.unique(positions)) == edges == len(positions)
+    mask = np.zeros(targets * sources, bool)
+    mask[positions] = True
+    for axis in (0, 1):
+        degrees = mask.reshape(targets, sources).sum(axis=axis)
+        assert degrees.max() - degrees.min() <= 1
+
+
+def test_expanders_are_connected_and_nearly_ramanujan() -> None:
+    """The second singular value of a biregular graph is at least about sqrt(d - 1) + sqrt(D - 1), and random ones come near."""
+    seconds = []
+    for draw in range(10):
+        mask = np.zeros(60 * 90)
+        mask[regular_bipartite(60, 90, 60 * 9, rng(draw))] = 1  # 9 sources a target, 6 targets a source
+        values = np.linalg.svd(mask.reshape(60, 90), compute_uv=False)
+        assert values[0] == pytest.approx(np.sqrt(9 * 6))
+        assert values[1] < values[0] - 0.5, "connected: the largest value is simple"
+        seconds.append(values[1])
+    assert np.mean(seconds) < 1.05 * (np.sqrt(8) + np.sqrt(5))
+
+
+def test_expanders_differ_from_draw_to_draw_and_more_edges_than_pairs_are_an_error() -> None:
+    assert not np.array_equal(regular_bipartite(20, 20, 60, rng(1)), regular_bipartite(20, 20, 60, rng(2)))
+    with pytest.raises(ValueError, match=r"edges is 7, but must be in \[0, 6\]"):
+        regular_bipartite(2, 3, 7, rng())
+
+
+def test_an_expander_of_linear_layers_has_exactly_the_connections_asked_for() -> None:
+    topology = mlp(90, 70, 50, 10)
+    for density in (0.033, 0.1, 0.77):
+        assert structured(topology, seed("expander")(topology, density, rng())).connections == round(density * topology.possible)
+
+
+def test_an_expander_joins_channels_by_whole_kernels_and_leaves_depthwise_layers_dense() -> None:
+    topology = convolutional()
+    _, second, _, _ = masks(topology, seed("expander")(topology, 0.3, rng()))
+    assert (second.any(axis=(2, 3)) == second.all(axis=(2, 3))).all()
+    for density in (0.3, 0.5, 0.9):
+        assert structured(topology, seed("expander")(topology, density, rng())).connections == round(density * topology.possible)
+    assert seed("expander")(with_heads(), 0.4, rng()).index["depthwise"] is None
+
+
+# ---------------------------------------------------------------- excluded layers
+
+
+@pytest.mark.parametrize("name", ["erk", "erdos_renyi", "expander"])
+def test_other_layers_make_up_for_excluded_ones(name: str) -> None:
+    topology = mlp(20, 40, 40, 5)
+    start = structured(topology, seed(name)(topology, 0.5, rng(), excluded=frozenset({"fc1"})))
+    assert start.layer("fc1").density == 1
+    assert start.connections == round(0.5 * topology.possible)
+
+
+def test_excluded_layers_that_have_the_density_already_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"connections is 260, but must be in \[801, 2600\] where fc1 is kept as it is"):
+        seed("erk")(mlp(20, 40, 40, 5), 0.1, rng(), excluded=frozenset({"fc1"}))

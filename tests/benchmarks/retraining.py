@@ -1,0 +1,188 @@
+"""Is it the structure or the weights? A found structure, trained anew from other weights, from early ones, and against a random one.
+
+    python -m tests.benchmarks.retraining [--data-dir DIR] [--density 0.05 0.01] [--seeds 3] [--steps 1500] [--json]
+
+For every density and seed the dense start network is pruned gradually while it trains (*found*). Then, with the same number of steps,
+learning rates and batches, but without any edit:
+
+- new weights: the found structure from another draw of initial weights, scaled to the fan-in that is left;
+- rewound: the found structure from the weights that the found network itself had before its first update (Frankle et al. 2020,
+  arXiv 1912.05671), and on from that step;
+- random structure: as many connections in every layer as found, anywhere, between all units of the start network, and new weights.
+
+Reported is validation accuracy: the test set is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from grow import controller, optim, schedules
+from grow.axes import IntArray
+from grow.controller import Policy
+from grow.history import History
+from grow.network import Network
+from grow.seeds.scatter import scatter
+from grow.session import Session
+from grow.train import evaluate, train
+from search import build
+from search.build import Material
+from search.definition import StudyReference
+from search.recipe import Recipe
+
+STUDY, NETWORK = "mnist", "lenet-300-100"
+
+OTHER_DRAW = 1000
+"""Added to the seed where initial weights are drawn anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A structure that pruning found. survivors: by hidden space, units of the start network. early: weights before the first edit."""
+
+    session: Session
+    index: Mapping[str, IntArray | None]
+    counts: Mapping[str, int]
+    survivors: Mapping[str, IntArray]
+    early: Mapping[str, Tensor]
+
+
+def recipe(arguments: argparse.Namespace) -> Recipe:
+    """Gradual pruning by magnitude, without regrowth."""
+    source = StudyReference(STUDY).load().data(arguments.data_dir)
+    return Recipe(
+        study=STUDY,
+        network=NETWORK,
+        data_dir=None if source.folder is None else str(source.folder),
+        data_sha256=source.sha256,
+        number=0,
+        role="search",
+        initial="dense",
+        update_interval=max(1, arguments.steps // 20),
+        drop_fraction=0.0,
+        steps=arguments.steps,
+        batch_size=128,
+        optimizer="sgd",
+        learning_rate=0.1,
+    )
+
+
+def find(material: Material) -> Found:
+    """Train and prune, and keep what it takes to train the structure again."""
+    session = build.session(material, None, History())
+    network, early = session.network, {}
+    network.assign({space.name: np.arange(space.units) for space in network.topology.hidden})  # labels follow the edits
+    for progress in train(session):
+        if progress.step == material.recipe.update_interval:
+            early = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    topology, survivors = network.topology, network.parts
+    assert survivors is not None
+    counts = {layer.layer: layer.count for layer in topology.layers}
+    return Found(session, {layer.layer: layer.index for layer in topology.layers}, counts, survivors, early)
+
+
+def structured(material: Material, draw: int, found: Found) -> Network:
+    """A start network of another draw, with the units and connections found."""
+    network = build.start_network(replace(material, recipe=replace(material.recipe, seed=draw)))
+    _keep(network, found)
+    return network
+
+
+def rewound(material: Material, found: Found) -> Network:
+    """The found structure with the weights of the early step."""
+    network = build.start_network(material)
+    network.load_state_dict(found.early)
+    _keep(network, found)
+    return network
+
+
+def scattered(material: Material, draw: int, found: Found) -> Network:
+    """A start network of another draw, with as many connections in every layer as found, anywhere."""
+    network = build.start_network(replace(material, recipe=replace(material.recipe, seed=draw)))
+    topology, generator = network.topology, np.random.default_rng(draw)
+    network.set_connections({c.layer: scatter(c, topology.units, found.counts[c.layer], generator) for c in topology.layers})
+    return network
+
+
+def trained(material: Material, found: Found, network: Network, step: int) -> float:
+    """Train a network from a step on without any edit; validation accuracy."""
+    chosen, count = material.recipe, network.topology.connections
+    optimizer = optim.make(chosen.optimizer, network.parameters(), chosen.learning_rate, chosen.momentum, chosen.weight_decay)
+    network.attach(optimizer)
+    policy = Policy(chosen.steps, chosen.steps, 0, schedules.constant(count), schedules.constant(0.0), {})
+    given, state = found.session, controller.begin(policy)
+    session = Session(network, optimizer, given.task, policy, given.methods, given.learning_rate, chosen.seed, History(), state, step=step)
+    for _ in train(session):
+        pass
+    assert network.topology.connections == count
+    return accuracy(session)
+
+
+def accuracy(session: Session) -> float:
+    """Per cent of the validation samples."""
+    return 100 * evaluate(session.network, session.task.validation(), session.task.correct)
+
+
+def outcomes(material: Material) -> list[dict[str, object]]:
+    """All sides for one density and seed."""
+    found, chosen = find(material), material.recipe
+    draw = chosen.seed + OTHER_DRAW
+    fresh, random = structured(material, draw, found), scattered(material, draw, found)
+    fresh.rescale_to_fan_in()
+    random.rescale_to_fan_in()
+    sides = {
+        "found": accuracy(found.session),
+        "new weights": trained(material, found, fresh, 0),
+        "rewound": trained(material, found, rewound(material, found), chosen.update_interval),
+        "random structure": trained(material, found, random, 0),
+    }
+    common = {"density": chosen.density, "seed": chosen.seed, "connections": sum(found.counts.values()), **found.counts}
+    rows = [{**common, "side": side, "accuracy": value} for side, value in sides.items()]
+    sys.stderr.write("".join(f"{row}\n" for row in rows))
+    return rows
+
+
+def _keep(network: Network, found: Found) -> None:
+    for space, units in found.survivors.items():
+        network.remove_units(space, np.setdiff1d(np.arange(network.topology.units[space]), units))
+    network.set_connections(found.index)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--density", type=float, nargs="+", default=[0.05, 0.01])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    base = recipe(arguments)
+    recipes = [replace(base, density=density, seed=seed) for density in arguments.density for seed in range(arguments.seeds)]
+    rows = [row for chosen in recipes for row in outcomes(build.material(chosen))]
+    if arguments.json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    frame = pd.DataFrame(rows)
+    sys.stdout.write(frame.to_string(index=False) + "\n\n")
+    table = frame.groupby(["density", "side"], sort=False)["accuracy"].agg(["mean", "std", "min", "max"]).round(2)
+    sys.stdout.write(table.to_string() + "\n")
+    sys.stdout.write(
+        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {base.data_sha256[:12]}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
