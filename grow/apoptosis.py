@@ -76,6 +76,8 @@ def find(
     found = network.topology.space(space)
     if found.role != "hidden":
         raise ValueError(f"space {space!r} is the {found.role}, but must be hidden; input and output are fixed")
+    if found.mixed:
+        raise ValueError(f"space {space!r} has units that a norm mixes, but must not: with one unit less, all others would change as well")
     limit = found.units - 1 if most is None else min(most, found.units - 1)
     match method:
         case "dependent":

@@ -223,6 +223,8 @@ def _bridge(network: Network, space: str, given: Given) -> _Bridge:
         raise ValueError("batches is empty, but must hold at least one batch; this birth looks at gradients")
     producers, readers = topology.producers(space), topology.consumers(space)
     for layer in producers:
+        if layer.depthwise:
+            raise ValueError(f"space {space!r} is passed on by the depthwise layer {layer.layer!r}, but must not; use random or split")
         if len(rows_of(topology, layer, space, np.array([0]))[0]) != 1:
             raise ValueError(f"space {space!r} has several rows a unit in layer {layer.layer!r}, but must have one; use random or split")
     layers = {layer.layer: network.layers[layer.layer] for layer in (*producers, *readers)}
