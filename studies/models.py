@@ -1,4 +1,4 @@
-"""The start networks. Inputs are images (B, 1, H, W), outputs are logits (B, 10)."""
+"""The start networks for grey images (B, 1, H, W): perceptrons and LeNet-5. Outputs are logits (B, 10)."""
 
 from __future__ import annotations
 
