@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from grow.evidence.products import Layer
@@ -28,12 +29,15 @@ class Call:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients; afterwards training flags and random state are as before."""
+    """Evaluation mode with gradients; afterwards training flags and random state are as before.
+
+    Fused attention has no second derivative on the CPU, so that it is written out.
+    """
     training = {module: module.training for module in network.modules()}
     devices = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
     network.eval()
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
+        with torch.enable_grad(), torch.random.fork_rng(devices=list(devices)), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for module, flag in training.items():

@@ -171,7 +171,10 @@ def _attribute(tracing: Tracing, node: fx.Node) -> Layout:
     tensor = getattr(tracing.module.get_submodule(path), leaf)
     if not isinstance(tensor, Tensor):
         raise unknown(node, name)
-    return parameter_layout(tracing, name, tensor)
+    layout = parameter_layout(tracing, name, tensor)
+    if not all(user.target in functions.SCALING for user in node.users):  # positions or tokens, not a scale: values of their own
+        tracing.atoms.fed += [group.atoms.reshape(-1) for group in layout.groups]
+    return layout
 
 
 def _output(tracing: Tracing, node: fx.Node) -> None:

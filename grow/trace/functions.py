@@ -213,6 +213,9 @@ POOLS = (
 )
 PAIRWISE = (operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.pow)
 
+SCALING = {operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div"}
+"""Operators through which a unit without value stays without."""
+
 FUNCTIONS: dict[object, Handler] = {
     **dict.fromkeys((*ACTIVATIONS, *BOUNDED, *NUMBERWISE, operator.neg), unitwise),
     **dict.fromkeys(POOLS, pooled),

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from grow.network import Network
+from grow.norms import GroupNorm, LayerNorm
+from studies.transformers import sequence_small, vit_small
+from studies.vision import alexnet, densenet_small, mobilenet_small, resnet, vgg11
 
 
 class Convolutional(nn.Module):
@@ -65,26 +68,48 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Linear(6, 4, bias=False), nn.ReLU(inplace=True), nn.Linear(4, 3))
 
 
+class Normed(nn.Module):
+    """Group norm, gated chunks and a learned scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(3, 6)
+        self.gated, self.head = nn.Linear(6, 8), nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.gated(torch.relu(self.norm(self.conv(x))).mean((2, 3))).chunk(2, dim=1)
+        return self.head(value * torch.sigmoid(gate) * self.scale)
+
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, LayerNorm, GroupNorm)
+
+
 @dataclass(frozen=True)
 class Sample:
-    """A module, and the shape of one input."""
+    """A module, and the shape of one input: numbers, or ``tokens`` different token numbers."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
+    tokens: int = 0
 
     def network(self, seed: int = 0, kernel: str = "dense", dtype: torch.dtype = torch.float64) -> Network:
         """The network in training mode, batch-norm statistics and all tensors different from their defaults."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = Network(self.build(), torch.zeros(1, *self.shape)).to(dtype)
+            network = Network(self.build(), self.inputs(samples=1) if self.tokens else torch.zeros(1, *self.shape)).to(dtype)
             for name, tensor in network.module.state_dict().items():
-                if "norm" in name and tensor.is_floating_point():
+                norm = isinstance(network.module.get_submodule(name.rpartition(".")[0]), NORMS)
+                if norm and tensor.is_floating_point():
                     tensor.copy_(torch.rand(tensor.shape) + 0.5)
         network.use_kernels(lambda case: kernel, 8)
         return network
 
     def inputs(self, seed: int = 0, samples: int = 8, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.randn(samples, *self.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        generator = torch.Generator().manual_seed(seed)
+        if self.tokens:
+            return torch.randint(self.tokens, (samples, *self.shape), generator=generator)
+        return torch.randn(samples, *self.shape, generator=generator, dtype=dtype)
 
 
 SAMPLES: Mapping[str, Sample] = {
@@ -93,3 +118,15 @@ SAMPLES: Mapping[str, Sample] = {
     "coupled": Sample(Coupled, (5,)),
     "convolutional coupled": Sample(ConvolutionalCoupled, (2, 5, 5)),
 }
+
+NETWORKS: Mapping[str, Sample] = {
+    "vgg11": Sample(lambda: vgg11((3, 4, 3, 4, 3, 4, 3, 4), 3), (3, 32, 32)),
+    "alexnet": Sample(lambda: alexnet((3, 4, 3, 4, 2), 5, 3), (3, 64, 64)),
+    "resnet": Sample(lambda: resnet((3, 4), 1, 3), (3, 6, 6)),
+    "densenet": Sample(lambda: densenet_small(2, 2, 3), (3, 4, 4)),
+    "mobilenet": Sample(lambda: mobilenet_small((3, 4), 2, 3), (3, 6, 6)),
+    "vision transformer": Sample(lambda: vit_small(4, 2, 6, 2, 1, 3), (3, 4, 4)),
+    "sequence transformer": Sample(lambda: sequence_small(7, 4, 6, 2, 1, 3), (4,), tokens=7),
+    "normed": Sample(Normed, (2, 3, 3)),
+}
+"""The start networks of the studies, as small as they go, and norms and gates."""
