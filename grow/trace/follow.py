@@ -51,12 +51,20 @@ def trace(module: nn.Module, example: Tensor) -> Traced:
     return _finish(tracing)
 
 
+class _Tracer(fx.Tracer):
+    """Buffers are nodes of the graph as parameters are, so that a mask may be cut by a size."""
+
+    proxy_buffer_attributes = True
+
+
 def _symbolic(module: nn.Module) -> fx.GraphModule:
     if type(module) in MODULES:
         kind = type(module).__name__
         raise TraceError(f"module is a bare {kind}, but must be a network that holds one; pass nn.Sequential({kind}(...))")
     try:
-        traced = fx.symbolic_trace(without_torch_attention(copy.deepcopy(module)))
+        tracer = _Tracer()
+        graph = tracer.trace(without_torch_attention(copy.deepcopy(module)))
+        traced = fx.GraphModule(tracer.root, graph, type(module).__name__)
     except AttentionError as error:
         raise TraceError(str(error)) from error
     except Exception as error:
@@ -138,7 +146,9 @@ def _aside(tracing: Tracing, node: fx.Node, name: str) -> Outcome:
     """Numbers, and tensors that hold no units (positions, masks): whatever the operator, nothing scales."""
     outcomes = [tracing.outcomes.get(read) for read in node.all_input_nodes]
     layouts = [part for found in outcomes for part in (found if isinstance(found, tuple) else (found,)) if part is not None]
-    scaling = any(layout.groups for layout in layouts)
+    groups = [group for layout in layouts for group in layout.groups]
+    scaling = any(not group.free for group in groups)
+    tracing.atoms.pinned += [] if scaling else [group.atoms.reshape(-1) for group in groups]
     computes = node.op == "call_module" and any(True for _ in tracing.module.get_submodule(str(node.target)).parameters())
     if scaling or computes or (layouts and "shape" not in node.meta and "shapes" not in node.meta):
         raise unknown(node, name)

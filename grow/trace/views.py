@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from grow.axes import IntArray
 from grow.pieces import Pieces
 from grow.trace.atoms import Group, Layout, group_of, permuted, swapped
 from grow.trace.errors import TraceError, unknown, where
@@ -252,6 +253,8 @@ def _concatenate(tracing: Tracing, node: fx.Node) -> Layout:
         for g, n in zip(groups, sizes, strict=True)
     ]
     merged = group_of(dims, np.concatenate(atoms, at))
+    if dims == {at}:
+        _keep_apart(tracing, node, merged.atoms.reshape(-1), np.cumsum([0, *sizes]).tolist())
     tracing.checked += [(merged, where(node))] if len(merged.dims) > 1 else []
     return replace(result, shape=shape, groups=(*(g for g in result.groups if not g.dims & dims), merged))
 
@@ -271,15 +274,30 @@ def _split(tracing: Tracing, node: fx.Node) -> tuple[Layout, ...]:
     ends = np.cumsum([0, *(shape[dim] for shape in shapes)]).tolist()
     if layout.group(dim) is not None:
         tracing.late.append(lambda resolved: _divided(tracing, resolved, node, layout, dim, ends))
-        _note_pieces(tracing, layout, dim, ends)
+        _note_pieces(tracing, node, layout, dim, ends)
     return tuple(_narrow(layout, dim, start, stop) for start, stop in pairwise(ends))
 
 
-def _note_pieces(tracing: Tracing, layout: Layout, dim: int, ends: Sequence[int]) -> None:
+def _keep_apart(tracing: Tracing, node: fx.Node, atoms: IntArray, ends: Sequence[int]) -> None:
+    """Refuse neighbouring pieces that are one unit: that it comes twice could not be told from a unit with more entries."""
+
+    def check(resolved: Resolved) -> None:
+        units = resolved.labels(atoms)
+        for end in ends[1:-1]:
+            if 0 < end < len(units) and units[end - 1] == units[end] >= 0:
+                raise TraceError(
+                    f"{where(node)} puts 1 unit next to itself, but must have at least 2 on each side; use a width of 2 or more"
+                )
+
+    tracing.late.append(check)
+
+
+def _note_pieces(tracing: Tracing, node: fx.Node, layout: Layout, dim: int, ends: Sequence[int]) -> None:
     """Where one dimension alone carries units, the pieces are axes like those of tensors."""
     group = layout.group(dim)
     if group is not None and group.dims == {dim}:
         atoms = group.atoms.reshape(-1)
+        _keep_apart(tracing, node, atoms, ends)
         tracing.pieces += [atoms[start:stop] for start, stop in pairwise(ends)]
 
 
@@ -403,7 +421,7 @@ def _sliced(
     if group is None:
         return replace(layout, shape=(*layout.shape[:dim], len(range(start, stop, step)), *layout.shape[dim + 1 :]))
     ends = [0, start, stop, size]
-    _note_pieces(tracing, original, old, ends)
+    _note_pieces(tracing, node, original, old, ends)
 
     def rewrite(resolved: Resolved) -> None:
         pieces = _follow(tracing, resolved, node, original, old, ends)

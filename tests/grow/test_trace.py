@@ -231,6 +231,57 @@ def test_learned_positions_and_class_tokens_follow_the_stream_that_they_join() -
     assert network(torch.zeros(3, 5, dtype=torch.long)).shape == (3, 2)
 
 
+class CausalAttention(nn.Module):
+    """Attention with a mask in a buffer, cut to the length of the input, and positions from an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(9, 8), nn.Embedding(5, 8)
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.register_buffer("mask", torch.tril(torch.ones(5, 5)).view(1, 1, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t = x.size()
+        x = self.tokens(x) + self.places(torch.arange(t, device=x.device))
+        q, k, v = self.qkv(x).split(8, dim=2)
+        q, k, v = (part.view(b, t, 2, 4).transpose(1, 2) for part in (q, k, v))
+        weights = (q @ k.transpose(-2, -1) * k.size(-1) ** -0.5).masked_fill(self.mask[:, :, :t, :t] == 0, float("-inf"))
+        return x + self.out((torch.softmax(weights, -1) @ v).transpose(1, 2).contiguous().view(b, t, -1))
+
+
+def test_masks_and_positions_do_not_scale_and_heads_of_split_projections_do() -> None:
+    module, x = nn.Sequential(CausalAttention(), nn.Linear(8, 3)), torch.randint(9, (2, 5))
+    network = Network(module, x[:1])
+    assert network.axes["0.mask"] == (NO_SPACE,) * 4
+    assert {space.name: space.units for space in network.topology.hidden} == {"0.tokens": 8, "0.heads": 2}
+    network.split_units("0.heads", [1])
+    network.split_units("0.tokens", [3])
+    torch.testing.assert_close(network(x[:, :4]), module(x[:, :4]))
+
+
+class Excited(nn.Module):
+    """Squeeze and excitation: every channel is scaled by a gate that reads all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down, self.up, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 2), nn.Linear(2, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        b, c, _, _ = x.size()
+        gate = torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3)))))).view(b, c, 1, 1)
+        return self.head((x * gate).mean([2, 3]))
+
+
+def test_a_gate_shares_the_units_that_it_scales() -> None:
+    module, x = Excited(), torch.randn(2, 3, 6, 6)
+    network = Network(module, x[:1])
+    assert {space.name: space.units for space in network.topology.hidden} == {"conv": 6, "down": 2}
+    network.split_units("conv", [1])
+    network.split_units("down", [0])
+    torch.testing.assert_close(network(x), module(x))
+
+
 def test_the_channels_of_a_group_of_a_norm_are_one_unit() -> None:
     network = Network(nn.Sequential(nn.Conv2d(2, 6, 1), nn.GroupNorm(3, 6), nn.Conv2d(6, 2, 1)), torch.zeros(1, 2, 4, 4))
     assert network.topology.space("0").units == 3
@@ -268,6 +319,10 @@ def shared() -> nn.Module:
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
+
+
+def twice(x: Tensor) -> Tensor:
+    return torch.cat([x, torch.relu(x)], 1)
 
 
 REFUSED = {
@@ -322,6 +377,11 @@ REFUSED = {
         Computed(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(4, 4), b=nn.Linear(4, 1)),
         (4,),
         "node 'add' spreads 1 unit over 4 entries.*; align the operands",
+    ),
+    "a single unit next to itself": (
+        Computed(lambda m, x: m.b(twice(m.a(x))), a=nn.Linear(4, 1), b=nn.Linear(2, 2)),
+        (4,),
+        "node 'cat' puts 1 unit next to itself, but must have at least 2 on each side",
     ),
     "a channel shuffle": (
         Computed(lambda m, x: m.b(m.a(x).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)), a=nn.Conv2d(2, 6, 1), b=nn.Conv2d(6, 2, 1)),
