@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from grow import checkpoint, evidence
 from grow.axes import ConnectionsAxis, IntArray, Moves, reindex
 from grow.export import plain
+from grow.insertion import Insertion
 from grow.layers import expand
 from grow.network import Network
 from grow.seeds import SEEDS
@@ -173,6 +174,24 @@ def test_units_born_with_given_weights_and_none_outgoing_leave_the_output(sample
             incoming[layer.layer] = Lines(torch.randn(rows, *layer.shape[1:], generator=generator, dtype=torch.float64))
         network.insert_units(space.name, Births(1, incoming, {}))
         torch.testing.assert_close(outputs(network, x), before, **EXACT)
+
+
+@every_network
+def test_a_layer_inserted_where_it_may_be_leaves_the_output_and_is_exported(sample: Sample) -> None:
+    network, x = sample.network(), sample.inputs()
+    optimizer = attached(network, "adam")
+    before, inserted = outputs(network, x), 0
+    for number, space in enumerate(network.topology.hidden):
+        try:
+            network.insert_layer(Insertion(space.name, f"new{number}", "residual", units=2, fan_in=2, fan_out=1))
+            inserted += 1
+        except ValueError as error:
+            assert any(reason in str(error) for reason in ("goes several ways", "several rows a unit"))  # noqa: PT017 - the rules of places
+        torch.testing.assert_close(outputs(network, x), before, **EXACT)
+    train(network, optimizer, x, 1)
+    assert_sound(network, optimizer)
+    torch.testing.assert_close(plain(network.eval())(x), outputs(network, x), **EXACT)
+    assert inserted or sample is NETWORKS["normed"]
 
 
 # ---------------------------------------------------------------------- oracle, checkpoint, export
