@@ -44,7 +44,10 @@ BRIDGING_STRENGTH = 0.3
 
 @dataclass(frozen=True)
 class Given:
-    """What a birth may look at. fan_in, fan_out: most connections into and out of a new unit, over all layers; None: any number.
+    """What a birth may look at.
+
+    fan_in, fan_out: most connections into and out of a new unit; None: any number. `random` takes them per layer, gradmax and bridging keep
+    so many of the strongest over all layers, `split` copies those of the unit that it splits.
 
     noise: of `split`, the standard deviation of the copies' incoming weights, relative to the weights; with 0 the output is kept.
     """
