@@ -59,6 +59,12 @@ class WeightAverage:
             self._exchange()
 
     @torch.no_grad()
+    def adopt(self) -> None:
+        """Give the network the averaged weights for good."""
+        for name, tensor in _state(self._network).items():
+            tensor.copy_(self._tensors[name])
+
+    @torch.no_grad()
     def _exchange(self) -> None:
         for name, tensor in _state(self._network).items():
             own = tensor.detach().clone()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import prod
 
 import numpy as np
@@ -154,6 +155,14 @@ BIRTHS: Mapping[str, Birth] = {
     for birth in (Birth("random", _random), Birth("split", _split), Birth("gradmax", _gradmax), Birth("bridging", _bridging))
 }
 """The births that a recipe may name. random and split keep the output, gradmax all but keeps it, bridging lowers the loss."""
+
+
+def birth(name: str) -> Birth:
+    """The birth of that name; ValueError names the ones that exist."""
+    if name in BIRTHS:
+        return BIRTHS[name]
+    remedy = "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, BIRTHS, 1))
+    raise ValueError(f"birth is {name!r}, but must be one of {', '.join(BIRTHS)}{remedy}")
 
 
 # ---------------------------------------------------------------------- from the weights of a unit to those of layers and back

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 from grow import tolerance
 from grow.decisions import Accept, Decision, Edit, Grow, InsertLayer, Merge, Prune, PruneUnits, Report, Restore, Stop, Train
+from grow.insertion import Insertion
 from grow.schedules import Schedule
 from grow.tolerance import Search, Tolerance
 
@@ -41,7 +42,9 @@ class Policy:
     connections: target number of the whole network at a step. drop_fraction: share of the live connections replaced at an update.
     units: target number of units of the spaces that may gain or lose some. No update comes after ``last_update``; 0 means none at
     all. merge: redundant units are merged at every update. regrow: whether connections are added up to the target; without, it is an
-    upper bound only. insertions: (step, layer) in order: another layer is put behind that one at the first update from that step on.
+    upper bound only. insertions: (step, layer) in order: the layer is inserted at the first update from that step on.
+    first_update: its step, 0 being before training; None: ``update_interval``. tidy_from: step before which units
+    that lost their last path are kept all the same, because connections will come back to them.
     """
 
     steps: int
@@ -52,7 +55,9 @@ class Policy:
     units: Mapping[str, Schedule]
     merge: bool = False
     regrow: bool = True
-    insertions: tuple[tuple[int, str], ...] = ()
+    insertions: tuple[tuple[int, Insertion], ...] = ()
+    first_update: int | None = None
+    tidy_from: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -65,10 +70,10 @@ class Policy:
             )
         if list(self.insertions) != sorted(self.insertions, key=lambda insertion: insertion[0]):
             raise ValueError(f"insertions is {self.insertions}, but must be in the order of their steps; sort them")
-        for step, layer in self.insertions:
+        for step, insertion in self.insertions:
             if step > self.last_update:
                 raise ValueError(
-                    f"insertion behind layer {layer!r} is at step {step}, but must be at most last_update, {self.last_update}; "
+                    f"insertion {insertion.name!r} is at step {step}, but must be at most last_update, {self.last_update}; "
                     "insert it earlier"
                 )
 
@@ -90,7 +95,8 @@ def begin(policy: AnyPolicy) -> AnyState:
     """The state before the first step."""
     if isinstance(policy, Tolerance):
         return tolerance.begin(policy)
-    return State("train", policy.update_interval if policy.update_interval <= policy.last_update else policy.steps + 1)
+    first = policy.update_interval if policy.first_update is None else policy.first_update
+    return State("train", first if first <= policy.last_update else policy.steps + 1)
 
 
 def needs_accuracy(state: AnyState, step: int) -> bool:
@@ -143,10 +149,13 @@ def _update(policy: Policy, report: Report, state: State) -> Edit | None:
         case "merge":
             return Merge("units that do the same are merged") if policy.merge else None
         case "tidy":
-            return Prune(0, True, "no path from the input or to the output is left") if report.unconnected else None
+            due = report.unconnected and report.step >= policy.tidy_from
+            return Prune(0, True, "no path from the input or to the output is left") if due else None
         case "insert":
-            due = policy.insertions[state.inserted :]
-            return InsertLayer(due[0][1], f"wanted from step {due[0][0]} on") if due and due[0][0] <= report.step else None
+            coming = policy.insertions[state.inserted : state.inserted + 1]
+            return next(
+                (InsertLayer(layer, f"{layer.name!r} is wanted from step {step} on") for step, layer in coming if step <= report.step), None
+            )
         case "units":
             more = _affordable_units(policy, report)
             return Grow(0, more, "the schedule of units wants them") if more else None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from grow.insertion import Insertion
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class Grow:
 
 @dataclass(frozen=True)
 class InsertLayer:
-    """Add a layer behind another one; the output stays as it is."""
+    """Add a layer; the output stays as it is."""
 
-    after: str
+    insertion: Insertion
     why: str
 
 

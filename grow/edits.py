@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 
-from grow import checkpoint, tolerance
+from grow import apoptosis, checkpoint, tolerance
 from grow.allocate import Allocation, shares
+from grow.births import Given
 from grow.controller import Accept, Edit, Grow, InsertLayer, Merge, Prune, PruneUnits, Restore, Tolerance
 from grow.criteria import Criterion
-from grow.evidence import gather
+from grow.criteria.units import choose_units
+from grow.evidence import Evidence, gather
+from grow.evidence.gather import DATA_FREE
 from grow.history import Event, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
-from grow.network import Network
+from grow.network import LastPathError, Network
 from grow.patterns import Choice
 from grow.scoring import to_grow, to_prune
 from grow.task import Batch
 from grow.topology import Topology
+from grow.unit_evidence import gather_units
 
 if TYPE_CHECKING:
     from grow.session import Session
@@ -37,12 +42,13 @@ def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -
     """Edit the network as decided, choose kernels anew, and note the event. ``accuracy``: what was reported, for the event."""
     network, before = session.network, session.network.topology
     loss_before = probe(session)
-    what, units = _edit(session, decision, accuracy)
+    what = _edit(session, decision, accuracy)
     after = network.topology
     if after is before and what != "accept":
         return
     if session.methods.timings is not None and after is not before:
         choose_kernels(network, session.methods.timings, session.task.batch_size)
+    units = {space: abs(count - before.units.get(space, 0)) for space, count in after.units.items() if count != before.units.get(space, 0)}
     changed = abs(after.connections - before.connections)
     session.history.append(
         Event(session.step, what, changed, units, decision.why, loss_before, probe(session), after.connections, after.density, accuracy)
@@ -90,51 +96,119 @@ def probe(session: Session) -> float:
     return loss
 
 
-def _edit(session: Session, decision: Edit, accuracy: float | None) -> tuple[What, Mapping[str, int]]:
-    """Carry out one decision: what was done, and units added or removed by space."""
+def _edit(session: Session, decision: Edit, accuracy: float | None) -> What:
+    """Carry out one decision: what was done."""
     network = session.network
     match decision:
         case Prune(unconnected=True):
-            return "remove_units", network.remove_unconnected_units(session.kept_spaces)
+            network.remove_unconnected_units(session.kept_spaces)
+            return "remove_units"
         case Prune(connections=count):
-            network.prune_connections(_chosen(session, session.methods.pruning, -count, to_prune))
-            return "prune_connections", {}
+            _prune(session, count)
+            return "prune_connections"
         case Grow(connections=0, units=units):
-            generator = _generator(session)
-            degrees = {space: birth_degrees(network.topology, space) for space in units}
-            for space, count in units.items():
-                network.add_units(space, count, generator, *degrees[space])
-            return "add_units", units
+            _add_units(session, units)
+            return "add_units"
         case Grow(connections=count):
-            network.grow_connections(_chosen(session, session.methods.growth, count, to_grow))
-            return "grow_connections", {}
+            growth = session.methods.growth
+            network.grow_connections(_chosen(session, growth, _evidence(session, growth), count, to_grow))
+            return "grow_connections"
         case Accept():
             _warn_of_noise(session, accuracy)
             session.accepted = checkpoint.capture_followed(session)
-            return "accept", {}
+            return "accept"
         case Restore():
             assert session.accepted is not None
-            before = network.topology.units
             checkpoint.restore_followed(session, session.accepted)
-            return "restore", {space: count - before[space] for space, count in network.topology.units.items() if count != before[space]}
-        case PruneUnits() | Merge() | InsertLayer():
-            raise NotImplementedError
+            return "restore"
+        case PruneUnits(units=units):
+            _prune_units(session, units)
+            return "remove_units"
+        case Merge():
+            _merge(session)
+            return "merge_units"
+        case InsertLayer(insertion=insertion):
+            network.insert_layer(insertion, _generator(session))
+            return "insert_layer"
 
 
-def _chosen(session: Session, criterion: Criterion, change: int, choose: Callable[..., Choice]) -> Choice:
+def _prune(session: Session, count: int) -> None:
+    """Remove ``count`` connections; half as many, and so on, where that would cut the network in two."""
+    evidence = _evidence(session, session.methods.pruning)
+    while count:
+        try:
+            return session.network.prune_connections(_chosen(session, session.methods.pruning, evidence, -count, to_prune))
+        except LastPathError:
+            count //= 2
+
+
+def _add_units(session: Session, units: Mapping[str, int]) -> None:
+    """Let so many units be born in each space."""
+    network, birth, generator = session.network, session.methods.birth, _generator(session)
+    batches = [] if birth.name == "random" else [_batch(session, session.step + later) for later in range(session.methods.batches)]
+    degrees = {space: birth_degrees(network.topology, space) for space in units}
+    for space, count in units.items():
+        most = _most_births(network.topology, space, birth.name)  # the others are born at the next update
+        birth.add(
+            network, space, count if most is None else min(count, most), Given(batches, session.task.loss, generator, *degrees[space])
+        )
+
+
+def _most_births(topology: Topology, space: str, birth: str) -> int | None:
+    """Units that can be born at once: every unit is split once, and GradMax needs a direction of its own for each."""
+    if birth == "split":
+        return topology.units[space]
+    if birth != "gradmax":
+        return None
+    reads = sum(prod(layer.shape[1:]) for layer in topology.producers(space))
+    writes = sum(layer.possible // topology.units[space] for layer in topology.consumers(space))
+    return min(reads, writes)
+
+
+def _prune_units(session: Session, units: Mapping[str, int]) -> None:
+    """Remove so many units of each space, those that the criterion finds least worth having."""
+    network, criterion = session.network, session.methods.unit_pruning
+    batches = [_batch(session, session.step + later) for later in range(session.methods.batches if criterion.needs else 0)]
+    evidence = gather_units(network, batches, session.task.loss, criterion.needs, _generator(session), units)
+    chosen = {space: choose_units({space: criterion.score(evidence[space])}, count)[space] for space, count in units.items()}
+    for space, found in chosen.items():
+        network.remove_units(space, found)
+
+
+def _merge(session: Session) -> None:
+    """Merge redundant units, space by space, each within the bound."""
+    network, bound = session.network, session.methods.apoptosis
+    if bound is None:
+        raise ValueError("apoptosis is None, but must be a bound where the policy merges units; set it among the methods")
+    for space in network.topology.hidden:
+        if space.name in session.kept_spaces or space.units == 1:
+            continue
+        batches = [_batch(session, session.step + later)[0] for later in range(session.methods.batches)]
+        found = apoptosis.find(network, space.name, batches, bound, stand_ins=session.methods.stand_ins)
+        if found.merges:
+            network.merge_units(space.name, found.merges)
+
+
+def _evidence(session: Session, criterion: Criterion) -> Evidence:
+    """Evidence on the batches of the coming steps."""
+    needed = session.methods.batches if criterion.needs - DATA_FREE else 0
+    batches = [_batch(session, session.step + later) for later in range(needed)]
+    only = {name: None for name in session.network.layers if name not in session.methods.kept} if session.methods.kept else None
+    return gather(session.network, batches, session.task.loss, criterion.needs, _generator(session), only=only)
+
+
+def _chosen(session: Session, criterion: Criterion, evidence: Evidence, change: int, choose: Callable[..., Choice]) -> Choice:
     """The connections that are to go (``change`` below 0) or to come, over all layers or as the allocation shares them out."""
     network, methods = session.network, session.methods
     topology = network.topology
-    batches = [_batch(session, session.step + later) for later in range(methods.batches if criterion.needs else 0)]
-    evidence = gather(network, batches, session.task.loss, criterion.needs, _generator(session))
     if methods.allocation is None:
-        return choose(network, criterion, evidence, abs(change), methods.price, methods.kept)
+        return choose(network, criterion, evidence, abs(change), methods.price, methods.kept, methods.pattern)
     chosen: Choice = {}
     for name, count in _per_layer(topology, topology.connections + change, methods.allocation, methods.kept).items():
         missing = (count - topology.layer(name).count) * (1 if change > 0 else -1)
         if missing > 0:
             others = frozenset(layer.layer for layer in topology.layers) - {name}
-            chosen[name] = choose(network, criterion, evidence, missing, methods.price, others)[name]
+            chosen[name] = choose(network, criterion, evidence, missing, methods.price, others, methods.pattern)[name]
     return chosen
 
 

@@ -65,6 +65,10 @@ class _Plan:
     parts: dict[str, IntArray] | None = None
 
 
+class LastPathError(ValueError):
+    """An edit that would leave no path through a hidden space."""
+
+
 class Network(nn.Module):
     """A module whose spaces and connections can be edited while it trains.
 
@@ -225,7 +229,7 @@ class Network(nn.Module):
         plan = self._plan({}, index)
         for space, dead in unconnected(plan.topology).items():
             if len(dead) == plan.topology.units[space]:
-                raise ValueError(f"space {space!r} would keep 0 connected units, but must keep at least 1; prune fewer connections")
+                raise LastPathError(f"space {space!r} would keep 0 connected units, but must keep at least 1; prune fewer connections")
         self._commit(plan)
 
     def set_connections(self, index: Mapping[str, Index]) -> None:

@@ -143,6 +143,25 @@ def _check_shrinking(name: str, start_value: float, end_value: float) -> None:
         )
 
 
+def warm_cosine(peak: float, rise: int, end: int) -> Schedule:
+    """A linear rise to ``peak`` over ``rise`` steps, then half a cosine down to zero at ``end``.
+
+    A learning rate (Loshchilov and Hutter 2017, arXiv 1608.03983).
+
+    >>> [round(warm_cosine(0.4, 2, 6)(step), 3) for step in (0, 1, 2, 4, 6)]
+    [0.2, 0.4, 0.4, 0.2, 0.0]
+    """
+    if rise < 1:
+        raise ValueError(f"rise is {rise}, but must be at least 1")
+
+    def rate(step: int) -> float:
+        if step < rise:
+            return peak * (step + 1) / rise
+        return peak * (1 + cos(pi * (step - rise) / max(1, end - rise))) / 2
+
+    return rate
+
+
 def _remaining(begin: int, end: int) -> Callable[[int], float]:
     """Share of the way from ``begin`` to ``end`` that is still to go: 1 up to ``begin``, 0 from ``end`` on."""
     _check_order(begin, end)

@@ -10,16 +10,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grow.allocate import Allocation
 from grow.average import WeightAverage
+from grow.births import BIRTHS, Birth
 from grow.checkpoint import Checkpoint
 from grow.controller import AnyPolicy, AnyState
 from grow.criteria import Criterion
+from grow.criteria.units import FAN_IN_NORM, UnitCriterion
 from grow.follow import Follower
 from grow.history import History
 from grow.kernels import Timings
 from grow.network import Network
 from grow.schedules import Schedule
+from grow.structured import Pattern
 from grow.task import Task
 from grow.topology import Topology
+
+RANDOM_BIRTH = BIRTHS["random"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,11 @@ class Methods:
     """How decisions are carried out.
 
     growth, pruning: what connections are worth. batches: of evidence at every edit. allocation: density of every layer at every
-    edit; None: global, the scores alone say where. kept: layers whose connections and spaces are left as they are. price: of one
-    more halo unit, in median scores; None: the network's parts play no role. timings: measured times, by which the kernel of every
-    layer is chosen anew after an update; None leaves the kernels as they are.
+    edit; None: global, the scores alone say where. kept: layers whose connections and spaces are left as they are. unit_pruning: what
+    units are worth. apoptosis, stand_ins: bound and breadth of merges, see `grow.apoptosis.find`. pattern: how scores become
+    a choice; None: one connection at a time, by the price. birth: how units come into being. price: of one more halo unit, in median
+    scores; None: the network's parts play no role. timings: measured times, by which the kernel of every layer is chosen anew after an
+    update; None leaves the kernels as they are.
     """
 
     growth: Criterion
@@ -39,6 +46,11 @@ class Methods:
     batches: int = 1
     allocation: Allocation | None = None
     kept: frozenset[str] = frozenset()
+    unit_pruning: UnitCriterion = FAN_IN_NORM
+    apoptosis: float | None = None
+    stand_ins: int | None = None
+    pattern: Pattern | None = None
+    birth: Birth = RANDOM_BIRTH
 
     def __post_init__(self) -> None:
         if self.batches < 1:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from grow import controller
 from grow.controller import Policy, Report, State, Stop, Train
 from grow.edits import birth_connections, birth_degrees, carry_out, choose_kernels
+from grow.movement import Movement
 from grow.network import Network
 from grow.session import Methods, Session
 from grow.task import Batch
@@ -67,6 +68,9 @@ def train_step(session: Session) -> float:
     session.optimizer.zero_grad()
     loss = session.task.loss(session.network(inputs), targets)
     loss.backward()  # type: ignore[no-untyped-call]
+    for follower in session.followers.values():
+        if isinstance(follower, Movement):
+            follower.step(session.network, float(session.optimizer.param_groups[0]["lr"]))
     session.optimizer.step()
     if isinstance(rate, LRScheduler):
         rate.step()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import cos, pi
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from grow import checkpoint, controller, optim, schedules, train
+from grow.allocate import allocation
+from grow.births import birth
 from grow.controller import Policy
 from grow.criteria import criterion
+from grow.follow import Follower
 from grow.history import History
+from grow.kernels import Timings
+from grow.movement import Movement
 from grow.network import Network
-from grow.seeds import seed
+from grow.plan import Plan, plant, policy
+from grow.structured import pattern
 from grow.task import Task
 from grow.topology import Topology
 from grow.train import Methods, Session
@@ -28,17 +33,8 @@ from search.definition import StudyDefinition, StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
 from search.recipe import Recipe
 
-GROWTH_END, UPDATES_END = 0.6, 0.75
-"""Shares of the training after which the final number of connections is reached, and after which the structure stays."""
-
 WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
-
-MINIMAL_UPDATES = 4
-"""Updates that a minimal seed gets at least, however long the recipe's interval: it must have time to become a network."""
-
-MINIMAL_DENSITY = 0.08
-"""Density at which a network grown from the minimal seed arrives: the fewer connections it may have, the narrower it stays."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     """The training that a recipe describes, before its first step. Without a profile every layer is computed by the dense kernel."""
     recipe, network = material.recipe, start_network(material)
     dense = network.topology
-    _plant(network, recipe)
+    plant(network, recipe.initial, recipe.density, recipe.seed, recipe.devices)  # every device needs a unit to begin with
     if recipe.strategy == "units":
         network.assign(_partition(Workload.of(network.topology), recipe).parts)
     timings = None if profile is None else profile.timings
@@ -94,11 +90,22 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
         train.choose_kernels(network, timings, recipe.batch_size)
     optimizer = optim.make(recipe.optimizer, network.parameters(), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     network.attach(optimizer)
-    policy = _policy(recipe, dense, network.topology)
-    price = recipe.price if recipe.pattern == "source_group" and recipe.strategy == "units" else None
-    methods = Methods(criterion(recipe.growth), criterion(recipe.pruning), price, timings=timings)
+    followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(recipe.pruning).needs else {}
+    for follower in followers.values():
+        network.attach(follower)
+    planned = _policy(recipe, dense, network.topology)
+    rate = schedules.warm_cosine(recipe.learning_rate, max(1, round(WARM_UP * recipe.steps)), recipe.steps)
     return Session(
-        network, optimizer, material.task, policy, methods, _learning_rate(recipe), recipe.seed, history, controller.begin(policy)
+        network,
+        optimizer,
+        material.task,
+        planned,
+        _methods(recipe, timings),
+        rate,
+        recipe.seed,
+        history,
+        controller.begin(planned),
+        followers=followers,
     )
 
 
@@ -111,14 +118,14 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
     crossing = (0, 0) if partition is None else (crossing_units(work, partition), communication_volume(work, partition))
     predicted = predict(work, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices)
     return Figures(
-        train.evaluate(network, training.task.validation(), training.task.correct),
+        train.accuracy(training),
         topology.density,
         topology.connections,
         dict(topology.units),
         *crossing,
         predicted.bytes_per_step,
         training.history.total("grow_connections", "add_units"),
-        training.history.total("prune_connections", "remove_units"),
+        training.history.total("prune_connections", "remove_units", "merge_units"),
         predicted.samples_per_s,
     )
 
@@ -141,75 +148,43 @@ def last_checkpoint(folder: Path) -> checkpoint.Checkpoint | None:
         raise RunNotFoundError(str(error)) from error
 
 
-def _plant(network: Network, recipe: Recipe) -> None:
-    """Turn the dense start network into the recipe's seed."""
-    if recipe.initial == "dense":
-        return
-    structure = seed(recipe.initial)(network.topology, recipe.density, np.random.default_rng(recipe.seed))
-    for space, count in structure.units.items():
-        network.remove_units(space, np.arange(count, network.topology.units[space]))
-    network.set_connections(structure.index)
-    network.rescale_to_fan_in()
-    generator = torch.Generator().manual_seed(recipe.seed)
-    for hidden in network.topology.hidden:
-        if hidden.units < recipe.devices:  # every device needs a unit to begin with
-            network.add_units(hidden.name, recipe.devices - hidden.units, generator, *train.birth_degrees(network.topology, hidden.name))
-
-
 def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
-    """Move from the seed's connections to the recipe's; a dense network of full density is left alone."""
-    wanted = max(1, round(recipe.density * dense.possible))
-    if recipe.initial == "dense" and wanted == dense.possible:
-        return Policy(recipe.steps, recipe.update_interval, 0, schedules.constant(wanted), schedules.constant(0.0), {})
-    end = round(UPDATES_END * recipe.steps)
-    interval = min(recipe.update_interval, max(1, end // MINIMAL_UPDATES)) if recipe.initial == "minimal" else recipe.update_interval
-    last = end // interval * interval
-    if last == 0 and recipe.initial == "dense":
-        raise ConfigurationError(
-            f"update_interval is {recipe.update_interval}, but must be at most {end} to reach the density in {recipe.steps} steps;"
-            " lower it or train longer"
+    """Move from the seed's connections to the recipe's, by the recipe's schedule."""
+    try:
+        return policy(
+            Plan(
+                recipe.steps,
+                recipe.update_interval,
+                recipe.density,
+                recipe.initial,
+                recipe.schedule,
+                recipe.schedule_begin,
+                recipe.schedule_end,
+                recipe.updates_end,
+                recipe.drop_fraction,
+                recipe.rounds,
+                recipe.cycles,
+                merge=recipe.apoptosis > 0,
+            ),
+            dense,
+            planted,
         )
-    settled = min(round(GROWTH_END * recipe.steps), last)  # so that an update is left that meets the target exactly
-    units = {}
-    if recipe.initial == "minimal":
-        widths = _final_widths(dense, wanted)
-        units = {space.name: schedules.cubic(space.units, max(widths[space.name], space.units), 0, settled) for space in planted.hidden}
-    return Policy(
-        recipe.steps,
-        interval,
-        last,
-        schedules.cubic(planted.connections, wanted, 0, settled),
-        schedules.cosine(recipe.drop_fraction, max(1, end)),
-        units,
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _methods(recipe: Recipe, timings: Timings | None) -> Methods:
+    return Methods(
+        criterion(recipe.growth),
+        criterion(recipe.pruning),
+        recipe.price if recipe.pattern == "source_group" and recipe.strategy == "units" else None,
+        timings=timings,
+        batches=recipe.evidence_batches,
+        allocation=None if recipe.allocation == "global" else allocation(recipe.allocation),
+        apoptosis=recipe.apoptosis if recipe.apoptosis > 0 else None,
+        pattern=None if recipe.pattern in ("unstructured", "source_group") else pattern(recipe.pattern),
+        birth=birth(recipe.birth),
     )
-
-
-def _final_widths(dense: Topology, connections: int) -> dict[str, int]:
-    """Widths, in the proportions of the dense network, at which so many connections are `MINIMAL_DENSITY` of the possible ones."""
-
-    def widths(share: float) -> dict[str, int]:
-        return {space.name: max(1, round(share * space.units)) if space.role == "hidden" else space.units for space in dense.spaces}
-
-    def possible(units: Mapping[str, int]) -> int:
-        return sum(int(np.prod(layer.sized(units))) for layer in dense.layers)
-
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if possible(widths(middle)) * MINIMAL_DENSITY >= connections else (middle, high)
-    return widths(high)
-
-
-def _learning_rate(recipe: Recipe) -> schedules.Schedule:
-    """A short linear rise, then half a cosine down to zero (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
-    rise = max(1, round(WARM_UP * recipe.steps))
-
-    def rate(step: int) -> float:
-        if step < rise:
-            return recipe.learning_rate * (step + 1) / rise
-        return recipe.learning_rate * (1 + cos(pi * (step - rise) / max(1, recipe.steps - rise))) / 2
-
-    return rate
 
 
 def _partition(work: Workload, recipe: Recipe) -> Partition:

@@ -29,7 +29,9 @@ class Recipe:
 
     initial: the seed topology. density: final connections as a share of the dense start network's. update_interval: steps
     between updates. drop_fraction: share of the live connections replaced at one update. price: of one more halo unit, in
-    median saliencies. devices, strategy, partitioner, imbalance: how the final network is split. threads: of the worker.
+    median saliencies. schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of
+    evidence at every update. birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
+    devices, strategy, partitioner, imbalance: how the final network is split. threads: of the worker.
     Raises ConfigurationError (a ValueError) that names the field, its value and the rule.
 
     >>> Recipe(study="digits", network="mlp", data_sha256="", number=2, role="search", density=1.3)
@@ -46,14 +48,29 @@ class Recipe:
     role: TrialRole
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
 
-    initial: Literal["dense", "erk", "radixnet", "minimal"] = "dense"
+    initial: Literal["dense", "erk", "erdos_renyi", "expander", "radixnet", "radixnet_permuted", "minimal"] = "dense"
     density: Annotated[float, Gt(0), Le(1)] = 1.0
     update_interval: Count = 100
     drop_fraction: Share = 0.3
-    growth: Literal["gradient", "random"] = "gradient"
-    pruning: Literal["magnitude", "obd", "gradient", "random"] = "magnitude"
-    pattern: Literal["unstructured", "source_group"] = "unstructured"
+    growth: Literal["gradient", "momentum", "random"] = "gradient"
+    pruning: Literal[
+        "magnitude", "lamp", "taylor", "snip", "obd", "obd_fisher", "obd_mc_fisher", "obd_hutchinson", "obd_signed", "synflow", "grasp",
+        "movement", "gradient", "momentum", "random", "connectivity",
+    ] = "magnitude"  # fmt: skip
+    pattern: Literal[
+        "unstructured", "source_group", "block_2x2", "block_4x4", "block_8x8", "block_1x8", "1_of_2", "2_of_4", "1_of_4", "fan_in"
+    ] = "unstructured"  # fmt: skip
     price: NotNegative = 0.0
+    schedule: Literal["cubic", "linear", "one_shot", "iterative", "continuous", "cyclic"] = "cubic"
+    schedule_begin: Share = 0.0
+    schedule_end: Share = 0.6
+    updates_end: Share = 0.75
+    rounds: Count = 5
+    cycles: Count = 3
+    evidence_batches: Count = 1
+    allocation: Literal["global", "uniform", "erdos_renyi", "erk"] = "global"
+    birth: Literal["random", "split", "gradmax", "bridging"] = "random"
+    apoptosis: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     devices: Count = 1
     strategy: Literal["single", "data", "units"] = "single"
@@ -63,7 +80,7 @@ class Recipe:
     steps: Count = 1000
     batch_size: Count = 128
     learning_rate: Annotated[float, Gt(0), Lt(float("inf"))] = 1e-3
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: NotNegative = 0.0
 

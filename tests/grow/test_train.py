@@ -14,6 +14,7 @@ from torch import nn
 from grow import allocate, checkpoint, controller, schedules
 from grow.criteria import CRITERIA
 from grow.history import History
+from grow.insertion import Insertion
 from grow.network import Network
 from grow.optim import make
 from grow.task import Classification, Samples
@@ -247,3 +248,57 @@ def test_the_loss_is_probed_once_between_two_edits_of_one_update(monkeypatch: py
     for one, other in pairwise(events):
         if one.step == other.step:
             assert other.loss_before == one.loss_after
+
+
+def test_a_layer_is_inserted_while_training_goes_on_and_the_loss_stays(tmp_path: Path) -> None:
+    def inserting(history: History) -> Session:
+        session = make_session(history)
+        assert isinstance(session.policy, controller.Policy)
+        insertion = Insertion(session.network.topology.hidden[-1].name, "deeper", "identity")
+        session.policy = replace(session.policy, insertions=((25, insertion),))
+        return session
+
+    whole = inserting(History(tmp_path / "whole.jsonl"))
+    finish(whole)
+    (event,) = (event for event in whole.history.events if event.what == "insert_layer")
+    assert event.step == 30  # the first update from 25 on
+    assert event.loss_after == pytest.approx(event.loss_before, rel=1e-5)
+    assert "deeper" in whole.network.layers
+    first = inserting(History(tmp_path / "other.jsonl"))
+    for progress in train(first):
+        if progress.step == 43:
+            checkpoint.save_session(tmp_path / "saved", first)
+            break
+    second, saved = inserting(History(tmp_path / "other.jsonl")), checkpoint.latest(tmp_path / "saved")
+    assert saved is not None
+    checkpoint.restore_session(second, saved)
+    finish(second)
+    assert digest(second) == digest(whole)
+
+
+def test_units_go_by_criterion_where_the_schedule_wants_fewer() -> None:
+    session = make_session(History())
+    space = session.network.topology.hidden[0]
+    norms = session.network.layers[session.network.topology.producers(space.name)[0].layer].dense_weight().norm(dim=1)
+    carry_out(session, controller.PruneUnits({space.name: 5}, "test"))
+    kept = session.network.layers[session.network.topology.producers(space.name)[0].layer].dense_weight().norm(dim=1)
+    assert torch.equal(kept, norms[norms.argsort()[5:].sort().values])
+    assert dict(session.history.events[-1].units) == {space.name: 5}
+
+
+def test_merging_without_a_bound_is_refused_and_changes_nothing() -> None:
+    session = make_session(History())
+    before = checkpoint.capture_followed(session).tensors
+    with pytest.raises(ValueError, match="apoptosis is None, but must be a bound"):
+        carry_out(session, controller.Merge("test"))
+    after = checkpoint.capture_followed(session).tensors
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_pruning_that_would_cut_the_network_is_tried_with_half_as_much() -> None:
+    session = make_session(History())
+    before = session.network.topology.connections
+    carry_out(session, controller.Prune(before, False, "all of them"))
+    (event,) = session.history.events
+    assert 0 < event.connections < before
+    assert not any(len(dead) == session.network.topology.units[space] for space, dead in unconnected(session.network.topology).items())

@@ -1,10 +1,16 @@
 import json
 from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grow.allocate import ALLOCATIONS
+from grow.births import BIRTHS
+from grow.criteria import CRITERIA, GROWTH
+from grow.seeds import SEEDS
+from grow.structured import PATTERNS
 from search.errors import ConfigurationError
 from search.recipe import Recipe, parse_setting, recipe, settable
 
@@ -34,7 +40,12 @@ def test_json_and_back_is_the_same_recipe(**values: object) -> None:
         ("steps", 0, "steps is 0, but must be an integer in [1, inf)"),
         ("steps", 1.5, "steps is 1.5, but must be an integer in [1, inf)"),
         ("learning_rate", float("inf"), "learning_rate is inf, but must be in (0, inf)"),
-        ("initial", "ekr", "initial is 'ekr', but must be one of 'dense', 'erk', 'radixnet', 'minimal'; did you mean 'erk'?"),
+        (
+            "initial",
+            "ekr",
+            "initial is 'ekr', but must be one of 'dense', 'erk', 'erdos_renyi', 'expander', 'radixnet', 'radixnet_permuted', 'minimal'; "
+            "did you mean 'erk'?",
+        ),
         ("strategy", "units", "strategy is 'units', but must be 'single' on one device"),
         ("devices", 2, "strategy is 'single', but must be 'data' or 'units' on 2 devices"),
     ],
@@ -82,3 +93,23 @@ def test_a_wrong_setting_is_an_error(text: str, message: str) -> None:
 def test_every_field_is_settable_or_fixed_by_the_run() -> None:
     assert set(settable()) < {field.name for field in fields(Recipe)}
     assert not set(settable()) & {"study", "number", "role", "seed", "device"}
+
+
+def test_a_recipe_of_before_a_field_was_added_takes_its_default() -> None:
+    saved = recipe(REQUIRED | {"density": 0.05}).to_json()
+    for name in ("schedule", "schedule_begin", "schedule_end", "updates_end", "rounds", "cycles", "allocation", "birth", "apoptosis"):
+        del saved[name]
+    assert Recipe.from_json(saved) == recipe(REQUIRED | {"density": 0.05})
+
+
+def test_a_recipe_may_name_every_criterion_and_seed_of_the_engine() -> None:
+    for field, names in (
+        ("pruning", CRITERIA),
+        ("growth", GROWTH),
+        ("initial", SEEDS),
+        ("allocation", {*ALLOCATIONS, "global"}),
+        ("birth", BIRTHS),
+        ("pattern", {*PATTERNS, "source_group"}),
+    ):
+        annotation = get_type_hints(Recipe)[field]
+        assert set(get_args(annotation)) == set(names)

@@ -1,0 +1,274 @@
+"""Train any model on any data loader while it grows and is pruned: the whole engine behind one call.
+
+What it builds, a `Network` and a `Session`, can be built by hand just as well; `grow.train.train` then takes the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from math import cos, isfinite, pi
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from grow import controller, optim, schedules
+from grow.allocate import allocation, check_density
+from grow.average import WeightAverage
+from grow.births import birth
+from grow.controller import AnyPolicy, Tolerance
+from grow.criteria import criterion
+from grow.criteria.units import unit_criterion
+from grow.follow import Follower
+from grow.history import History
+from grow.loaders import LoaderTask, largest_is_right
+from grow.movement import Movement
+from grow.network import Network
+from grow.plan import Plan, ScheduleName, plant, policy
+from grow.schedules import Schedule
+from grow.session import Methods, Session
+from grow.structured import pattern
+from grow.task import Batch
+from grow.train import Progress, accuracy, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WARM_UP = 0.05
+"""Share of the training in which the learning rate rises."""
+
+RETRAIN, REFERENCE = 0.04, 0.4
+"""Under a tolerance: shares of the training for each proposal's retraining, and for the training that sets the reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `fit` may be told; all have defaults, but for one of the first two.
+
+    density: connections at the end as a share of the model's. tolerance: instead, the acceptable loss of accuracy on validation data in
+    points; the sparsest network within it is looked for. epochs, or steps: how long. seed: for whatever is drawn.
+
+    - *start*: initial, a name of `grow.seeds.SEEDS`; "dense" is the model as it comes.
+    - *when*: schedule, with begin, end, updates_end as shares of the training, rounds, cycles (see `grow.plan.Plan`); update_interval in
+      steps (None: a fortieth of the training, 100 at most); drop_fraction, the share replaced at an update.
+    - *what*: pruning and growth, names of `grow.criteria.CRITERIA`; batches of evidence at an edit; allocation, a name of
+      `grow.allocate.ALLOCATIONS` (None: global); pattern, a name of `grow.structured.PATTERNS`.
+    - *units*: final units by space; birth, a name of `grow.births.BIRTHS`; unit_pruning, a name of `grow.criteria.units.UNIT_CRITERIA`;
+      apoptosis, the change of the next layer's pre-activations, as a share, up to which redundant units are merged at every update.
+    - *layers*: kept are left as they are, frozen are not even trained.
+    - *training*: optimizer by name, learning_rate (its peak), momentum (of SGD), weight_decay, average (decay of the averaged weights that
+      are evaluated, and that the network has at the end), device.
+    """
+
+    density: float | None = None
+    tolerance: float | None = None
+    epochs: float = 3
+    steps: int | None = None
+    seed: int = 0
+
+    initial: str = "dense"
+    schedule: ScheduleName = "cubic"
+    begin: float = 0.0
+    end: float = 0.6
+    updates_end: float = 0.75
+    rounds: int = 5
+    cycles: int = 3
+    update_interval: int | None = None
+    drop_fraction: float = 0.3
+
+    pruning: str = "magnitude"
+    growth: str = "gradient"
+    batches: int = 1
+    allocation: str | None = None
+
+    pattern: str | None = None
+
+    units: Mapping[str, int] | None = None
+    birth: str = "random"
+    unit_pruning: str = "fan_in_norm"
+    apoptosis: float | None = None
+
+    kept: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    optimizer: optim.Name = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    average: float | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.density is not None and self.tolerance is not None:
+            raise ValueError(
+                f"density is {self.density} and tolerance is {self.tolerance}, but only one may be given: "
+                "a tolerance finds the density; leave one out"
+            )
+        if self.density is None and self.tolerance is None:
+            raise ValueError("density is None, but must be given where tolerance is not; pass density=0.1 or tolerance=0.5")
+        if self.density is not None:
+            check_density(self.density)
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, but must be at least 1")
+        if not (self.epochs > 0 and isfinite(self.epochs)):
+            raise ValueError(f"epochs is {self.epochs}, but must be above 0")
+        if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What came out.
+
+    history: one row an edit. accuracy: share of the validation samples. density: connections as a share of those that the given model
+    has, units that are gone included.
+    """
+
+    network: Network
+    history: pd.DataFrame
+    accuracy: float
+    density: float
+    session: Session
+
+
+def fit(
+    model: nn.Module,
+    training: Iterable[Batch],
+    validation: Iterable[Batch],
+    *,
+    example: Tensor | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+    correct: Callable[[Tensor, Tensor], Tensor] = largest_is_right,
+    progress: Callable[[Progress], None] | None = None,
+    **settings: Any,
+) -> Fit:
+    """Train a copy of ``model`` while it grows and is pruned. ``settings`` are the fields of `Settings`, by name.
+
+    training, validation: loaders of (inputs, targets), see `grow.loaders.LoaderTask`. example: one input (1, ...), by default the first of
+    the validation data. progress: called after every step. ValueError names what is wrong with a setting, before anything is trained.
+    """
+    session = prepare(model, training, validation, example=example, loss=loss, correct=correct, **settings)
+    for made in train(session):
+        if progress is not None:
+            progress(made)
+    if session.average is not None:
+        session.average.adopt()
+    possible = Network(model, session.network.example).topology.possible
+    return Fit(session.network, session.history.frame(), accuracy(session), session.network.topology.connections / possible, session)
+
+
+def prepare(
+    model: nn.Module,
+    training: Iterable[Batch],
+    validation: Iterable[Batch],
+    *,
+    example: Tensor | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+    correct: Callable[[Tensor, Tensor], Tensor] = largest_is_right,
+    history: History | None = None,
+    **settings: Any,
+) -> Session:
+    """The training that `fit` would go through, before its first step: to be checkpointed, resumed, looked at on the way."""
+    chosen = _settings(settings)
+    task = LoaderTask(training, validation, chosen.seed, loss, correct)
+    given = next(task.validation())[0][:1] if example is None else example
+    torch.manual_seed(chosen.seed)
+    network = Network(model, given.cpu()).to(chosen.device)
+    dense = network.topology
+    kept = _frozen(network, chosen)
+    steps = chosen.steps if chosen.steps is not None else max(1, round(chosen.epochs * task.steps_per_epoch))
+    plant(network, chosen.initial, 1.0 if chosen.density is None else chosen.density, chosen.seed)
+    optimizer = optim.make(chosen.optimizer, network.parameters(), chosen.learning_rate, chosen.momentum, chosen.weight_decay)
+    network.attach(optimizer)
+    average = None if chosen.average is None else WeightAverage(network, chosen.average)
+    followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(chosen.pruning).needs else {}
+    for follower in (*followers.values(), *([] if average is None else [average])):
+        network.attach(follower)
+    plan = _tolerance(chosen, steps) if chosen.tolerance is not None else policy(_plan(chosen, steps), dense, network.topology)
+    methods = Methods(
+        criterion(chosen.growth),
+        criterion(chosen.pruning),
+        batches=chosen.batches,
+        allocation=None if chosen.allocation is None else allocation(chosen.allocation),
+        kept=kept,
+        unit_pruning=unit_criterion(chosen.unit_pruning),
+        apoptosis=chosen.apoptosis,
+        pattern=None if chosen.pattern is None else pattern(chosen.pattern),
+        birth=birth(chosen.birth),
+    )
+    rate = _learning_rate(chosen, steps, plan)
+    kept_history = History() if history is None else history
+    return Session(
+        network,
+        optimizer,
+        task,
+        plan,
+        methods,
+        rate,
+        chosen.seed,
+        kept_history,
+        controller.begin(plan),
+        average=average,
+        followers=followers,
+    )
+
+
+def _settings(given: Mapping[str, object]) -> Settings:
+    known = [field.name for field in fields(Settings)]
+    for name in given:
+        if name not in known:
+            remedy = "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, known, 1))
+            raise ValueError(f"setting is {name!r}, but must be one of {', '.join(known)}{remedy}")
+    return Settings(**given)  # type: ignore[arg-type]  # what is wrong with a value is said where it is used
+
+
+def _frozen(network: Network, chosen: Settings) -> frozenset[str]:
+    """Stop training the frozen layers; names of all layers that are left as they are."""
+    for name in (*chosen.kept, *chosen.frozen):
+        network.topology.layer(name)
+    for name in chosen.frozen:
+        for parameter in network.layers[name].parameters():
+            parameter.requires_grad_(False)
+    return frozenset({*chosen.kept, *chosen.frozen})
+
+
+def _plan(chosen: Settings, steps: int) -> Plan:
+    assert chosen.density is not None
+    interval = chosen.update_interval if chosen.update_interval is not None else max(1, min(100, steps // 40))
+    return Plan(
+        steps,
+        interval,
+        chosen.density,
+        chosen.initial,
+        chosen.schedule,
+        chosen.begin,
+        chosen.end,
+        chosen.updates_end,
+        chosen.drop_fraction,
+        chosen.rounds,
+        chosen.cycles,
+        chosen.units,
+        merge=chosen.apoptosis is not None,
+    )
+
+
+def _tolerance(chosen: Settings, steps: int) -> Tolerance:
+    assert chosen.tolerance is not None
+    return Tolerance(chosen.tolerance, round(REFERENCE * steps), max(1, round(RETRAIN * steps)), steps)
+
+
+def _learning_rate(chosen: Settings, steps: int, plan: AnyPolicy) -> Schedule:
+    """A short rise and half a cosine; under a tolerance half a cosine again in every retraining (Renda et al. 2020, arXiv 2003.02389)."""
+    if not isinstance(plan, Tolerance):
+        return schedules.warm_cosine(chosen.learning_rate, max(1, round(WARM_UP * steps)), steps)
+    first = schedules.warm_cosine(chosen.learning_rate, max(1, round(WARM_UP * plan.warm_up)), plan.warm_up)
+
+    def rate(step: int) -> float:
+        if step < plan.warm_up:
+            return first(step)
+        return chosen.learning_rate * (1 + cos(pi * ((step - plan.warm_up) % plan.retrain) / plan.retrain)) / 2
+
+    return rate
