@@ -41,6 +41,7 @@ _PHASES = ("train", "prune", "tidy", "units", "grow", "shed", "merge", "insert")
 def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -> None:
     """Edit the network as decided, choose kernels anew, and note the event. ``accuracy``: what was reported, for the event."""
     network, before = session.network, session.network.topology
+    session.optimizer.zero_grad()  # stale already: edits need not carry them
     loss_before = probe(session)
     what = _edit(session, decision, accuracy)
     after = network.topology
