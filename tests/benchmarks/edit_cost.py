@@ -1,10 +1,10 @@
 """What does control cost: edits and the scoring before them, as a share of the training time?
 
-    python -m tests.benchmarks.edit_cost [--data-dir DIR] [--steps 1000] [--repeats 5] [--pruning magnitude] [--update-interval 100] [--json]
+    python -m tests.benchmarks.edit_cost [--data-dir DIR] [--steps 1000] [--repeats 5] [--pruning NAME] [--update-interval 100] [--json]
 
-LeNet-300-100 on MNIST, batch 128, one thread, dense kernels, Adam: gradually pruned to 5 % while 30 % of the connections are replaced at every
-update. One run each repeat; the time inside `carry_out` and `report` (evidence, scores, choice, edit, probes of the loss) is set
-against the time of the training steps of the same run, so what else the machine does weighs on both.
+LeNet-300-100 on MNIST, batch 128, one thread, dense kernels, Adam: gradually pruned to 5 % while 30 % of the connections are replaced
+at every update. One run each repeat; the time inside `carry_out` and `report` (evidence, scores, choice, edit, probes of the loss)
+is set against the time of the training steps of the same run, so what else the machine does weighs on both.
 """
 
 from __future__ import annotations
