@@ -82,7 +82,16 @@ def nearest(topology: Topology, density: float, excluded: frozenset[str] = froze
     - Systems longer than L levels, in which an input no longer reaches every place, are used only when the density is lower than
       that of all others. Then their radices differ by 1 at most.
 
-    ValueError if the density is not in (0, 1] or a layer does not exist. How near it came is the plan's ``density``.
+    ValueError if the density is not in (0, 1] or a layer does not exist. How near it came is the plan's ``density``:
+
+    >>> from grow.axes import Segment
+    >>> from grow.topology import Space
+    >>> layer = Connections("fc", (64, 64), (Segment("b"),), (Segment("a"),), None)
+    >>> hidden = Connections("fc2", (64, 64), (Segment("c"),), (Segment("b"),), None)
+    >>> spaces = (Space("a", 64, "input"), Space("b", 64, "hidden"), Space("c", 64, "output"))
+    >>> plan = nearest(Topology(spaces, (layer, hidden)), 0.125)
+    >>> plan.systems, plan.widths["b"], plan.trimmed["b"], plan.density
+    (((8, 8),), 1, 0, 0.125)
     """
     check_density(density)
     check_excluded(topology, excluded)
@@ -98,14 +107,16 @@ def nearest(topology: Topology, density: float, excluded: frozenset[str] = froze
 
 
 def plan(topology: Topology, systems: Sequence[Sequence[int]], layers: Collection[str] | None = None) -> RadixPlan:
-    """What given systems make of a topology: a radix a level of the named layers (all), in the order of the network.
+    """What given systems make of a topology: a radix a level of the named layers (all but depthwise ones), in the order of the network.
 
     ValueError if the systems are none of a RadiX-Net, if there are fewer radices than levels, or if a layer cannot carry them: a space
     between the ends with fewer than N' nodes, or ends with so few that some node would have no connection.
     """
     for name in layers or ():
         topology.layer(name)
-    chosen = [layer for layer in topology.layers if layers is None or layer.layer in layers]
+    chosen = [layer for layer in topology.layers if not layer.depthwise and (layers is None or layer.layer in layers)]
+    if not chosen:
+        raise ValueError(f"layers is {layers}, but must name one that is not depthwise at least; leave it out for all of them")
     levels = _levels(chosen)
     radices = sum(map(len, systems))
     depth = max(levels.values(), default=-1) + 1

@@ -336,6 +336,12 @@ def test_rows_of_one_head_are_nodes_of_their_own() -> None:
     assert (paths([value, joined]) >= 1).all()
 
 
+def test_a_plan_of_all_layers_passes_over_depthwise_ones_and_must_have_others() -> None:
+    assert list(plan(with_heads(), [[2, 2], [2, 2]]).levels) == ["conv", "value", "joined", "head"]
+    with pytest.raises(ValueError, match="must name one that is not depthwise"):
+        plan(with_heads(), [[2, 2]], ["depthwise"])
+
+
 # ---------------------------------------------------------------- RadiX-Net: the seed
 
 
