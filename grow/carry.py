@@ -76,6 +76,24 @@ def old_positions(before: Topology, layer: Connections, after: Connections, move
     return np.where((row < 0) | (column < 0), -1, (row * layer.shape[1] + column) * taps + tap)
 
 
+def moved_positions(
+    before: Topology, layer: Connections, after: Connections, moves: Mapping[str, IntArray], positions: IntArray
+) -> IntArray:
+    """For flat positions before the edit: where they are after it, -1 where their row or column is gone."""
+    if not touches(layer, moves):
+        return positions
+    taps = prod(layer.shape[2:])
+    lines = []
+    for old, size in zip(line_moves(before, layer, moves), layer.shape[:2], strict=True):
+        new = np.full(size, -1)
+        new[old[old >= 0]] = np.flatnonzero(old >= 0)
+        lines.append(new)
+    rows, rest = np.divmod(positions, layer.shape[1] * taps)
+    columns, tap = np.divmod(rest, taps)
+    row, column = lines[0][rows], lines[1][columns]
+    return np.where((row < 0) | (column < 0), -1, (row * after.shape[1] + column) * taps + tap)
+
+
 def touches(layer: Connections, moves: Mapping[str, IntArray]) -> bool:
     """Whether an edit that moves units of these spaces changes a layer's weight."""
     return any(segment.space in moves for segment in (*layer.target, *layer.source))

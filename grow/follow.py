@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
+
+from grow.axes import IntArray
+from grow.topology import Topology
 
 NewEntry: TypeAlias = Literal["zero", "copy"]
 """What a new entry holds: zero, or a copy of the network's own."""
@@ -25,4 +29,12 @@ class Follower(Protocol):
     @property
     def new_entry(self) -> NewEntry:
         """What a new entry holds."""
+        ...
+
+
+class Record(Protocol):
+    """Something that remembers positions of a network's connections, existing or not."""
+
+    def edited(self, before: Topology, after: Topology, moves: Mapping[str, IntArray] | None) -> None:
+        """An edit has been carried out. ``moves``: old unit of every new one, by space; None where the whole network was replaced."""
         ...

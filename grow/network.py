@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, axis_length, reindex
 from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
-from grow.follow import Follower
+from grow.follow import Follower, Record
 from grow.insertion import (
     Insertion,
     check_insertion,
@@ -63,6 +63,7 @@ class _Plan:
     followed: list[tuple[Follower, str, Tensor]] = field(default_factory=list)
     revalued: set[tuple[int, str]] = field(default_factory=set)
     parts: dict[str, IntArray] | None = None
+    moves: Mapping[str, IntArray] | None = None
 
 
 class LastPathError(ValueError):
@@ -91,6 +92,7 @@ class Network(nn.Module):
         self._optimizers: list[torch.optim.Optimizer] = []
         self._followers: list[Follower] = []
         self._insertions: list[Insertion] = []
+        self._records: list[Record] = []
         self._topology: Topology | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,6 +161,10 @@ class Network(nn.Module):
         """Let an optimizer or follower go; nothing happens if it was not attached."""
         self._optimizers = [found for found in self._optimizers if found is not follower]
         self._followers = [found for found in self._followers if found is not follower]
+
+    def remember(self, record: Record) -> None:
+        """Let a record of positions follow every edit of units."""
+        self._records.append(record)
 
     @property
     def followers(self) -> tuple[Follower, ...]:
@@ -628,7 +634,7 @@ class Network(nn.Module):
         """
         before = self.topology
         present = {name: layer.kernel for name, layer in self.layers.items()}
-        plan = _Plan(moved_topology(before, moves, index), {**present, **(kernels or {})})
+        plan = _Plan(moved_topology(before, moves, index), {**present, **(kernels or {})}, moves=moves)
         for name, tensor in self._tensors().items():
             carry = self._carrier(name, moves, plan)
             if carry is None and name in touched:
@@ -716,6 +722,7 @@ class Network(nn.Module):
     def _commit(self, plan: _Plan) -> None:
         """Put the planned tensors in place. Parameters are new objects; attached optimizers are told."""
         self._copy_born(plan)
+        before = self.topology
         for name, tensor in plan.tensors.items():
             path, _, leaf = name.rpartition(".")
             owner = self.module.get_submodule(path)
@@ -738,6 +745,8 @@ class Network(nn.Module):
             optimizer.state[parameters[name]] = state
         for follower, name, tensor in plan.followed:
             follower.tensors[name] = tensor
+        for record in self._records:
+            record.edited(before, plan.topology, plan.moves)
         self._spaces = plan.topology.spaces
         self.parts = plan.parts
         self._topology = None

@@ -115,14 +115,23 @@ def _gather_products(
                     own["momentum"].add(call.input, g, "product")
                 if "fisher" in own:  # g is of the mean loss: a sample's own gradient is B times as large
                     own["fisher"].add(call.input, g * len(targets), "squares", 1 / samples)
+        squared: list[tuple[Need, Iterator[Tensor], float]] = []
         if "mc_fisher" in needs:
-            for _ in range(effort.probes):
-                for call, g in output_gradients(calls, outputs, _drawn_direction(outputs.detach(), generator)):
-                    sums[call.name]["mc_fisher"].add(call.input, chosen(call, g), "squares", 1 / (samples * effort.probes))
+            drawn = (_drawn_direction(outputs.detach(), generator) for _ in range(effort.probes))
+            squared.append(("mc_fisher", drawn, 1 / (samples * effort.probes)))
         if "curvature" in needs:
-            for direction in cross_entropy_directions(outputs.detach()):
+            squared.append(("curvature", cross_entropy_directions(outputs.detach()), 1 / samples))
+        for need, directions, scale in squared:
+            # Where squares of products are products of squares, the directions are summed before they meet x: one product for all.
+            together: dict[Call, Tensor] = {}
+            for direction in directions:
                 for call, g in output_gradients(calls, outputs, direction):
-                    sums[call.name]["curvature"].add(call.input, chosen(call, g), "squares", 1 / samples)
+                    if isinstance(layers[call.name], SparseLinear) and call.input.ndim == 2:
+                        together[call] = together.get(call, torch.zeros_like(g)) + g.square()
+                    else:
+                        sums[call.name][need].add(call.input, chosen(call, g), "squares", scale)
+            for call, squares in together.items():
+                sums[call.name][need].add(call.input, chosen(call, squares), "separable", scale)
 
 
 def cross_entropy_directions(logits: Tensor) -> Iterator[Tensor]:

@@ -41,7 +41,14 @@ def convolutional() -> nn.Module:
     )
 
 
-INPUTS = {mlp: (12,), Residual: (12,), convolutional: (2, 8, 8)}
+def depthwise() -> nn.Module:
+    """Every channel has a kernel of its own."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.Flatten(), nn.Linear(48, 3)
+    )
+
+
+INPUTS = {mlp: (12,), Residual: (12,), convolutional: (2, 8, 8), depthwise: (2, 4, 4)}
 networks = pytest.mark.parametrize("module", INPUTS)
 
 
