@@ -18,3 +18,8 @@ def _own_data_and_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setenv("GROW_DATA", str(Path(studies.datasets.__file__).parent / "bundled"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs of the program come first: they take longest, and a process that began them last would keep the others waiting."""
+    items.sort(key=lambda item: "/tests/search/" not in item.path.as_posix())
