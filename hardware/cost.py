@@ -77,13 +77,15 @@ def predict(
     name = name_of(work, layout.strategy(work, strategy) if isinstance(strategy, str) else strategy)
     if batch < 1:
         raise ValueError(f"batch is {batch}, but must be at least 1; name the samples of one step")
-    if name == "units" and partition is None:
+    if name == "model" and partition is None:
         raise ValueError("partition is None, but must be given under 'units'; divide the network with one of hardware.partitioners")
     if devices < 1:
         raise ValueError(f"devices is {devices}, but must be at least 1; name those that share the batch")
+    if name not in ("single", "data", "model"):
+        raise ValueError(f"strategy is {name!r}, but must be single, data or model; price one of them")
     if name == "data" and devices > 1:
         return _data(work, profile, batch, devices, kernels)
-    if name == "units" and partition is not None and partition.count > 1:
+    if name == "model" and partition is not None and partition.count > 1:
         return _units(work, partition, profile, batch, kernels)
     compute_s, memory = _compute(work, local_layers(work), profile, batch, kernels)
     return StepTime(profile.word, batch, compute_s, 0.0, 0, 0, memory)

@@ -7,15 +7,18 @@ Legend: O, I rows and columns of a weight; U units of a space; B batch; k parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from grow.axes import Axes
+from grow.network import Network
 from grow.topology import Connections, Topology
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -41,7 +44,12 @@ class Reads:
 
 @dataclass(frozen=True, eq=False)
 class LayerWork:
-    """The work of one layer. target: the space whose units are its rows, '' if none is. incoming: connections of every row, (O,)."""
+    """The work of one layer.
+
+    target: the space whose units are its rows, '' if none is; computes: that whose units it computes, several rows each or not.
+    incoming: connections of every row, (O,). value: what names the value that it reads: layers that read one value share its
+    exchange; '' where only spaces are known. bias: whether it has one. depthwise: a row reads its own unit alone.
+    """
 
     layer: str
     target: str
@@ -52,6 +60,10 @@ class LayerWork:
     target_values: int
     incoming: IntArray
     reads: tuple[Reads, ...]
+    computes: str
+    value: str = ""
+    bias: bool = True
+    depthwise: bool = False
 
     @property
     def convolution(self) -> bool:
@@ -59,21 +71,54 @@ class LayerWork:
         return self.taps > 1 or self.target_values > 1
 
 
+@dataclass(frozen=True)
+class OtherParameter:
+    """A trained tensor outside of the layers with connections, such as a norm's weight: ``size`` values, along the units of ``space``."""
+
+    name: str
+    space: str
+    size: int
+
+
+@dataclass(frozen=True)
+class BatchNormWork:
+    """A norm over the batch, which has moments to total where a space is ``batch``."""
+
+    name: str
+    space: str
+    units: int
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """Units of every space, the spaces in network order, and the work of every layer."""
+    """Units of every space, the spaces in network order, and the work of every layer.
+
+    indivisible: the hidden spaces that cannot be divided by units, and why. others, norms: what else is trained and normalised,
+    known where a network is at hand and not its topology alone.
+    """
 
     units: Mapping[str, int]
     hidden: tuple[str, ...]
     inputs: tuple[str, ...]
     layers: tuple[LayerWork, ...]
+    indivisible: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[OtherParameter, ...] = ()
+    norms: tuple[BatchNormWork, ...] = ()
 
     @staticmethod
     def of(topology: Topology) -> Workload:
-        """The work of a topology."""
+        """The work of a topology. Every layer counts as having a bias and a value of its own kind to read."""
         inputs = tuple(space.name for space in topology.spaces if space.role == "input")
         layers = tuple(_layer_work(topology, layer) for layer in topology.layers)
-        return Workload(topology.units, tuple(space.name for space in topology.hidden), inputs, layers)
+        return Workload(topology.units, tuple(space.name for space in topology.hidden), inputs, layers, indivisible(topology))
+
+    @staticmethod
+    def of_network(network: Network) -> Workload:
+        """The work of a network, with its biases, norms and the values that its layers read."""
+        work, nodes = Workload.of(network.topology), {str(n.target): n for n in network.module.graph.nodes if n.op == "call_module"}
+        biased = {path for path, layer in network.layers.items() if layer.bias is not None}
+        layers = tuple(replace(w, value=str(nodes[w.layer].args[0]), bias=w.layer in biased) for w in work.layers)
+        return replace(work, layers=layers, others=tuple(_others(network)), norms=tuple(_norms(network)))
 
     @cached_property
     def weights(self) -> Mapping[str, IntArray]:
@@ -94,17 +139,47 @@ class Workload:
 
 def check_divisible(topology: Topology) -> None:
     """ValueError that names the first layer or space that cannot be divided by units."""
+    for reason in indivisible(topology).values():
+        raise ValueError(f"{reason}; use 'data'")
+
+
+def indivisible(topology: Topology) -> dict[str, str]:
+    """The hidden spaces that cannot be divided by units, and why."""
+    found: dict[str, str] = {}
     for space in topology.hidden:
         if space.mixed:
-            raise ValueError(f"space {space.name!r} has units that a norm or a product mixes, but under 'units' must not; use 'data'")
+            found[space.name] = f"space {space.name!r} has units that a norm or a product mixes, but under 'units' must not"
     for layer in topology.layers:
-        hidden = any(topology.space(segment.space).role == "hidden" for segment in layer.target)
+        computed = [segment.space for segment in layer.target if topology.space(segment.space).role == "hidden"]
+        read = [segment.space for segment in layer.source if topology.space(segment.space).role == "hidden"]
+        spaces, reason = [], ""
         if layer.depthwise:
-            raise ValueError(f"layer {layer.layer!r} is depthwise, but under 'units' must have rows that read all units; use 'data'")
-        if layer.target_space is None and hidden:
-            raise ValueError(f"layer {layer.layer!r} has several rows for a unit, but under 'units' must have one; use 'data'")
-        if len(layer.shape) == 2 and max(layer.source_values, layer.target_values) > 1:
-            raise ValueError(f"layer {layer.layer!r} reads a sequence, but under 'units' must read (B, I); use 'data'")
+            spaces, reason = computed, "is depthwise, but under 'units' must have rows that read all units"
+        elif layer.target_space is None and computed:
+            spaces, reason = computed, "has several rows for a unit, but under 'units' must have one"
+        elif len(layer.shape) == 2 and max(layer.source_values, layer.target_values) > 1:
+            spaces, reason = [*computed, *read], "reads a sequence, but under 'units' must read (B, I)"
+        for name in spaces:
+            found.setdefault(name, f"layer {layer.layer!r} {reason}")
+    return found
+
+
+def _others(network: Network) -> Iterator[OtherParameter]:
+    layers = {f"{path}.{leaf}" for path in network.layers for leaf in ("weight", "bias")}
+    for name, tensor in network.module.named_parameters():
+        if name not in layers:
+            yield OtherParameter(name, _space_along(network.axes[name]), tensor.numel())
+
+
+def _norms(network: Network) -> Iterator[BatchNormWork]:
+    for path, module in network.module.named_modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            axes = next((network.axes[name] for name in (f"{path}.weight", f"{path}.running_mean") if name in network.axes), ())
+            yield BatchNormWork(path, _space_along(axes), module.num_features)
+
+
+def _space_along(axes: Axes) -> str:
+    return next((segment.space for axis in axes if isinstance(axis, tuple) for segment in axis), "")
 
 
 def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
@@ -124,6 +199,8 @@ def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
         layer.target_values,
         incoming.astype(np.int64),
         reads,
+        next((segment.space for segment in layer.target), ""),
+        depthwise=layer.depthwise,
     )
 
 

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from grow.axes import IntArray
-
-DIRECT_BYTES = 1 << 18
-"""Sums of fewer bytes than this are exchanged whole and added by every rank: one message instead of a ring's 2 (k - 1)."""
+from hardware.transitions import DIRECT_BYTES
 
 
 class Peers:
