@@ -1,0 +1,185 @@
+"""Training on all ranks while the network grows and is pruned.
+
+Between edits every rank trains its shard. Before an edit the shards are collected into the whole training; rank 0 decides and edits
+there exactly as one process does, and tells the others what came of it, bit for bit; then each takes its share anew:
+
+    collect -> rank 0: decide, edit, divide -> broadcast -> take | step ... step | collect -> ...
+
+Hence all ranks have the same edits by construction, and a checkpoint is that of one process: it knows nothing of the ranks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from grow import checkpoint, controller
+from grow.axes import IntArray
+from grow.controller import Stop, Train
+from grow.edits import carry_out
+from grow.network import Network
+from grow.session import Session
+from grow.train import DivergedError, report
+from hardware.execute.broadcast import broadcast_checkpoint, broadcast_json, broadcast_tensors
+from hardware.execute.exchange import Peers
+from hardware.execute.local import Local
+from hardware.shard import ChooseKernel, StrategyName, by_density, shard
+
+Parts: TypeAlias = Mapping[str, IntArray]
+"""The part of every unit, by hidden space."""
+Divide: TypeAlias = Callable[[Network], Parts | None]
+"""The network after an edit -> how its units are divided; None where the strategy divides none. Asked on rank 0 alone."""
+
+
+class Training:
+    """A session that all ranks train together.
+
+    Every rank passes a session of its own for the same network; that of rank 0 counts, its history too. ``divide`` says after every
+    edit how the units are divided, ``choose`` picks the kernels of the local layers.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        peers: Peers,
+        strategy: StrategyName,
+        divide: Divide = lambda network: network.parts,
+        *,
+        choose: ChooseKernel = by_density,
+        device: torch.device | None = None,
+    ) -> None:
+        self.session, self.peers, self.strategy = session, peers, strategy
+        self._divide, self._choose, self._device = divide, choose, device or session.network.device
+        self._local: Local | None = None
+        self._shares: list[Tensor] = []
+
+    def steps(self) -> Iterator[int]:
+        """Train to the end, growing and pruning. Yields the number of steps made, after every one.
+
+        Between two steps `losses`, `collect`, `collect_weights` and `save` may be called, by all ranks alike.
+        """
+        session = self.session
+        while True:
+            until = self._agree()
+            if until is None:
+                return
+            while session.step < until:
+                self._step()
+                yield session.step
+            self.losses()
+            self.collect()
+
+    def losses(self) -> list[float]:
+        """Losses of the steps since it was last asked, on every rank. DivergedError, on every rank, where one is not finite."""
+        if not self._shares:
+            return []
+        shares = torch.stack(self._shares)
+        self._shares = []
+        total = self.peers.sum(shares) if self.strategy == "data" and self.peers.count > 1 else shares
+        found: list[float] = total.tolist()
+        for number, loss in enumerate(found):
+            if not isfinite(loss):
+                step = self.session.step - len(found) + number + 1
+                raise DivergedError(f"loss is {loss} at step {step}, but must be finite; lower learning_rate")
+        return found
+
+    def collect(self) -> None:
+        """Bring the session's network, optimizer and followers up to date, on every rank."""
+        if self._local is not None:
+            self._local.collect(self.session)
+
+    def collect_weights(self) -> None:
+        """Bring the session's network up to date, on every rank, as far as an evaluation looks at it."""
+        if self._local is not None:
+            self._local.collect_weights(self.session)
+
+    def save(self, folder: Path) -> None:
+        """Write a numbered checkpoint: that of one process, whatever the number of ranks and the strategy. Rank 0 writes."""
+        self.collect()
+        if self.peers.rank == 0:
+            checkpoint.save_session(folder, self.session)
+
+    def _agree(self) -> int | None:
+        """Let rank 0 decide and edit, and take over what came of it. The step to train to, None at the end."""
+        told = None
+        parts: Parts | None = None
+        if self.peers.rank == 0:
+            before = self.session.network.topology
+            until = _decide(self.session)
+            edited = self._local is None or self.session.network.topology is not before
+            if edited and until is not None:
+                parts = self._divide(self.session.network)
+            told = {"until": until, "edited": edited, "divided": parts is not None}
+        heard = broadcast_json(told, self.peers, self._device)
+        if heard["edited"]:
+            self._take_over()
+            self._take(parts, divided=heard["divided"]) if heard["until"] is not None else None
+        return heard["until"]  # type: ignore[no-any-return]
+
+    def _take_over(self) -> None:
+        """Rank 0's whole training, on every rank."""
+        if self.peers.count == 1:
+            return
+        mine = checkpoint.capture_session(self.session) if self.peers.rank == 0 else None
+        heard = broadcast_checkpoint(mine, self.peers, self._device)
+        if mine is None:
+            checkpoint.restore_session(self.session, heard)
+
+    def _take(self, parts: Parts | None, *, divided: bool) -> None:
+        """This rank's share of the session, by rank 0's parts."""
+        if divided:
+            told = None if parts is None else {space: torch.from_numpy(part) for space, part in parts.items()}
+            heard = broadcast_tensors(told, self.peers, self._device)
+            parts = {space: part.numpy() for space, part in heard.items()}
+        self._local = None  # its memory first
+        local = shard(
+            self.session.network,
+            self.strategy,
+            self.peers,
+            parts=parts,
+            batch=self.session.task.batch_size,
+            choose=self._choose,
+            device=self._device,
+        )
+        local.module.train()
+        self._local = Local.of(self.session, local)
+
+    def _step(self) -> None:
+        """Forward, backward, one optimizer step on every rank."""
+        session, local = self.session, self._local
+        assert local is not None
+        rate = session.learning_rate
+        if rate is not None and not isinstance(rate, LRScheduler):
+            for group in session.optimizer.param_groups:
+                group["lr"] = rate(session.step)
+        for mine, whole in zip(local.optimizer.param_groups, session.optimizer.param_groups, strict=True):
+            mine.update({key: value for key, value in whole.items() if key != "params"})
+        inputs, targets = session.task.train_batch(session.step)
+        share = local.shard.step(local.optimizer, inputs.to(self._device), targets.to(self._device), session.task.loss)
+        if isinstance(rate, LRScheduler):
+            with warnings.catch_warnings(action="ignore"):  # it asks whether its own optimizer has stepped; here the local one has
+                rate.step()
+        local.average(session)
+        self._shares.append(share.detach())
+        session.step += 1
+
+
+def _decide(session: Session) -> int | None:
+    """Decide and edit as `grow.train.train` does. The step to train to, None at the end."""
+    while True:
+        told = report(session)
+        decision, session.state = controller.decide(session.policy, told, session.state)
+        match decision:
+            case Stop():
+                return None
+            case Train(until):
+                return until
+            case _:
+                carry_out(session, decision, told.accuracy)
