@@ -39,6 +39,15 @@ SpaceAxis: TypeAlias = tuple[Segment, ...]
 Axis: TypeAlias = SpaceAxis | ConnectionsAxis
 Axes: TypeAlias = tuple[Axis, ...]
 
+
+@dataclass(frozen=True)
+class Value:
+    """What the dimensions of a computed tensor carry: the axis of each, and which one counts samples (None: none does)."""
+
+    axes: tuple[SpaceAxis, ...]
+    batch: int | None
+
+
 NO_SPACE: SpaceAxis = ()
 """An axis that does not scale with the network, such as the kernel axes of a convolution."""
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from grow.axes import Axes, ConnectionsAxis, IntArray, Segment, SpaceAxis
+from grow.axes import Axes, ConnectionsAxis, IntArray, Segment, SpaceAxis, Value
 from grow.layers import SparseConv2d, SparseLayer, SparseLinear
 from grow.topology import Space, Topology
-from grow.trace.spaces import Site
+from grow.trace.spaces import VALUE, Site
 
 Kind: TypeAlias = Literal["identity", "residual"]
 
@@ -150,8 +150,29 @@ def inserted_nodes(module: fx.GraphModule, place: fx.Node, insertion: Insertion)
             last = graph.call_function(operator.add, (place, second))
     for user in users:
         user.replace_input_with(place, last)
+    _note_values(module, place, first, last, insertion)
     graph.lint()
     module.recompile()
+
+
+def _note_values(module: fx.GraphModule, place: fx.Node, first: fx.Node, last: fx.Node, insertion: Insertion) -> None:
+    """What the new nodes' dimensions carry, and what those carry that come after an identity layer."""
+    old = place.meta.get(VALUE)
+    if old is None:
+        return
+    renamed = replace(old, axes=tuple(_renamed(axis, insertion) for axis in old.axes))
+    first.meta[VALUE] = next(iter(first.users)).meta[VALUE] = renamed
+    if insertion.kind == "residual":
+        last.meta[VALUE] = next(node for node in last.all_input_nodes if node is not place).meta[VALUE] = old
+        return
+    waiting = [last]
+    while waiting:
+        for node in waiting.pop().users:
+            layer = node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), SparseLayer)
+            value = node.meta.get(VALUE)
+            if not layer and isinstance(value, Value):
+                node.meta[VALUE] = replace(value, axes=tuple(_renamed(axis, insertion) for axis in value.axes))
+            waiting += [] if layer else [node]
 
 
 def inserted_sites(sites: Iterable[Site], module: fx.GraphModule, insertion: Insertion, values: int) -> tuple[Site, ...]:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, axis_length, reindex
+from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, Value, axis_length, reindex
 from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
 from grow.follow import Follower, Record
 from grow.insertion import (
@@ -37,6 +37,7 @@ from grow.layers import SparseConv2d, SparseLinear, expand
 from grow.optim import check_editable
 from grow.topology import Connections, Topology, columns_of, read_units, rows_of, unconnected
 from grow.trace import trace
+from grow.trace.spaces import VALUE
 from grow.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
 
 LEAVES = ("weight", "bias")
@@ -98,6 +99,17 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The module's output."""
         return self.module(x)  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, object]:
+        """A graph that is pickled loses what its nodes carry."""
+        return {**self.__dict__, "_values": [node.meta.get(VALUE) for node in self.module.graph.nodes]}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Nodes come back in their order, some under other names."""
+        values = cast("list[Value | None]", state.pop("_values"))
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for node, value in zip(self.module.graph.nodes, values, strict=True):
+            node.meta[VALUE] = value
 
     # ------------------------------------------------------------------ what it is
 

@@ -27,6 +27,7 @@ class Space:
 
     fed: units have values without any connection (embeddings, learned positions). mixed: units influence one another without
     connections (a norm across them, a product that contracts them), so that one unit more or less changes the others' effect.
+    contracted: not by layer norms alone, whose two moments could be summed up over parts of the units.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Space:
     role: Role
     fed: bool = False
     mixed: bool = False
+    contracted: bool = False
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class Atoms:
     output: list[IntArray] = field(default_factory=list)
     fed: list[IntArray] = field(default_factory=list)
     mixed: list[IntArray] = field(default_factory=list)
+    contracted: list[IntArray] = field(default_factory=list)
     heads: list[IntArray] = field(default_factory=list)
 
     def fresh(self, count: int, creator: str, role: Role = "hidden", free: bool = False) -> IntArray:

@@ -20,7 +20,7 @@ from grow.trace import functions, views
 from grow.trace.atoms import Layout, along, group_of
 from grow.trace.errors import TraceError, unknown, where
 from grow.trace.modules import MODULES
-from grow.trace.spaces import INPUT, Resolved, Site
+from grow.trace.spaces import INPUT, VALUE, Resolved, Site
 from grow.trace.state import Outcome, Tracing, parameter_layout, shape_of
 
 FUNCTIONS = {**functions.FUNCTIONS, **views.FUNCTIONS}
@@ -206,6 +206,8 @@ def _finish(tracing: Tracing) -> Traced:
     for group, place in tracing.checked:
         resolved.scaling(group, place)
     _freeze_sizes(tracing, resolved)
+    for node, found in tracing.outcomes.items():  # before the late changes, which hand it on to what they put in a node's place
+        node.meta[VALUE] = resolved.value(found) if isinstance(found, Layout) else None
     for change in tracing.late:
         change(resolved)
     tracing.module.graph.eliminate_dead_code()

@@ -136,6 +136,7 @@ def across(tracing: Tracing, layout: Layout, dims: Sequence[int], heads: bool = 
         asked = sorted(group.dims & set(dims))
         if asked and len(asked) == len(group.dims):
             tracing.atoms.mixed.append(group.atoms.reshape(-1))
+            tracing.atoms.contracted.append(group.atoms.reshape(-1))
         elif asked:
             left = tracing.atoms.squash(group, asked)
             assert left is not None

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from grow.axes import NO_SPACE, Axes, IntArray, Segment, SpaceAxis
+from grow.axes import NO_SPACE, Axes, IntArray, Segment, SpaceAxis, Value
 from grow.topology import Role, Space
-from grow.trace.atoms import Atoms, Group
+from grow.trace.atoms import Atoms, Group, Layout
 from grow.trace.errors import TraceError
 
 INPUT, OUTPUT = "input", "output"
+VALUE = "value"
+"""Where a node's `Value` is, in its ``meta``."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,15 @@ class Resolved:
                 segments.append(Segment(self.spaces[space].name, repeat))
         return tuple(segments)
 
+    def value(self, layout: Layout) -> Value:
+        """What the dimensions of a computed tensor carry."""
+        axes = [NO_SPACE] * len(layout.shape)
+        for group in layout.groups:
+            dim = self.scaling(group, "a value")
+            if dim is not None:
+                axes[dim] = self.axis(np.moveaxis(group.atoms, dim, -1).reshape(-1, group.atoms.shape[dim])[0])
+        return Value(tuple(axes), layout.batch)
+
     def _unit_roles(self) -> dict[int, Role]:
         roles: dict[int, Role] = {}
         for start, _, role, _ in reversed(self._atoms.creators):
@@ -116,9 +127,9 @@ class Resolved:
             role = self._roles.get(unit)
         self._place = {unit: (space, index) for space, chain in enumerate(chains) for index, unit in enumerate(chain)}
         names = self._names(chains)
-        fed, mixed = (self._marked(found) for found in (self._atoms.fed, self._atoms.mixed))
+        marks = [self._marked(found) for found in (self._atoms.fed, self._atoms.mixed, self._atoms.contracted)]
         return tuple(
-            Space(name, len(chain), self._roles.get(chain[0], "hidden"), bool(fed[chain].any()), bool(mixed[chain].any()))
+            Space(name, len(chain), self._roles.get(chain[0], "hidden"), *(bool(mark[chain].any()) for mark in marks))
             for name, chain in zip(names, chains, strict=True)
         )
 
