@@ -1,34 +1,37 @@
 """Seconds and bytes of one training step under a strategy, from a profile.
 
-Compute is the sum over the layers of the faster kernel's measured layer step, on the device that has most of it. Communication
-is added to it: on one-core workers nothing overlaps.
+The step is laid out as tasks (`hardware.step`) and run in time (`hardware.simulate`). On one-core workers nothing overlaps: it is then
+the sum of what the busiest device computes and of all that is communicated.
 
-Legend: B batch, k devices; rows and columns of the local weight.
+Legend: B batch, k devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from hardware import layout
-from hardware.layout import Strategy, name_of
-from hardware.partition import Partition, exchanges, halo, remote_readers
-from hardware.profile import Profile, table_name
-from hardware.workload import LayerWork, Workload
-
-KERNELS = ("dense", "csr")
-WEIGHT_COPIES = 3
-"""Weight, gradient and momentum."""
+from hardware.layout import Strategy
+from hardware.partition import Partition
+from hardware.profile import Profile
+from hardware.share import KERNELS, Shares, layer_bytes
+from hardware.simulate import Timeline, schedule
+from hardware.step import Prices, device, step_tasks
+from hardware.transitions import Move
+from hardware.workload import IntArray, Workload
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """One training step of a batch. Bytes are what all devices hand in together; memory is of the fullest device."""
+    """One training step of a batch. Bytes are what all devices hand in together; memory is of the fullest device.
+
+    compute_s: of the busiest device; communication_s: what the step takes beyond that. halo bytes go from one device to another that
+    needs them, sum bytes into collectives of all.
+    """
 
     word: Literal["predicted", "simulated"]
     batch: int
@@ -54,13 +57,14 @@ class StepTime:
         return self.halo_bytes_per_step + self.sum_bytes_per_step
 
 
-class LocalLayer(NamedTuple):
-    """What one device holds of a layer."""
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """A step in all detail. memory_bytes: per device, (k,); link_bytes: what goes from r to p in a step, (k, k)."""
 
-    work: LayerWork
-    rows: int
-    columns: int
-    connections: int
+    step: StepTime
+    timeline: Timeline
+    memory_bytes: IntArray
+    link_bytes: IntArray
 
 
 def predict(
@@ -73,95 +77,77 @@ def predict(
     *,
     kernels: Sequence[str] = KERNELS,
 ) -> StepTime:
-    """Predict one training step. ``units`` takes its number of devices from the partition."""
-    name = name_of(work, layout.strategy(work, strategy) if isinstance(strategy, str) else strategy)
+    """Predict one training step. A strategy with ``units`` takes its number of devices from the partition."""
+    return simulate(work, strategy, partition, profile, batch, devices, kernels=kernels).step
+
+
+def simulate(
+    work: Workload,
+    strategy: str | Strategy,
+    partition: Partition | None,
+    profile: Profile,
+    batch: int,
+    devices: int = 1,
+    *,
+    kernels: Sequence[str] = KERNELS,
+) -> Simulation:
+    """Predict one training step with its timeline, the bytes of every link and the memory of every device."""
+    layouts = layout.strategy(work, strategy) if isinstance(strategy, str) else strategy
+    layout.check(work, layouts)
     if batch < 1:
         raise ValueError(f"batch is {batch}, but must be at least 1; name the samples of one step")
-    if name == "model" and partition is None:
-        raise ValueError("partition is None, but must be given under 'units'; divide the network with one of hardware.partitioners")
     if devices < 1:
         raise ValueError(f"devices is {devices}, but must be at least 1; name those that share the batch")
-    if name not in ("single", "data", "model"):
-        raise ValueError(f"strategy is {name!r}, but must be single, data or model; price one of them")
-    if name == "data" and devices > 1:
-        return _data(work, profile, batch, devices, kernels)
-    if name == "model" and partition is not None and partition.count > 1:
-        return _units(work, partition, profile, batch, kernels)
-    compute_s, memory = _compute(work, local_layers(work), profile, batch, kernels)
-    return StepTime(profile.word, batch, compute_s, 0.0, 0, 0, memory)
+    if "units" in layouts.values():
+        layout.divided(layouts, partition, partition.count if partition is not None else 1)
+        devices = partition.count if partition is not None else 1
+    elif "batch" not in layouts.values():
+        devices = 1  # nothing is shared: more devices would all do the same
+    usable = partition if partition is not None and partition.count == devices else None
+    return simulated(Prices(Shares(work, usable, devices, batch), profile, kernels), layouts)
 
 
-def local_layers(work: Workload, partition: Partition | None = None, part: int = 0) -> Iterator[LocalLayer]:
-    """What one part holds of every layer: its own rows, the columns of own, halo and whole units, and the connections among them."""
-    for layer in work.layers:
-        if partition is None:
-            yield LocalLayer(layer, layer.rows, layer.columns, layer.connections)
-            continue
-        divided_target = layer.target in partition.parts
-        rows = len(partition.units(layer.target, part)) if divided_target else layer.rows
-        remote = halo(work, partition, layer.layer, part) if divided_target else {}
-        columns, outgoing = 0, 0
-        for reads in layer.reads:
-            own = partition.units(reads.space, part) if reads.space in partition.parts else np.arange(work.units[reads.space])
-            columns += reads.entries * (len(own) + len(remote.get(reads.space, ())))
-            outgoing += int(reads.outgoing[own].sum())
-        connections = int(layer.incoming[partition.units(layer.target, part)].sum()) if divided_target else outgoing
-        yield LocalLayer(layer, rows, columns, connections)
+def simulated(prices: Prices, layouts: Strategy) -> Simulation:
+    """As `simulate`, with prices that were asked before."""
+    timeline = schedule(step_tasks(prices, layouts), slowdown(prices.profile, prices.devices))
+    compute_s = max(timeline.busy_s(device(r), "forward", "backward", "overhead") for r in range(prices.devices))
+    moves = all_moves(prices, layouts)
+    halo_bytes = sum(move.bytes for move in moves if move.collective == "exchange")
+    link_bytes = np.zeros((prices.devices, prices.devices), np.int64)
+    for move in moves:
+        link_bytes += move.traffic
+    memory = memory_bytes(prices, layouts)
+    step = StepTime(
+        prices.profile.word,
+        prices.batch,
+        compute_s,
+        max(0.0, timeline.seconds - compute_s),
+        halo_bytes,
+        sum(move.bytes for move in moves) - halo_bytes,
+        int(memory.max()),
+    )
+    return Simulation(step, timeline, memory, link_bytes)
 
 
-def layer_seconds(
-    local: LocalLayer, profile: Profile, batch: int, input_gradient: bool, kernels: Sequence[str] = KERNELS
-) -> tuple[float, str]:
-    """Time of a layer step with the fastest kernel, and which one that is. A layer that has all its connections is dense."""
-    columns = local.columns * local.work.taps
-    if min(local.rows, columns, local.connections) == 0:
-        return 0.0, "dense"
-    density = local.connections / (local.rows * columns)
-    times = []
-    for kernel in kernels if density < 1 else ("dense",):
-        measured = table_name(kernel, convolution=local.work.convolution)
-        seconds = profile.seconds(measured, local.rows, columns, density, batch * local.work.target_values)
-        times.append((seconds * (1.0 if input_gradient else profile.without_input_gradient.get(measured, 1.0)), kernel))
-    return min(times, key=lambda pair: pair[0])
+def all_moves(prices: Prices, layouts: Strategy) -> list[Move]:
+    """Every collective of a step."""
+    found = [move for transition in prices.moved(layouts) for move in (transition.forward, transition.backward)]
+    found += [gradients.move for gradients in prices.parameter_sums(layouts)]
+    return found + [moments.move for pair in prices.norm_sums(layouts).values() for moments in pair]
 
 
-def _compute(work: Workload, locals_: Iterator[LocalLayer], profile: Profile, batch: int, kernels: Sequence[str]) -> tuple[float, int]:
-    """Seconds and bytes of one device."""
-    seconds, values = profile.step_overhead_s, 0
-    for local in locals_:
-        needed = any(reads.space not in work.inputs for reads in local.work.reads)
-        time_s, kernel = layer_seconds(local, profile, batch, needed, kernels)
-        seconds += time_s
-        held = local.connections if kernel != "dense" else local.rows * local.columns * local.work.taps
-        values += WEIGHT_COPIES * (held + local.rows) + 2 * batch * local.rows * local.work.target_values
-    return seconds, values * profile.element_size
+def memory_bytes(prices: Prices, layouts: Strategy) -> IntArray:
+    """Memory of every device, (k,): weights, gradients and momenta, values and their gradients, and what other devices send."""
+    found = np.zeros(prices.devices, np.int64)
+    for layer in prices.work.layers:
+        for r, local in enumerate(prices.shares.of(layer, layouts)):
+            found[r] += layer_bytes(local, prices.layer(local)[1], prices.profile.element_size)
+    for transition in prices.moved(layouts):
+        if transition.forward.collective in ("gather", "exchange"):
+            found += transition.forward.pairs.sum(0)
+    return found
 
 
-def _data(work: Workload, profile: Profile, batch: int, devices: int, kernels: Sequence[str]) -> StepTime:
-    share = ceil(batch / devices)
-    compute_s, memory = _compute(work, local_layers(work), profile, share, kernels)
-    values = 0
-    for local in local_layers(work):
-        _, kernel = layer_seconds(local, profile, share, True, kernels)
-        values += (local.connections if kernel != "dense" else local.rows * local.columns * local.work.taps) + local.rows
-    size = values * profile.element_size
-    return StepTime(profile.word, batch, compute_s, profile.collective_seconds("sum", devices, size), 0, devices * size, memory)
-
-
-def _units(work: Workload, partition: Partition, profile: Profile, batch: int, kernels: Sequence[str]) -> StepTime:
-    devices = [_compute(work, local_layers(work, partition, part), profile, batch, kernels) for part in range(partition.count)]
-    communication_s, halo_bytes, sum_bytes = 0.0, 0, 0
-    for space in work.hidden:
-        for values in exchanges(work, space):
-            sent = remote_readers(work, partition, space, values).sum(1)  # (U,) copies of each unit
-            if sent.any():
-                handed = np.bincount(partition.parts[space], sent, minlength=partition.count) * values * batch * profile.element_size
-                communication_s += 2 * profile.collective_seconds("exchange", partition.count, float(handed.max()))
-                halo_bytes += 2 * int(handed.sum())
-    for layer in work.layers:
-        if layer.target not in partition.parts:
-            size = batch * layer.rows * layer.target_values * profile.element_size
-            communication_s += profile.collective_seconds("sum", partition.count, size)
-            sum_bytes += partition.count * size
-    compute_s, memory = max(seconds for seconds, _ in devices), max(size for _, size in devices)
-    return StepTime(profile.word, batch, compute_s, communication_s, halo_bytes, sum_bytes, memory)
+def slowdown(profile: Profile, devices: int) -> float:
+    """How many times longer a computation takes while its device communicates."""
+    return 1.0

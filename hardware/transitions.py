@@ -115,15 +115,30 @@ class Sum:
 
 
 def transitions(
-    work: Workload, layouts: Strategy, partition: Partition | None, devices: int, batch: int, element_size: int
+    work: Workload,
+    layouts: Strategy,
+    partition: Partition | None,
+    devices: int,
+    batch: int,
+    element_size: int,
+    known: dict[object, Transition] | None = None,
 ) -> tuple[Transition, ...]:
-    """All transitions of a step, in network order; those that send nothing as well, except between equal layouts other than units."""
+    """All transitions of a step, in network order; those that send nothing as well, except between equal layouts other than units.
+
+    known: keeps what was found, for other strategies of the same network, partition, batch and devices.
+    """
+    known = {} if known is None else known
     plan = _Plan(work, layouts, divided(layouts, partition, devices), samples_of(batch, devices), element_size)
     groups: dict[tuple[str, Layout, str], list[LayerWork]] = {}
     for layer in work.layers:
         if layer.reads:
             groups.setdefault(plan.key(layer), []).append(layer)
-    return tuple(plan.transition(layers) for layers in groups.values() if not plan.idle(layers[0]))
+    found = []
+    for (value, target, _), layers in groups.items():
+        key = (value, target, plan.source(layers[0]), *(layer.layer for layer in layers))
+        if not plan.idle(layers[0]):
+            found.append(known.get(key) or known.setdefault(key, plan.transition(layers)))
+    return tuple(found)
 
 
 def parameter_sums(

@@ -3,11 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hardware.cost import layer_seconds, local_layers, predict
+from hardware.cost import predict
 from hardware.layout import strategy
 from hardware.partition import Partition, bytes_per_step
 from hardware.partitioners import PARTITIONERS
 from hardware.profile import key_of
+from hardware.share import Shares, layer_seconds
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import branched, convolutional, mlp
@@ -34,7 +35,8 @@ def test_a_dense_network_on_one_device_takes_its_three_products_and_the_overhead
 
 def test_the_faster_kernel_is_taken() -> None:
     thin, thick = (Workload.of(sparse(mlp(10, 100, 100, 5), density)) for density in (0.05, 0.5))
-    names = [layer_seconds(list(local_layers(work))[1], PROFILE, 64, True)[1] for work in (thin, thick)]
+    shares = [Shares(work, None, 1, 64).of(work.layers[1], strategy(work, "single")) for work in (thin, thick)]
+    names = [layer_seconds(local, PROFILE, True)[1] for (local,) in shares]
     assert names == ["csr", "dense"]
 
 
@@ -48,7 +50,7 @@ def test_data_parallelism_sums_every_gradient() -> None:
 
 def test_two_halves_that_do_not_talk_do_a_quarter_of_the_work_each_in_the_middle() -> None:
     work, partition = halves(separate=True)
-    step = predict(work, "units", partition, PROFILE, 64)
+    step = predict(work, "model", partition, PROFILE, 64)
     logits = 64 * 5 * 4
     assert step.compute_s == pytest.approx(OVERHEAD_S + FLOP_S * 64 * (10 * 10 / 2 + 10 * 10 + 10 * 5))
     assert step.communication_s == pytest.approx(2 * (LATENCY_S + logits / 2 / BANDWIDTH))
@@ -57,7 +59,7 @@ def test_two_halves_that_do_not_talk_do_a_quarter_of_the_work_each_in_the_middle
 
 def test_two_halves_that_tell_each_other_everything_exchange_forward_and_backward() -> None:
     work, partition = halves(separate=False)
-    step = predict(work, "units", partition, PROFILE, 64)
+    step = predict(work, "model", partition, PROFILE, 64)
     handed, logits = 10 * 64 * 4, 64 * 5 * 4
     assert step.compute_s == pytest.approx(OVERHEAD_S + FLOP_S * 64 * (10 * 10 / 2 + 10 * 20 + 10 * 5))
     assert step.communication_s == pytest.approx(2 * (LATENCY_S + handed / BANDWIDTH) + 2 * (LATENCY_S + logits / 2 / BANDWIDTH))
@@ -69,16 +71,17 @@ def test_two_halves_that_tell_each_other_everything_exchange_forward_and_backwar
 def test_parts_share_all_rows_and_all_connections(topology: object, parts: int) -> None:
     work = Workload.of(sparse(topology, 0.4))  # type: ignore[arg-type]
     partition = PARTITIONERS["contiguous"](work, parts)
-    held = [list(local_layers(work, partition, part)) for part in range(parts)]
-    for number, layer in enumerate(work.layers):
-        divided = layer.target in partition.parts
+    shares, layouts = Shares(work, partition, parts, 8), strategy(work, "model")
+    for layer in work.layers:
+        held = shares.of(layer, layouts)
+        divided = layouts[layer.computes] == "units"
         if divided:
-            assert sum(local[number].rows for local in held) == layer.rows
-        if divided or all(reads.space in partition.parts for reads in layer.reads):
-            assert sum(local[number].connections for local in held) == layer.connections
+            assert sum(local.rows for local in held) == layer.rows
+        if divided or all(layouts[reads.space] == "units" for reads in layer.reads):
+            assert sum(local.connections for local in held) == layer.connections
 
 
-@pytest.mark.parametrize("name", ["single", "data", "units"])
+@pytest.mark.parametrize("name", ["single", "data", "model"])
 def test_more_samples_and_more_connections_take_longer(name: str) -> None:
     def total(density: float, batch: int) -> float:
         work = Workload.of(sparse(mlp(30, 60, 60, 10), density))
@@ -91,12 +94,12 @@ def test_more_samples_and_more_connections_take_longer(name: str) -> None:
 def test_a_slower_link_makes_a_slower_step() -> None:
     work, partition = halves(separate=False)
     slow = replace(PROFILE, links=tuple(replace(link, latency_s=1e-2) for link in PROFILE.links))
-    assert predict(work, "units", partition, slow, 64).total_s > predict(work, "units", partition, PROFILE, 64).total_s
+    assert predict(work, "model", partition, slow, 64).total_s > predict(work, "model", partition, PROFILE, 64).total_s
 
 
 def test_a_strategy_may_be_named_or_spelt_out() -> None:
     work, partition = halves(separate=True)
-    assert predict(work, strategy(work, "units"), partition, PROFILE, 64) == predict(work, "units", partition, PROFILE, 64)
+    assert predict(work, strategy(work, "model"), partition, PROFILE, 64) == predict(work, "model", partition, PROFILE, 64)
 
 
 def test_the_word_is_of_the_profile() -> None:
@@ -107,7 +110,7 @@ def test_the_word_is_of_the_profile() -> None:
 
 def test_units_without_a_partition_are_refused() -> None:
     with pytest.raises(ValueError, match="partition is None, but must be given under 'units'"):
-        predict(Workload.of(MLP), "units", None, PROFILE, 64)
+        predict(Workload.of(MLP), "model", None, PROFILE, 64)
 
 
 def test_an_empty_batch_is_refused() -> None:

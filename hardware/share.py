@@ -1,0 +1,103 @@
+"""What one device computes and holds of every layer under a strategy, and how long that takes.
+
+Legend: B batch, k devices; rows and columns of the local weight; connections that exist among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hardware.layout import Layout, Strategy, samples_of
+from hardware.partition import Partition, readers
+from hardware.profile import Profile, table_name
+from hardware.workload import LayerWork, Reads, Workload
+
+KERNELS = ("dense", "csr")
+WEIGHT_COPIES = 3
+"""Weight, gradient and momentum."""
+
+
+class LocalLayer(NamedTuple):
+    """What one device holds of a layer. remote_columns: those of ``columns`` whose values other devices send; samples: its share of B."""
+
+    work: LayerWork
+    rows: int
+    columns: int
+    remote_columns: int
+    connections: int
+    samples: int
+
+
+class Shares:
+    """The shares of all devices, under any strategy. ``partition`` divides at least the spaces that are ``units``."""
+
+    def __init__(self, work: Workload, partition: Partition | None, devices: int, batch: int) -> None:
+        self.work, self.partition, self.devices, self.batch = work, partition or Partition({}, devices), devices, batch
+        self._found: dict[tuple[str, Layout, tuple[Layout, ...]], tuple[LocalLayer, ...]] = {}
+
+    def of(self, layer: LayerWork, layouts: Strategy) -> tuple[LocalLayer, ...]:
+        """What every device has of a layer, (k,)."""
+        key = (layer.layer, layouts[layer.computes], tuple(layouts[reads.space] for reads in layer.reads))
+        if key not in self._found:
+            self._found[key] = tuple(self._local(layer, key[1], key[2], device) for device in range(self.devices))
+        return self._found[key]
+
+    def _local(self, layer: LayerWork, target: Layout, sources: Sequence[Layout], device: int) -> LocalLayer:
+        """Own rows, and the columns of own, halo and whole units; or for partial sums its own columns; or all."""
+        samples = int(samples_of(self.batch, self.devices)[device]) if target == "batch" else self.batch
+        if target == "units":
+            mine = self.partition.units(layer.target, device)
+            connections = int(layer.incoming[mine].sum())
+            if layer.depthwise:
+                return LocalLayer(layer, len(mine), 1, 0, connections, samples)
+            columns, remote = np.sum([self._columns(layer, *pair, device) for pair in zip(layer.reads, sources, strict=True)], 0)
+            return LocalLayer(layer, len(mine), int(columns), int(remote), connections, samples)
+        if target == "whole" and "units" in sources:
+            owned = [(reads, self.partition.units(reads.space, device)) for reads in layer.reads]
+            columns = sum(reads.entries * len(units) for reads, units in owned)
+            return LocalLayer(layer, layer.rows, columns, 0, sum(int(reads.outgoing[units].sum()) for reads, units in owned), samples)
+        return LocalLayer(layer, layer.rows, layer.columns, 0, layer.connections, samples)
+
+    def _columns(self, layer: LayerWork, reads: Reads, source: Layout, device: int) -> tuple[int, int]:
+        """Columns for the own rows, and how many of them have to wait for the others' values."""
+        if source == "whole":
+            return reads.entries * self.work.units[reads.space], 0
+        needed = readers(self.work, self.partition, reads, layer)[:, device]
+        if source == "batch":
+            return reads.entries * int(needed.sum()), reads.entries * int(needed.sum())
+        mine = self.partition.parts[reads.space] == device
+        remote = int((needed & ~mine).sum())
+        return reads.entries * (int(mine.sum()) + remote), reads.entries * remote
+
+
+def layer_seconds(local: LocalLayer, profile: Profile, input_gradient: bool, kernels: Sequence[str] = KERNELS) -> tuple[float, str]:
+    """Time of a layer step with the fastest kernel, and which one that is. A layer that has all its connections is dense."""
+    columns = local.columns * local.work.taps
+    if min(local.rows, columns, local.connections, local.samples) == 0:
+        return 0.0, "dense"
+    density = min(1.0, local.connections / (local.rows * columns))
+    times = []
+    for kernel in kernels if density < 1 else ("dense",):
+        measured = table_name(kernel, convolution=local.work.convolution)
+        seconds = profile.seconds(measured, local.rows, columns, density, local.samples * local.work.target_values)
+        times.append((seconds * (1.0 if input_gradient else profile.without_input_gradient.get(measured, 1.0)), kernel))
+    return min(times, key=lambda pair: pair[0])
+
+
+def needs_input_gradient(work: Workload, layer: LayerWork) -> bool:
+    """Whether a layer has to compute the gradient of what it reads."""
+    return any(reads.space not in work.inputs for reads in layer.reads)
+
+
+def held_values(local: LocalLayer, kernel: str) -> int:
+    """Values that the local weight is stored in."""
+    return local.connections if kernel != "dense" else local.rows * local.columns * local.work.taps
+
+
+def layer_bytes(local: LocalLayer, kernel: str, element_size: int) -> int:
+    """Memory of a layer on one device: weight and bias with their copies, and its values with their gradients."""
+    values = WEIGHT_COPIES * (held_values(local, kernel) + local.rows) + 2 * local.samples * local.rows * local.work.target_values
+    return values * element_size

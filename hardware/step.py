@@ -1,0 +1,273 @@
+"""A training step as tasks: what every device computes, what goes over which link, and what waits for what.
+
+Every device computes the layers in network order, then the loss, then the layers backward, as PyTorch issues them. Before a layer of
+another layout come the messages of its transition; gradients that are partial are summed as soon as all devices have them, the
+small ones at the end. Where devices communicate while they compute (GPUs), a layer of ``units`` begins with its own columns before
+the halo is there, and computes more slowly while messages come and go; on one-core workers a device does one thing at a time.
+
+A collective is one task where its time was measured (or where nothing overlaps), else it is messages: each holds the sender's way
+out, the receiver's way in and every link on its route.
+
+Legend: k devices, r hands to p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from hardware.layout import Strategy
+from hardware.profile import Profile
+from hardware.share import KERNELS, LocalLayer, Shares, layer_seconds, needs_input_gradient
+from hardware.simulate import Task, TaskKind
+from hardware.transitions import Move, Sum, Transition, norm_sums, parameter_sums, transitions
+from hardware.workload import LayerWork
+
+FORWARD_SHARE = 1 / 3
+"""One of the three products of a layer step."""
+
+Waits = list[tuple[int, ...]]
+"""Per device, the tasks that have to end first."""
+
+
+class Prices:
+    """Times of everything that a step consists of, each asked of the profile once."""
+
+    def __init__(self, shares: Shares, profile: Profile, kernels: Sequence[str] = KERNELS) -> None:
+        self.shares, self.profile, self.kernels = shares, profile, kernels
+        self.work, self.devices, self.batch = shares.work, shares.devices, shares.batch
+        self.transitions: dict[object, Transition] = {}
+        self._layers: dict[tuple[object, ...], tuple[float, str]] = {}
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether devices compute while they communicate."""
+        return self.profile.devices[0].kind == "cuda"
+
+    def layer(self, local: LocalLayer) -> tuple[float, str]:
+        """Seconds of a device's layer step, and its kernel."""
+        key = (local.work.layer, *local[1:])
+        if key not in self._layers:
+            self._layers[key] = layer_seconds(local, self.profile, needs_input_gradient(self.work, local.work), self.kernels)
+        return self._layers[key]
+
+    def stored(self, layouts: Strategy) -> dict[str, int]:
+        """Values that the weights of the layers without divided rows or columns are held in."""
+        found = {}
+        for layer in self.work.layers:
+            local = max(self.shares.of(layer, layouts), key=lambda share: share.samples)
+            if self.layer(local)[1] != "dense":
+                found[layer.layer] = local.connections
+        return found
+
+    def moved(self, layouts: Strategy) -> tuple[Transition, ...]:
+        """The transitions of a strategy."""
+        partition = None if not self.shares.partition.parts else self.shares.partition
+        return transitions(self.work, layouts, partition, self.devices, self.batch, self.profile.element_size, self.transitions)
+
+    def parameter_sums(self, layouts: Strategy) -> tuple[Sum, ...]:
+        """The sums of gradients of a strategy."""
+        return parameter_sums(self.work, layouts, self.devices, self.profile.element_size, self.stored(layouts))
+
+    def norm_sums(self, layouts: Strategy) -> dict[str, tuple[Sum, Sum]]:
+        """Per batch norm, the sums of its moments."""
+        found = norm_sums(self.work, layouts, self.devices, self.profile.element_size)
+        return {forward.names[0]: (forward, backward) for forward, backward in found}
+
+    def move_s(self, move: Move) -> float:
+        """Seconds of a collective by itself: measured where the profile has it, else by its slowest device."""
+        most = int(max(move.pairs.sum(0).max(), move.pairs.sum(1).max()))
+        if move.collective == "sum":
+            size = move.shared or most // (self.devices - 1)
+            return self.profile.collective_seconds("sum", self.devices, size)
+        return self.profile.collective_seconds("exchange", self.devices, most) if most else 0.0
+
+    def measured(self, move: Move) -> bool:
+        """Whether the time of such a collective is known from the clock."""
+        name = "sum" if move.collective == "sum" else "exchange"
+        return any((row.collective, row.ranks) == (name, self.devices) for row in self.profile.collectives)
+
+
+def step_tasks(prices: Prices, layouts: Strategy) -> tuple[Task, ...]:
+    """The tasks of one training step under a strategy."""
+    return _Step(prices, layouts).tasks()
+
+
+def device(number: int) -> str:
+    """The resource of a device's computation."""
+    return f"device {number}"
+
+
+@dataclass(eq=False)
+class _Step:
+    """Adds up the tasks of a step."""
+
+    prices: Prices
+    layouts: Strategy
+    found: list[Task] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.k = self.prices.devices
+        self.work = self.prices.work
+        self.last: Waits = [() for _ in range(self.k)]  # of every device, its latest computation
+        self.computed: dict[str, Waits] = {}  # space -> what has to end before its values are there
+        self.sums: dict[str, Sum] = {}
+        moved = self.prices.moved(self.layouts)
+        self.transition = {layer: found for found in moved for layer in found.layers}
+        self.norms = self._norms_by_layer()
+
+    def _norms_by_layer(self) -> dict[str, list[tuple[Sum, Sum]]]:
+        """Batch norms by the layer whose outputs they take: the layers of a space in order, one norm each."""
+        sums, found = self.prices.norm_sums(self.layouts), dict[str, list[tuple[Sum, Sum]]]()
+        for space in dict.fromkeys(norm.space for norm in self.work.norms):
+            producers = [layer.layer for layer in self.work.layers if layer.computes == space]
+            for place, norm in enumerate(norm for norm in self.work.norms if norm.space == space):
+                if norm.name in sums and producers:
+                    found.setdefault(producers[min(place, len(producers) - 1)], []).append(sums[norm.name])
+        return found
+
+    def tasks(self) -> tuple[Task, ...]:
+        arrived: dict[int, Waits] = {}
+        for layer in self.work.layers:
+            self._forward(layer, arrived)
+        overhead = self.prices.profile.step_overhead_s
+        for r in range(self.k):
+            self._compute("loss and optimizer", "overhead", overhead, r, (w for waits in self.computed.values() for w in waits[r]))
+        self._sums = self.prices.parameter_sums(self.layouts)
+        returned: dict[str, Waits] = {}
+        for layer in reversed(self.work.layers):
+            self._backward(layer, returned)
+        for gradients in self._sums:
+            if len(gradients.names) != 1 or gradients.names[0] not in self.sums:
+                self._move(gradients.move, f"gradients of {len(gradients.names)} tensors", self.last)
+        return tuple(self.found)
+
+    # ---- forward and backward of a layer ----
+
+    def _forward(self, layer: LayerWork, arrived: dict[int, Waits]) -> None:
+        transition = self.transition.get(layer.layer)
+        own = self._join(self.computed.get(reads.space) for reads in layer.reads)
+        values = own
+        if transition is not None and transition.forward.collective != "sum":
+            if id(transition) not in arrived:
+                arrived[id(transition)] = self._move(transition.forward, f"{_spaces(transition)} forward", own)
+            values = arrived[id(transition)]
+        ended: Waits = []
+        for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
+            seconds = self.prices.layer(local)[0]
+            forward = seconds * self._forward_share(layer)
+            at_once = forward * (1 - local.remote_columns / local.columns) if self.prices.overlapping and local.columns else 0.0
+            if at_once and values is not own:
+                self._compute(f"{layer.layer} own units", "forward", at_once, r, own[r])
+                forward -= at_once
+            ended.append(self._compute(layer.layer, "forward", forward, r, values[r]))
+        if transition is not None and transition.forward.collective == "sum":
+            ended = self._move(transition.forward, f"{layer.layer} partial sums", ended)
+        for forward_sum, _ in self.norms.get(layer.layer, ()):
+            ended = self._move(forward_sum.move, f"{forward_sum.names[0]} moments", ended)
+        self.computed[layer.computes] = self._join([self.computed.get(layer.computes), ended])
+
+    def _forward_share(self, layer: LayerWork) -> float:
+        return FORWARD_SHARE if needs_input_gradient(self.work, layer) else 1 / 2
+
+    def _backward(self, layer: LayerWork, returned: dict[str, Waits]) -> None:
+        """returned: per layer, what its gradient waits for."""
+        waits = self._join([returned.get(layer.layer)])
+        for _, backward_sum in self.norms.get(layer.layer, ()):
+            waits = self._move(backward_sum.move, f"{backward_sum.names[0]} gradients", self._join([waits, self.last]))
+        ended: Waits = []
+        for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
+            seconds = self.prices.layer(local)[0] * (1 - self._forward_share(layer))
+            ended.append(self._compute(layer.layer, "backward", seconds, r, waits[r]))
+        self._begin_sums(layer, ended)
+        transition = self.transition.get(layer.layer)
+        if transition is not None and layer.layer == transition.layers[0]:  # the last of them in this direction
+            ended = self._move(transition.backward, f"{_spaces(transition)} backward", self._join([ended, self.last]))
+        producers = {reads.space for reads in layer.reads}
+        for earlier in self.work.layers:
+            if earlier.layer == layer.layer:
+                break
+            if earlier.computes in producers:
+                returned[earlier.layer] = self._join([returned.get(earlier.layer), ended])
+
+    def _begin_sums(self, layer: LayerWork, ended: Waits) -> None:
+        """Sum the layer's large gradients as soon as they are there."""
+        for gradients in self._sums:
+            if len(gradients.names) == 1 and gradients.move.shared and gradients.names[0].rpartition(".")[0] == layer.layer:
+                self.sums[gradients.names[0]] = gradients
+                self._move(gradients.move, f"{gradients.names[0]} gradient", ended)
+
+    # ---- tasks ----
+
+    def _compute(self, name: str, kind: TaskKind, seconds: float, r: int, after: Iterable[int]) -> tuple[int, ...]:
+        """A computation of one device, after its latest one. Without anything to compute, what it would have waited for."""
+        waits = tuple(sorted({*after, *self.last[r]}))
+        if seconds <= 0:
+            return waits
+        disturbed = (f"out {r}", f"in {r}") if self.prices.overlapping else ()
+        self.last[r] = self._add(Task(name, kind, seconds, (device(r),), waits, disturbed))
+        return self.last[r]
+
+    def _move(self, move: Move, name: str, after: Waits) -> Waits:
+        """A collective, after which every device has what it needs."""
+        if move.bytes == 0:
+            return after
+        ordered = () if self.prices.overlapping else self.last  # one thing after the other, as it is issued
+        everyone = tuple(sorted({number for waits in (*after, *ordered) for number in waits}))
+        if not self.prices.overlapping or self.prices.measured(move):
+            return self._together(move, name, everyone)
+        if move.shared:
+            return self._ring(move, name, everyone)
+        return self._messages(move, name, after)
+
+    def _together(self, move: Move, name: str, after: tuple[int, ...]) -> Waits:
+        ranks = range(self.k)
+        if self.prices.overlapping:
+            resources = tuple(f"{way} {r}" for r in ranks for way in ("out", "in"))
+        else:
+            resources = tuple(device(r) for r in ranks)
+        task = self._add(Task(name, "communication", self.prices.move_s(move), resources, after, size_bytes=move.bytes))
+        if not self.prices.overlapping:
+            self.last = [task for _ in ranks]
+        return [task for _ in ranks]
+
+    def _ring(self, move: Move, name: str, after: tuple[int, ...]) -> Waits:
+        """2 (k - 1) steps of 1/k to the next device; all end together, since each step waits for the slowest link."""
+        steps = 2 * (self.k - 1)
+        links = [self.prices.profile.graph.link(r, (r + 1) % self.k) for r in range(self.k)]
+        seconds = steps * max(link.seconds(move.shared / self.k) for link in links)
+        traffic = move.traffic
+        sent: tuple[int, ...] = ()
+        for r in range(self.k):
+            p = (r + 1) % self.k
+            sent += self._add(Task(name, "communication", seconds, self._way(r, p), after, size_bytes=int(traffic[r, p])))
+        return [sent for _ in range(self.k)]
+
+    def _messages(self, move: Move, name: str, after: Waits) -> Waits:
+        arrived = [set(waits) for waits in after]
+        for shift in range(1, self.k):
+            for r in range(self.k):
+                p = (r + shift) % self.k
+                size = int(move.pairs[r, p])
+                if size:
+                    seconds = self.prices.profile.graph.link(r, p).seconds(size)
+                    arrived[p].update(self._add(Task(name, "communication", seconds, self._way(r, p), after[r], size_bytes=size)))
+        return [tuple(sorted(waits)) for waits in arrived]
+
+    def _way(self, r: int, p: int) -> tuple[str, ...]:
+        return (f"out {r}", f"in {p}", f"link {r}-{p}")
+
+    def _add(self, task: Task) -> tuple[int, ...]:
+        self.found.append(task)
+        return (len(self.found) - 1,)
+
+    def _join(self, waits: Iterable[Waits | None]) -> Waits:
+        joined: list[set[int]] = [set() for _ in range(self.k)]
+        for each in waits:
+            for r, numbers in enumerate(each or []):
+                joined[r].update(numbers)
+        return [tuple(sorted(numbers)) for numbers in joined]
+
+
+def _spaces(transition: Transition) -> str:
+    return f"{', '.join(transition.spaces)} {transition.source} to {transition.target}"

@@ -1,0 +1,105 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hardware.cost import Simulation, simulate
+from hardware.devices import Device
+from hardware.layout import Layout, strategy
+from hardware.partition import Partition
+from hardware.partitioners import PARTITIONERS
+from hardware.profile import Profile
+from hardware.share import Shares
+from hardware.simulate import critical_path_s
+from hardware.step import Prices, step_tasks
+from hardware.workload import Workload
+from tests.contracts.partitioner import sparse
+from tests.contracts.topologies import branched, convolutional, mlp
+from tests.hardware.test_profile import BANDWIDTH, FLOP_S, LATENCY_S, OVERHEAD_S, made_up_profile
+
+CPU = made_up_profile()
+
+
+def gpus(count: int = 4) -> Profile:
+    """The same rates, on devices that communicate while they compute."""
+    profile = made_up_profile(count)
+    return replace(profile, devices=tuple(Device("gpu", "cuda", n, 2**33, f"nowhere/gpu{n}") for n in range(count)))
+
+
+WORK = Workload.of(mlp(10, 20, 20, 5))
+HALVES = Partition({"s1": np.repeat([0, 1], 10), "s2": np.repeat([0, 1], 10)}, 2)
+MIXED: dict[str, Layout] = {"s0": "batch", "s1": "batch", "s2": "units", "s3": "whole"}
+
+
+def ends(found: Simulation) -> dict[str, float]:
+    return {f"{span.task.name} {span.task.kind}": span.end_s for span in found.timeline.spans}
+
+
+def test_from_batch_to_units_takes_an_exchange_there_and_back() -> None:
+    step = simulate(WORK, MIXED, HALVES, CPU, 64).step
+    sent = 32 * 20 * 4  # half of the samples, all units, since every unit of s2 reads them
+    logits, gradients = 64 * 5 * 4, 4 * (10 * 20 + 20)
+    compute = OVERHEAD_S + FLOP_S * (32 * 10 * 20 / 2 + 64 * 20 * 10 + 64 * 10 * 5)
+    communication = 2 * (LATENCY_S + sent / BANDWIDTH) + sum(2 * (LATENCY_S + size / 2 / BANDWIDTH) for size in (logits, gradients))
+    assert (step.compute_s, step.communication_s) == (pytest.approx(compute), pytest.approx(communication))
+    assert step.halo_bytes_per_step == 2 * 2 * sent
+    assert step.sum_bytes_per_step == 2 * (logits + gradients)
+
+
+def test_layers_of_one_layout_send_nothing() -> None:
+    whole = simulate(WORK, "single", None, CPU, 64)
+    assert (whole.step.bytes_per_step, whole.link_bytes.tolist()) == (0, [[0]])
+    assert all(span.task.kind != "communication" for span in whole.timeline.spans)
+
+
+def test_on_gpus_gradients_are_summed_while_the_rest_is_computed() -> None:
+    """Large gradients of the last layer go out first, under the backward pass of those before it."""
+    work = Workload.of(mlp(600, 600, 600))
+    found = simulate(work, "data", None, gpus(2), 512, 2)
+    batch, product, ring = 256, FLOP_S * 600 * 600, 2 * (LATENCY_S + 600 * 600 * 4 / 2 / BANDWIDTH)
+    small = 2 * 600 * 4 / 1e9 + LATENCY_S  # both biases, handed to the other
+    forward, backward = batch * product * (1 / 4 + 1 / 3), OVERHEAD_S + batch * product * 2 / 3
+    first = forward + backward  # the last layer's gradients are there
+    end = max(first + ring, first + batch * product / 4) + ring + small  # and those of the first, after it on the same wires
+    assert found.timeline.seconds == pytest.approx(end)
+    assert found.timeline.seconds < simulate(work, "data", None, CPU, 512, 2).timeline.seconds
+
+
+def test_on_gpus_a_layer_begins_with_its_own_units() -> None:
+    found = ends(simulate(WORK, "model", HALVES, gpus(2), 64))
+    first = FLOP_S * 64 * 10 * 10 / 4  # half of a step without the gradient of the input
+    own = first + FLOP_S * 64 * 10 * 10 / 3
+    halo = first + LATENCY_S + 64 * 10 * 4 / BANDWIDTH
+    assert found["fc2 own units forward"] == pytest.approx(own)
+    assert found["fc2 forward"] == pytest.approx(max(own, halo) + FLOP_S * 64 * 10 * 10 / 3)
+
+
+@pytest.mark.parametrize("profile", [CPU, gpus()])
+@pytest.mark.parametrize("topology", [mlp(5, 12, 9, 7, 3), convolutional(), branched()])
+@pytest.mark.parametrize("name", ["data", "model", "owt"])
+def test_no_step_is_faster_than_its_critical_path_and_its_busiest_device(profile: Profile, topology: object, name: str) -> None:
+    work = Workload.of(sparse(topology, 0.4))  # type: ignore[arg-type]
+    partition = PARTITIONERS["contiguous"](work, 3)
+    prices = Prices(Shares(work, partition, 3, 16), profile)
+    tasks = step_tasks(prices, strategy(work, name))
+    found = simulate(work, name, partition, profile, 16, 3)
+    assert found.timeline.seconds >= max(critical_path_s(tasks), found.step.compute_s) * (1 - 1e-12)
+    assert found.timeline.seconds <= sum(task.seconds for task in tasks)
+    assert found.timeline == simulate(work, name, partition, profile, 16, 3).timeline
+
+
+@pytest.mark.parametrize("topology", [mlp(5, 12, 9, 7, 3), convolutional()])
+@pytest.mark.parametrize("name", ["data", "model", "owt"])
+def test_the_bytes_of_all_links_are_those_of_the_messages(topology: object, name: str) -> None:
+    work = Workload.of(sparse(topology, 0.4))  # type: ignore[arg-type]
+    partition = PARTITIONERS["contiguous"](work, 3)
+    found = simulate(work, name, partition, gpus(), 16, 3)
+    sent = sum(span.task.size_bytes for span in found.timeline.spans if span.task.kind == "communication")
+    assert sent == found.link_bytes.sum() == found.step.bytes_per_step  # all are small: no ring
+
+
+def test_the_memory_of_a_device_is_its_weights_values_and_what_it_is_sent() -> None:
+    found = simulate(WORK, "model", HALVES, CPU, 64)
+    weights = 3 * (10 * 10 + 10 + 20 * 10 + 10 + 10 * 5 + 5)
+    values = 2 * 64 * (10 + 10 + 5)
+    assert found.memory_bytes.tolist() == [4 * (weights + values + 64 * 10)] * 2
