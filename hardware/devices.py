@@ -10,10 +10,13 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Literal
 
 import networkx
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 Kind = Literal["cpu", "cuda"]
 
@@ -41,11 +44,11 @@ class Link:
     bandwidth_bytes_per_s: float
 
     def __post_init__(self) -> None:
-        if not self.bandwidth_bytes_per_s > 0:
+        if not 0 < self.bandwidth_bytes_per_s < inf:
             raise ValueError(
-                f"bandwidth_bytes_per_s is {self.bandwidth_bytes_per_s}, but must be positive; leave out a link that does not exist"
+                f"bandwidth_bytes_per_s is {self.bandwidth_bytes_per_s}, but must be positive and finite; leave out what is no link"
             )
-        if not self.latency_s >= 0:
+        if not 0 <= self.latency_s < inf:
             raise ValueError(f"latency_s is {self.latency_s}, but must be at least 0; measure it anew with `grow profile`")
 
     def seconds(self, size_bytes: float) -> float:
@@ -69,7 +72,7 @@ class DeviceGraph:
                 raise ValueError(
                     f"link is ({first}, {second}), but must join two of the devices 0..{len(devices) - 1}; number them in their order"
                 )
-            self._graph.add_edge(first, second, link=link)
+            self._graph.add_edge(first, second, link=link, seconds_per_byte=1 / link.bandwidth_bytes_per_s)
         if devices and not networkx.is_connected(self._graph):
             alone = [sorted(group) for group in networkx.connected_components(self._graph)]
             raise ValueError(f"the device graph falls apart into {alone}, but must be connected; add a link between them")
@@ -80,6 +83,17 @@ class DeviceGraph:
             raise ValueError(f"link is ({first}, {second}), but must be one that exists; measure it with `grow profile`")
         found: Link = self._graph.edges[first, second]["link"]
         return found
+
+    def costs(self, count: int) -> NDArray[np.float64]:
+        """What a byte from one of the first ``count`` devices to another costs, (count, count): seconds along the way that takes least.
+
+        Relative to the cheapest of them: even links all cost 1. A way may lead over any device; its links take the byte in turn.
+        """
+        if not 1 <= count <= len(self.devices):
+            raise ValueError(f"parts is {count}, but must be 1 to {len(self.devices)}, the devices of the graph; divide for fewer of them")
+        ways = dict(networkx.all_pairs_dijkstra_path_length(self._graph, weight="seconds_per_byte"))
+        found = np.array([[ways[a][b] for b in range(count)] for a in range(count)])
+        return found / found[~np.eye(count, dtype=bool)].min() if count > 1 else found
 
     @property
     def links(self) -> dict[tuple[int, int], Link]:

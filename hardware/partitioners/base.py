@@ -2,7 +2,9 @@
 
 Balance is kept per space, since the spaces are computed one after the other. They are divided in network order, with the earlier
 ones fixed. What a space costs then splits in two: *behind* it are source units with a known part, each a net of its readers;
-*ahead* of it are readers without a part, each a net of its sources, which are cheap to place when they lie together.
+*ahead* of it are readers without a part, each a net of its sources, which are cheap to place when they lie together. What a solver
+finds so is then improved with all spaces in view, and, where the links are uneven, under the costs of the links: first as if they were
+even, then with the parts mapped to the devices, so that what comes out is never dearer than the mapped partition.
 
 Legend: U units of the space, k parts.
 """
@@ -16,17 +18,20 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from hardware.partition import Partition
+from hardware.partitioners.local_search import FloatArray, LocalSearch, check_costs
+from hardware.partitioners.mapping import mapped
 from hardware.workload import IntArray, Reads, Workload
 
 
 class Partitioner(Protocol):
     """Divides every hidden space into parts, the same ones for the same seed.
 
+    ``costs`` (k, k): of one value sent from a part's device to another's, as `DeviceGraph.costs` gives them; None: all the same.
     No part is empty, and none weighs more than ``(1 + imbalance)`` times the mean, or than the mean plus the heaviest unit where
     this is more (few units cannot be divided more evenly).
     """
 
-    def __call__(self, work: Workload, parts: int, imbalance: float = 0.05, seed: int = 0) -> Partition:
+    def __call__(self, work: Workload, parts: int, imbalance: float = 0.05, seed: int = 0, costs: FloatArray | None = None) -> Partition:
         """Part of every hidden unit. ValueError where a space has fewer units than ``parts``."""
 
 
@@ -55,9 +60,23 @@ class Problem:
 Solve: TypeAlias = Callable[[Problem], IntArray]
 
 
+def divided(work: Workload, parts: int, imbalance: float, seed: int, costs: FloatArray | None, solve: Solve) -> Partition:
+    """Divide the hidden spaces in network order, then improve all of them together, then for uneven ``costs``."""
+    check(work, parts, imbalance, costs)
+    found = improved(work, space_by_space(work, parts, imbalance, seed, solve), imbalance, seed, None)
+    return found if costs is None or parts == 1 else improved(work, mapped(work, found, costs), imbalance, seed, costs)
+
+
+def improved(work: Workload, partition: Partition, imbalance: float, seed: int, costs: FloatArray | None) -> Partition:
+    """The best partition that a local search finds from this one."""
+    search = LocalSearch(work, partition, imbalance, costs)
+    search.anneal(seed)
+    search.descend()
+    return search.partition()
+
+
 def space_by_space(work: Workload, parts: int, imbalance: float, seed: int, solve: Solve) -> Partition:
     """Divide the hidden spaces in network order. ``solve`` is asked only where something can be gained."""
-    check(work, parts, imbalance)
     found: dict[str, IntArray] = {}
     for space in work.hidden:
         weights = work.weights[space]
@@ -70,12 +89,14 @@ def space_by_space(work: Workload, parts: int, imbalance: float, seed: int, solv
     return Partition(found, parts)
 
 
-def check(work: Workload, parts: int, imbalance: float) -> None:
+def check(work: Workload, parts: int, imbalance: float, costs: FloatArray | None = None) -> None:
     """Refuse what cannot be divided."""
     if parts < 1:
         raise ValueError(f"parts is {parts}, but must be at least 1; one part is one device")
     if not imbalance >= 0:
         raise ValueError(f"imbalance is {imbalance}, but must be at least 0; 0.05 lets a part weigh 5 % more than the mean")
+    if costs is not None:
+        check_costs(costs, parts)
     for space in work.hidden:
         if parts > work.units[space]:
             raise ValueError(
@@ -98,15 +119,15 @@ def contiguous_parts(weights: IntArray, parts: int) -> IntArray:
 
 
 def settle(found: IntArray, weights: IntArray, parts: int, imbalance: float) -> IntArray:
-    """The same parts with as few units moved as it takes: none empty, none above the limit."""
+    """The same parts with few units moved: none empty, none above the limit, and as near to ``imbalance`` as whole units allow."""
     found = found.copy()
     for part in np.setdiff1d(np.arange(parts), found):
         _move_lightest(found, weights, int(np.bincount(found, minlength=parts).argmax()), int(part))
-    mean = weights.sum() / parts
-    limit = max((1 + imbalance) * mean, mean + weights.max())
     load = np.bincount(found, weights, minlength=parts)
-    while load.max() > limit:  # ends: what receives stays below mean plus heaviest unit
+    while load.max() > (1 + imbalance) * weights.sum() / parts:  # ends: every move makes the loads more even
         heaviest, lightest = int(load.argmax()), int(load.argmin())
+        if weights[found == heaviest].min() >= load[heaviest] - load[lightest]:
+            break  # then no part is above the mean and the lightest unit of the heaviest
         moved = _move_lightest(found, weights, heaviest, lightest)
         load[heaviest] -= moved
         load[lightest] += moved

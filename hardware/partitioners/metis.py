@@ -11,13 +11,14 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, csr_array
 
 from hardware.partition import Partition
-from hardware.partitioners.base import Problem, space_by_space
+from hardware.partitioners.base import Problem, divided
+from hardware.partitioners.local_search import FloatArray
 from hardware.workload import IntArray, Workload
 
 
-def metis(work: Workload, parts: int, imbalance: float = 0.05, seed: int = 0) -> Partition:
-    """Every hidden space with the fewest cut connections that METIS finds. ValueError where pymetis is not installed."""
-    return space_by_space(work, parts, imbalance, seed, solve)
+def metis(work: Workload, parts: int, imbalance: float = 0.05, seed: int = 0, costs: FloatArray | None = None) -> Partition:
+    """From the fewest cut connections that METIS finds in every hidden space. ValueError where pymetis is not installed."""
+    return divided(work, parts, imbalance, seed, costs, solve)
 
 
 def solve(problem: Problem) -> IntArray:

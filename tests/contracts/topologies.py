@@ -63,3 +63,34 @@ def with_heads() -> Topology:
         Connections("head", (4, 16), (Segment("out"),), (Segment("b"),), None),
     )
     return Topology(spaces, layers)
+
+
+def residual() -> Topology:
+    """A stem, a block that adds to what it reads, and a layer that adds a space to itself."""
+    spaces = (Space("in", 6, "input"), Space("r", 12, "hidden"), Space("m", 8, "hidden"), Space("out", 3, "output"))
+    layers = (
+        Connections("stem", (12, 6), (Segment("r"),), (Segment("in"),), None),
+        Connections("down", (8, 12), (Segment("m"),), (Segment("r"),), None),
+        Connections("up", (12, 8), (Segment("r"),), (Segment("m"),), None),
+        Connections("again", (12, 12), (Segment("r"),), (Segment("r"),), None),
+        Connections("head", (3, 12), (Segment("out"),), (Segment("r"),), None),
+    )
+    return Topology(spaces, layers)
+
+
+def concatenated() -> Topology:
+    """A layer that reads two spaces, one of them twice and in two forms: as it is, and flattened with 4 positions a unit."""
+    spaces = (
+        Space("in", 5, "input"),
+        Space("a", 9, "hidden"),
+        Space("b", 10, "hidden"),
+        Space("c", 12, "hidden"),
+        Space("out", 3, "output"),
+    )
+    layers = (
+        Connections("one", (9, 5), (Segment("a"),), (Segment("in"),), None),
+        Connections("two", (10, 9), (Segment("b"),), (Segment("a"),), None),
+        Connections("both", (12, 55), (Segment("c"),), (Segment("a"), Segment("b"), Segment("a", 4)), None),
+        Connections("head", (3, 12), (Segment("out"),), (Segment("c"),), None),
+    )
+    return Topology(spaces, layers)
