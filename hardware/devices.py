@@ -9,8 +9,10 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import combinations, pairwise
 from math import inf
+from pathlib import Path
 from typing import Literal
 
 import networkx
@@ -18,7 +20,11 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from hardware import nvml
+
 Kind = Literal["cpu", "cuda"]
+ROUTED_BYTES = 2**20
+"""The message that routes are chosen for."""
 
 
 class TooFewDevicesError(ValueError):
@@ -27,21 +33,23 @@ class TooFewDevicesError(ValueError):
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU, or one CPU worker of one core. ``id`` names the very piece of hardware."""
+    """One GPU, or one CPU worker of one core. ``id`` names the very piece of hardware. numa: memory node that it is next to, if known."""
 
     name: str
     kind: Kind
     index: int
     memory_bytes: int
     id: str
+    numa: int | None = None
 
 
 @dataclass(frozen=True)
 class Link:
-    """What one message costs: ``latency_s + bytes / bandwidth_bytes_per_s``."""
+    """What one message costs: ``latency_s + bytes / bandwidth_bytes_per_s``. medium: what it is made of, such as NVLink, where known."""
 
     latency_s: float
     bandwidth_bytes_per_s: float
+    medium: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.bandwidth_bytes_per_s < inf:
@@ -49,7 +57,7 @@ class Link:
                 f"bandwidth_bytes_per_s is {self.bandwidth_bytes_per_s}, but must be positive and finite; leave out what is no link"
             )
         if not 0 <= self.latency_s < inf:
-            raise ValueError(f"latency_s is {self.latency_s}, but must be at least 0; measure it anew with `grow profile`")
+            raise ValueError(f"latency_s is {self.latency_s}, but must be at least 0 and finite; measure it anew with `grow profile`")
 
     def seconds(self, size_bytes: float) -> float:
         """Time of one message.
@@ -65,24 +73,43 @@ class DeviceGraph:
 
     def __init__(self, devices: tuple[Device, ...], links: Mapping[tuple[int, int], Link]) -> None:
         self.devices = devices
-        self._graph = networkx.Graph()
-        self._graph.add_nodes_from(range(len(devices)))
+        graph = networkx.Graph()
+        for place, device in enumerate(devices):
+            graph.add_node(place, device=device)
         for (first, second), link in links.items():
             if not (0 <= first < len(devices) and 0 <= second < len(devices)) or first == second:
                 raise ValueError(
                     f"link is ({first}, {second}), but must join two of the devices 0..{len(devices) - 1}; number them in their order"
                 )
-            self._graph.add_edge(first, second, link=link, seconds_per_byte=1 / link.bandwidth_bytes_per_s)
-        if devices and not networkx.is_connected(self._graph):
-            alone = [sorted(group) for group in networkx.connected_components(self._graph)]
+            graph.add_edge(first, second, link=link, seconds=link.seconds(ROUTED_BYTES), seconds_per_byte=1 / link.bandwidth_bytes_per_s)
+        if devices and not networkx.is_connected(graph):
+            alone = [sorted(group) for group in networkx.connected_components(graph)]
             raise ValueError(f"the device graph falls apart into {alone}, but must be connected; add a link between them")
+        self.graph: networkx.Graph = networkx.freeze(graph)
+        """Nodes are places in ``devices`` and have a ``device``, edges have a ``link``."""
 
     def link(self, first: int, second: int) -> Link:
-        """The link between two devices, by their places in ``devices``."""
-        if not self._graph.has_edge(first, second):
-            raise ValueError(f"link is ({first}, {second}), but must be one that exists; measure it with `grow profile`")
-        found: Link = self._graph.edges[first, second]["link"]
-        return found
+        """The link between two devices, by their places in ``devices``; what a route amounts to where none joins them directly.
+
+        >>> chain = DeviceGraph(tuple(Device("x", "cpu", n, 1, str(n)) for n in range(3)), {(0, 1): Link(1.0, 4.0), (1, 2): Link(2.0, 8.0)})
+        >>> chain.link(2, 0)
+        Link(latency_s=3.0, bandwidth_bytes_per_s=4.0, medium='')
+        """
+        passed = [self.links[pair] for pair in self.route(first, second)]
+        if len(passed) == 1:
+            return passed[0]
+        media = "+".join(dict.fromkeys(link.medium for link in passed if link.medium))
+        return Link(sum(link.latency_s for link in passed), min(link.bandwidth_bytes_per_s for link in passed), media)
+
+    def route(self, first: int, second: int) -> list[tuple[int, int]]:
+        """The links that a message takes, as pairs of neighbours (smaller place first): the path on which 1 MiB is fastest."""
+        for place in (first, second):
+            if place not in self.graph:
+                raise ValueError(f"device is {place}, but must be one of 0..{len(self.devices) - 1}; profile as many as are used")
+        if first == second:
+            raise ValueError(f"route is from {first} to itself, but must join two devices; a device needs no link to itself")
+        path = networkx.shortest_path(self.graph, first, second, weight="seconds")
+        return [(min(pair), max(pair)) for pair in pairwise(path)]
 
     def costs(self, count: int) -> NDArray[np.float64]:
         """What a byte from one of the first ``count`` devices to another costs, (count, count): seconds along the way that takes least.
@@ -91,14 +118,19 @@ class DeviceGraph:
         """
         if not 1 <= count <= len(self.devices):
             raise ValueError(f"parts is {count}, but must be 1 to {len(self.devices)}, the devices of the graph; divide for fewer of them")
-        ways = dict(networkx.all_pairs_dijkstra_path_length(self._graph, weight="seconds_per_byte"))
+        ways = dict(networkx.all_pairs_dijkstra_path_length(self.graph, weight="seconds_per_byte"))
         found = np.array([[ways[a][b] for b in range(count)] for a in range(count)])
         return found / found[~np.eye(count, dtype=bool)].min() if count > 1 else found
 
-    @property
+    @cached_property
     def links(self) -> dict[tuple[int, int], Link]:
         """All links, by pairs of devices."""
-        return {(min(a, b), max(a, b)): link for a, b, link in self._graph.edges(data="link")}
+        return {(min(a, b), max(a, b)): link for a, b, link in self.graph.edges(data="link")}
+
+    def first(self, count: int) -> DeviceGraph:
+        """The graph of the first devices alone; routes keep what they amount to in the whole graph."""
+        pairs = combinations(range(count), 2)
+        return DeviceGraph(self.devices[:count], {pair: self.link(*pair) for pair in pairs})
 
 
 @dataclass(frozen=True)
@@ -140,32 +172,19 @@ def discover(kind: Literal["auto", "cpu", "cuda"] = "auto", count: int = 1) -> D
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_allowed())
+
+
+def _allowed() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 @cache
 def gpus() -> tuple[Device, ...]:
     """NVIDIA GPUs that CUDA programs of this process see, in their order."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except (ImportError, OSError):
-        return ()
-    except pynvml.NVMLError:
-        return ()  # no driver
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        found = [
-            (_text(pynvml.nvmlDeviceGetUUID(h)), _text(pynvml.nvmlDeviceGetName(h)), int(pynvml.nvmlDeviceGetMemoryInfo(h).total))
-            for h in handles
-        ]
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
-    seen = visible([identity for identity, _, _ in found], os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return tuple(Device(found[place][1], "cuda", index, found[place][2], found[place][0]) for index, place in enumerate(seen))
+    found = nvml.gpus()
+    seen = visible([gpu.id for gpu in found], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return tuple(Device(found[n].name, "cuda", index, found[n].memory_bytes, found[n].id, found[n].numa) for index, n in enumerate(seen))
 
 
 def visible(identities: list[str], setting: str | None) -> list[int]:
@@ -186,23 +205,6 @@ def visible(identities: list[str], setting: str | None) -> list[int]:
 
 
 @cache
-def driver() -> str:
-    """Version of the NVIDIA driver, empty without one."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except (ImportError, OSError):
-        return ""
-    except pynvml.NVMLError:
-        return ""
-    try:
-        return _text(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
-
-
-@cache
 def cpu_name() -> str:
     """Name of the processor."""
     try:
@@ -213,15 +215,19 @@ def cpu_name() -> str:
 
 
 def _workers(count: int) -> tuple[Device, ...]:
-    memory = psutil.virtual_memory().total // count
-    return tuple(Device(cpu_name(), "cpu", index, memory, f"{platform.node()}/worker{index}") for index in range(count))
+    memory, allowed = psutil.virtual_memory().total // count, _allowed()
+    return tuple(
+        Device(cpu_name(), "cpu", index, memory, f"{platform.node()}/worker{index}", _numa_of(allowed[index % len(allowed)]))
+        for index in range(count)
+    )
+
+
+def _numa_of(core: int) -> int | None:
+    """The memory node of a core, as Linux tells it."""
+    return next((int(node.name[4:]) for node in Path(f"/sys/devices/system/cpu/cpu{core}").glob("node[0-9]*")), None)
 
 
 def _crowded(count: int) -> str | None:
     if count <= cores():
         return None
     return f"{count} workers share {cores()} core{'s' if cores() > 1 else ''}, so more workers cannot be faster"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

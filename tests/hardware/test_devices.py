@@ -1,9 +1,11 @@
 import subprocess
 import sys
 
+import networkx
+import pynvml
 import pytest
 
-from hardware import devices
+from hardware import devices, nvml
 from hardware.devices import Device, DeviceGraph, Link, TooFewDevicesError, discover
 
 GPUS = tuple(Device("H100", "cuda", index, 80 * 2**30, f"GPU-{index}") for index in range(2))
@@ -67,3 +69,43 @@ def test_a_link_without_bandwidth_or_back_in_time_is_refused(latency_s: float, b
 def test_a_link_to_itself_is_refused() -> None:
     with pytest.raises(ValueError, match=r"link is \(0, 0\)"):
         DeviceGraph(WORKERS[:1], {(0, 0): Link(0.0, 1.0)})
+
+
+def test_a_message_takes_the_route_on_which_it_is_fastest() -> None:
+    fast, slow = Link(1e-6, 1e11, "NVLink"), Link(1e-5, 1e10, "PCIe")
+    graph = DeviceGraph(WORKERS, {(0, 1): fast, (1, 2): slow})
+    assert graph.route(2, 0) == [(1, 2), (0, 1)]
+    assert graph.link(0, 2) == Link(1.1e-5, 1e10, "NVLink+PCIe")
+    detour = DeviceGraph(WORKERS, {(0, 1): fast, (1, 2): fast, (0, 2): Link(1e-5, 1e8)})
+    assert detour.route(0, 2) == [(0, 1), (1, 2)]
+
+
+def test_the_first_devices_keep_the_links_that_they_had() -> None:
+    link = Link(1e-5, 1e9)
+    star = DeviceGraph(WORKERS, {(0, 2): link, (1, 2): link})
+    assert star.first(2).links == {(0, 1): Link(2e-5, 1e9)}
+
+
+def test_devices_and_links_are_a_networkx_graph() -> None:
+    link = Link(1e-5, 1e9)
+    graph = DeviceGraph(WORKERS[:2], {(0, 1): link}).graph
+    assert graph.nodes[1]["device"] is WORKERS[1]
+    assert graph.edges[0, 1]["link"] is link
+    with pytest.raises(networkx.NetworkXError):
+        graph.add_edge(0, 1)
+
+
+@pytest.mark.parametrize(("first", "second", "message"), [(0, 7, "device is 7"), (1, 1, "from 1 to itself")])
+def test_a_route_to_nowhere_is_refused(first: int, second: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeviceGraph(WORKERS[:2], {(0, 1): Link(1e-5, 1e9)}).link(first, second)
+
+
+def test_without_a_driver_the_management_library_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    for asked in (nvml.gpus, nvml.driver, nvml.medium):
+        asked.cache_clear()
+    assert (nvml.gpus(), nvml.driver(), nvml.medium("GPU-0", "GPU-1")) == ((), "", "")

@@ -1,16 +1,30 @@
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from grow.kernels import KernelCase
-from hardware import profile as module
-from hardware.devices import Device, discover
-from hardware.execute.ranks import run_ranks
-from hardware.profile import CollectiveTime, KernelTime, MeasuredLink, Profile, key_of, measure_rank, obtain
+from hardware import sweep
+from hardware.devices import Device
+from hardware.profile import (
+    MASKED,
+    Calibration,
+    Coefficients,
+    CollectiveTime,
+    Contention,
+    HaloTime,
+    KernelTime,
+    MeasuredLink,
+    Overlap,
+    Profile,
+    calibrated,
+    key_of,
+    machine,
+    obtain,
+    touched_bytes,
+)
 
 LAYER_S, FLOP_S, CSR_FLOP_S, OVERHEAD_S = 1e-5, 1e-10, 1e-9, 1e-4
 LATENCY_S, BANDWIDTH = 2e-5, 1e9
@@ -25,7 +39,7 @@ def made_up_profile(ranks: int = 4) -> Profile:
     ]
     devices = tuple(Device("cpu", "cpu", index, 2**33, f"nowhere/worker{index}") for index in range(ranks))
     return Profile(
-        schema_version=1,
+        schema_version=2,
         key="nowhere",
         made_at="2026-01-01T00:00:00+00:00",
         machine={"host": "nowhere"},
@@ -75,11 +89,56 @@ def test_measured_collectives_are_met_and_grow_by_bandwidth_beyond() -> None:
     assert [profile.collective_seconds("sum", 2, size) for size in (1, 8, 80, 800, 1600)] == pytest.approx([1e-4, 1e-4, 1e-3, 1e-2, 2e-2])
 
 
-def test_latency_and_bandwidth_are_found_again_in_a_sweep() -> None:
-    sizes = np.array(module.SIZES, float)
-    link = module._fit(sizes, 2e-5 + sizes / 1e9)
-    assert link.latency_s == pytest.approx(2e-5, rel=0.01)
-    assert link.bandwidth_bytes_per_s == pytest.approx(1e9, rel=0.01)
+def test_a_mask_has_its_price() -> None:
+    masked = tuple(
+        replace(row, kernel=row.kernel + MASKED, seconds=2 * row.seconds) for row in made_up_profile().kernels if row.density == 1
+    )
+    profile = replace(made_up_profile(), kernels=(*made_up_profile().kernels, *masked))
+    whole, part = (profile.seconds("dense", 100, 30, density, 200) for density in (1.0, 0.5))
+    assert part == pytest.approx(2 * whole)
+    assert profile.seconds("csr", 16, 16, 0.3, 64) == made_up_profile().seconds("csr", 16, 16, 0.3, 64)
+
+
+def test_devices_that_compute_at_once_slow_each_other_down_by_what_they_touch() -> None:
+    small, large = touched_bytes(16, 16, 64, 4), touched_bytes(256, 256, 256, 4)
+    rows = (Contention("dense", 2, small, 1.0), Contention("dense", 2, large, 1.5))
+    profile = replace(made_up_profile(), contention=rows)
+
+    def ratio(rows: int, columns: int, batch: int, devices: int, kernel: str = "dense") -> float:
+        alone, together = (profile.seconds(kernel, rows, columns, 1.0, batch, count) for count in (1, devices))
+        return together / alone
+
+    assert ratio(16, 16, 64, 2) == pytest.approx(1.0)
+    assert ratio(256, 256, 256, 2) == ratio(4096, 4096, 256, 2) == ratio(256, 256, 256, 4) == pytest.approx(1.5)
+    assert 1.0 < ratio(64, 64, 64, 2) < 1.5
+    assert ratio(256, 256, 256, 2, "csr") == 1.0
+
+
+def test_a_halo_costs_two_exchanges_and_what_was_measured_beyond_them() -> None:
+    def truth(own: float, remote: float) -> float:
+        return 2 * (LATENCY_S + remote / BANDWIDTH) + 1e-4 + 2e-10 * own + 5e-10 * remote
+
+    sizes = [(10**own, 10**remote) for own in (4, 6) for remote in (3, 5)]
+    profile = replace(made_up_profile(), halos=tuple(HaloTime(2, own, remote, truth(own, remote)) for own, remote in sizes))
+    assert profile.halo_seconds(2, 10**7, 10**6) == pytest.approx(truth(10**7, 10**6))
+    assert profile.halo_seconds(2, 10**7, 0) == profile.halo_seconds(1, 10**7, 10**6) == 0.0
+    assert made_up_profile().halo_seconds(2, 10**6, 10**6) > 2 * (LATENCY_S + 10**6 / BANDWIDTH)  # without a measurement, copies
+
+
+def test_coefficients_stretch_what_they_name_and_nothing_else() -> None:
+    plain = made_up_profile()
+    profile = replace(plain, coefficients=Coefficients(alone=1.1, together=1.2, halo=1.5, sum=2.0))
+    ratios = [profile.seconds("dense", 16, 16, 1.0, 64, count) / plain.seconds("dense", 16, 16, 1.0, 64, count) for count in (1, 2)]
+    assert ratios == pytest.approx([1.1, 1.2])
+    assert profile.halo_seconds(2, 1e6, 1e6) == pytest.approx(1.5 * plain.halo_seconds(2, 1e6, 1e6))
+    assert profile.collective_seconds("sum", 2, 1e6) == pytest.approx(2 * plain.collective_seconds("sum", 2, 1e6))
+    assert profile.collective_seconds("gather", 2, 1e6) == plain.collective_seconds("gather", 2, 1e6)
+
+
+def test_a_sum_hides_what_the_measured_overlap_lets_it_hide() -> None:
+    profile = replace(made_up_profile(), overlaps=(Overlap(2, 10**6, 4.0, 2.0, 4.5), Overlap(2, 10**6, 4.0, 2.0, 5.0)))
+    assert profile.slowdown(2) == profile.slowdown(4) == 1.375
+    assert made_up_profile().slowdown(2) == 2.0  # one core computes or communicates
 
 
 def test_json_gives_the_same_profile_back(tmp_path: Path) -> None:
@@ -88,7 +147,7 @@ def test_json_gives_the_same_profile_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["profile.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 2}'])
 def test_a_damaged_profile_is_named_with_its_remedy(tmp_path: Path, text: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(text)
@@ -97,8 +156,8 @@ def test_a_damaged_profile_is_named_with_its_remedy(tmp_path: Path, text: str) -
 
 
 def test_a_profile_of_another_version_is_refused(tmp_path: Path) -> None:
-    replace(made_up_profile(), schema_version=2).save(tmp_path / "profile.json")
-    with pytest.raises(ValueError, match=r"schema_version of .* is 2, but must be 1"):
+    replace(made_up_profile(), schema_version=1).save(tmp_path / "profile.json")
+    with pytest.raises(ValueError, match=r"schema_version of .* is 1, but must be 2"):
         Profile.load(tmp_path / "profile.json")
 
 
@@ -118,11 +177,11 @@ def test_what_is_cached_is_not_measured_again_and_another_machine_is(tmp_path: P
     made = made_up_profile()
     asked: list[int] = []
 
-    def measure(devices: tuple[Device, ...], dtype: str, progress: object) -> Profile:
+    def measure(devices: tuple[Device, ...], dtype: str, *, full: bool, progress: object) -> Profile:
         asked.append(len(devices))
         return replace(made, devices=devices, key=key_of(devices, dtype))
 
-    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(sweep, "measure", measure)
     assert obtain(made.devices) == obtain(made.devices)
     obtain(made.devices[:2])
     obtain(made.devices, anew=True)
@@ -135,43 +194,46 @@ def test_a_damaged_cache_is_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "grow" / "profiles" / f"{key_of(made.devices)}.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    monkeypatch.setattr(module, "measure", lambda *_, **__: replace(made, key=path.stem))
+    monkeypatch.setattr(sweep, "measure", lambda *_, **__: replace(made, key=path.stem))
     messages: list[str] = []
     assert obtain(made.devices, progress=messages.append).key == path.stem
-    assert messages == ["the cached profile is damaged"]
+    assert messages == ["the cached profile is damaged or of another version"]
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ROWS": (16, 32), "COLUMNS": (16, 32), "BATCHES": (16, 32), "DENSITIES": (0.1, 0.3)}.items():
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(module, "CONV_CASES", {"rows": (4, 8), "columns": (25, 50), "batch": (64, 128)})
+def test_a_calibrated_profile_says_what_lies_beyond_its_range(tmp_path: Path) -> None:
+    calibration = Calibration("2026-01-01", 30, 0.05, 0.2, 0.95, ("single", "units"), {"density": 0.01}, {"density": 1.0})
+    profile = calibrated(made_up_profile(), Coefficients(halo=1.5), calibration)
+    profile.save(tmp_path / "profile.json")
+    found = Profile.load(tmp_path / "profile.json")
+    assert found == profile
+    assert found.calibration is not None
+    assert found.calibration.beyond("units", density=0.5) == []
+    assert found.calibration.beyond("units", density=0.001) == ["density is 0.001, calibrated 0.01 to 1"]
 
 
-@pytest.mark.usefixtures("small")
-def test_a_measured_table_has_every_kernel_at_every_point() -> None:
-    bench = module._Bench(torch.device("cpu"), torch.float32)
-    rows = bench.kernels()
-    assert {row.kernel for row in rows} == {"dense", "csr", "conv dense", "conv csr"}
-    assert len(rows) == 2 * (8 + 8 * 2)
-    assert all(row.seconds > 0 for row in rows)
-    assert np.isfinite(replace(made_up_profile(), kernels=rows).seconds("csr", 20, 20, 0.2, 20))
-    assert 0 < bench.overhead() < 0.1
-    assert all(0 < share <= 1 for share in bench.without_input_gradient().values())
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"links": ()}, r"falls apart into \[\[0\], \[1\], \[2\], \[3\]\]"),
+        ({"links": (MeasuredLink(0, 1, 1e-5, 0.0),)}, "bandwidth_bytes_per_s is 0.0, but must be positive"),
+        ({"devices": ()}, "devices is empty"),
+        ({"collectives": (CollectiveTime("sum", 2, 8, -1.0),)}, "seconds of .* is -1.0, but must be positive"),
+    ],
+)
+def test_a_profile_of_what_cannot_be_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    replace(made_up_profile(), **wrong).save(tmp_path / "profile.json")
+    with pytest.raises(ValueError, match=message):
+        Profile.load(tmp_path / "profile.json")
 
 
-@pytest.mark.slow
-def test_two_ranks_measure_kernels_links_and_collectives() -> None:
-    first, second = run_ranks(measure_rank, "float32", ranks=2)
-    assert not second.kernels
-    assert first.links == second.links
-    (link,) = first.links
-    assert 0 < link.latency_s < 0.1
-    assert link.bandwidth_bytes_per_s > 1e6
-    assert {(row.collective, row.ranks) for row in first.collectives} == {("exchange", 2), ("sum", 2)}
+def test_more_devices_than_were_profiled_are_refused() -> None:
+    assert made_up_profile().for_devices(4) == made_up_profile()
+    with pytest.raises(ValueError, match=r"gpus is 5, but must be in 1..4, the devices of 4 x cpu \(nowhere\)"):
+        made_up_profile().for_devices(5)
 
 
-@pytest.mark.gpu
-def test_a_gpu_is_measured_by_its_own_clock() -> None:
-    devices = discover("cuda", 1).devices
-    assert module.measure(devices).seconds("dense", 256, 256, 1.0, 256) > 0
+def test_another_machine_is_told_from_this_one() -> None:
+    assert made_up_profile().differences()[0].startswith("host was 'nowhere' and is ")
+    here = replace(made_up_profile(), machine=machine())
+    assert here.differences() == ["the devices are others"]
+    assert replace(here, key=key_of(here.devices)).differences() == []

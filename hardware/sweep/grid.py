@@ -1,0 +1,57 @@
+"""The points at which a machine is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows, columns, batches and densities of the layer steps; sizes in bytes of what ranks send, which
+    reach ``exchanged_bytes`` where the bytes are not those of gradients.
+
+    Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    batches: tuple[int, ...]
+    densities: tuple[float, ...]
+    conv_rows: tuple[int, ...]
+    conv_columns: tuple[int, ...]
+    conv_batches: tuple[int, ...]
+    sizes: tuple[int, ...]
+    exchanged_bytes: int
+    repeats: int
+    budget_s: float
+
+
+QUICK = Grid(
+    rows=(16, 128, 1024),
+    columns=(64, 256, 1024),
+    batches=(64, 256),
+    densities=(0.01, 0.05, 0.2),
+    conv_rows=(16, 64),
+    conv_columns=(25, 400),
+    conv_batches=(1024, 16384),
+    sizes=(8, 64, 512, 2**12, 2**15, 2**18, 2**21, 2**24, 2**26),
+    exchanged_bytes=2**24,
+    repeats=30,
+    budget_s=0.04,
+)
+"""Measured before a run, in seconds."""
+
+FULL = Grid(
+    rows=(16, 64, 256, 1024, 4096),
+    columns=(16, 64, 256, 1024, 4096),
+    batches=(32, 128, 512),
+    densities=(0.002, 0.01, 0.05, 0.2, 0.5),
+    conv_rows=(16, 64, 256),
+    conv_columns=(25, 400, 1600),
+    conv_batches=(1024, 4096, 16384),
+    sizes=tuple(2**power for power in range(3, 27)),
+    exchanged_bytes=2**26,
+    repeats=100,
+    budget_s=0.15,
+)
+"""Measured when asked for, in minutes."""

@@ -1,0 +1,130 @@
+"""Layer steps on one device: every kernel over rows, columns, batch and density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from grow.kernels import KERNELS
+from grow.layers import SparseConv2d, SparseLinear
+from hardware.profile import MASKED, KernelTime, table_name
+from hardware.sweep.clock import Patience, own_work
+
+if TYPE_CHECKING:
+    from grow.layers import SparseLayer
+    from hardware.sweep.grid import Grid
+
+Step = Callable[[], object]
+MASKED_DENSITY = 0.3
+"""Any would do: a mask costs what it costs, however many zeros it has."""
+
+
+class Bench:
+    """Layer steps, made of the project's own layers, on one device."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, grid: Grid) -> None:
+        self.device, self.dtype, self.grid = device, dtype, grid
+        self.patience = Patience(15, grid.budget_s)
+
+    def kernels(self) -> tuple[KernelTime, ...]:
+        """The tables of all kernels, linear and convolutional."""
+        return tuple(self._table(convolution=False)) + tuple(self._table(convolution=True))
+
+    def _table(self, *, convolution: bool) -> Iterator[KernelTime]:
+        grid = self.grid
+        axes = (grid.conv_rows, grid.conv_columns, grid.conv_batches) if convolution else (grid.rows, grid.columns, grid.batches)
+        make = self.conv_step if convolution else self.linear_step
+        for rows, columns, batch in product(*axes):
+            for name, table, density in self._variants():
+                seconds, spread = own_work(make(name, rows, columns, batch, density), self.device, self.patience)
+                recorded = 1.0 if table.endswith(MASKED) else density
+                yield KernelTime(table_name(table, convolution=convolution), rows, columns, batch, recorded, seconds, spread)
+
+    def _variants(self) -> Iterator[tuple[str, str, float]]:
+        """Kernel, name of the table, density."""
+        for name, kernel in KERNELS.items():
+            if self.dtype not in kernel.dtypes:
+                continue
+            if kernel.storage == "dense":
+                yield name, name, 1.0
+                yield name, name + MASKED, MASKED_DENSITY
+            else:
+                yield from ((name, name, density) for density in self.grid.densities)
+
+    def without_input_gradient(self) -> dict[str, float]:
+        """Per kernel, the time of a step without the gradient of the input over the time with it."""
+        found = {}
+        for name in dict.fromkeys(kernel for kernel, _, _ in self._variants()):
+            found[table_name(name, convolution=True)] = 2 / 3  # three products of equal size, of which one is left out
+            steps = [self.linear_step(name, 512, 512, 256, 0.1, input_gradient=needed) for needed in (True, False)]
+            with_it, without = (own_work(step, self.device, self.patience).seconds for step in steps)
+            found[name] = min(1.0, without / with_it)
+        return found
+
+    def overhead(self) -> float:
+        """A step without any layer: loss, autograd and an optimizer of one small parameter."""
+        logits = torch.zeros(256, 10, device=self.device, dtype=self.dtype, requires_grad=True)
+        targets = torch.zeros(256, dtype=torch.int64, device=self.device)
+        optimizer = torch.optim.SGD([logits], lr=0.0, momentum=0.9)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call,unused-ignore]
+            optimizer.step()
+
+        return own_work(step, self.device, Patience(40)).seconds
+
+    def copy_bytes_per_s(self) -> float:
+        """Bytes read and written per second, of values that no cache holds."""
+        source = torch.zeros(2**22, device=self.device, dtype=self.dtype)
+        target = torch.empty_like(source)
+        seconds = own_work(lambda: target.copy_(source), self.device, Patience(10)).seconds
+        return 2 * source.numel() * source.element_size() / seconds
+
+    def linear_step(self, kernel: str, rows: int, columns: int, batch: int, density: float, *, input_gradient: bool = True) -> Step:
+        """One linear layer with its activation, through autograd and SGD with momentum; at density 1 without a mask."""
+        layer = SparseLinear(torch.randn(rows, columns, dtype=self.dtype) * 0.01, torch.zeros(rows, dtype=self.dtype))
+        _thin_out(layer, kernel, density)
+        x = torch.randn(batch, columns, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
+        return _step(layer.to(self.device), x)
+
+    def conv_step(self, kernel: str, rows: int, columns: int, batch: int, density: float) -> Step:
+        """One 5 x 5 convolution on maps of 8 x 8 with its activation: ``columns`` / 25 channels in, ``batch`` / 64 samples."""
+        weight = torch.randn(rows, columns // 25, 5, 5, dtype=self.dtype) * 0.01
+        layer = SparseConv2d(weight, torch.zeros(rows, dtype=self.dtype), (1, 1), (2, 2), (1, 1))
+        _thin_out(layer, kernel, density)
+        x = torch.randn(batch // 64, columns // 25, 8, 8, device=self.device, dtype=self.dtype, requires_grad=True)
+        return _step(layer.to(self.device), x)
+
+
+def _step(layer: torch.nn.Module, x: torch.Tensor) -> Step:
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
+    upstream = torch.ones_like(layer(x).detach())
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        x.grad = None
+        torch.relu(layer(x)).backward(upstream)  # type: ignore[no-untyped-call,unused-ignore]
+        optimizer.step()
+
+    return step
+
+
+def _thin_out(layer: SparseLayer, kernel: str, density: float) -> None:
+    """Leave a layer so many random connections, in the storage of the kernel that is to compute it."""
+    if density == 1.0 and KERNELS[kernel].storage == "dense":
+        return
+    possible = layer.weight.numel()
+    index = np.sort(np.random.default_rng(0).choice(possible, max(1, round(density * possible)), replace=False))
+    weights = layer.weight.detach().reshape(-1)
+    kept = torch.from_numpy(index)
+    if KERNELS[kernel].storage == "compressed":
+        values = weights[kept]
+    else:
+        values = torch.zeros_like(weights).index_copy(0, kept, weights[kept]).view_as(layer.weight)
+    layer.restructure(layer.weight_shape, index, kernel, torch.nn.Parameter(values))

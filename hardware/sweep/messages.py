@@ -1,0 +1,160 @@
+"""What ranks send each other: messages, collectives and halos over all sizes. Every rank runs the same lines at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import distributed
+
+from hardware.devices import Link
+from hardware.execute.exchange import HaloExchange, Peers, halo_plans
+from hardware.profile import Collective, CollectiveTime, HaloTime, MeasuredLink, MessageTime
+from hardware.sweep.clock import Timing, in_company
+
+if TYPE_CHECKING:
+    from hardware.execute.ranks import Rank
+    from hardware.sweep.grid import Grid
+    from hardware.tables import FloatArray
+
+MOST_BYTES = 2**28
+"""No collective of the sweep hands in more than this on all ranks together."""
+HALO_BATCH = 256
+HALO_UNITS = (16, 128, 1024)
+HALO_SHARES = (1 / 16, 1.0)
+
+
+def measure_messages(rank: Rank, grid: Grid) -> tuple[MessageTime, ...]:
+    """Ping-pong between each pair of ranks over all sizes, while the other ranks wait. The same on every rank."""
+    found = []
+    for first, second in combinations(range(rank.count), 2):
+        times = torch.zeros(len(grid.sizes), 2, dtype=torch.float64, device=rank.device)
+        for number, size in enumerate(grid.sizes):
+            if rank.number in (first, second):
+                timing = _ping_pong(rank, second if rank.number == first else first, size, _repeats(grid, size, rank.count))
+                times[number] = torch.tensor([timing.seconds / 2, timing.spread])
+        distributed.barrier()
+        distributed.broadcast(times, first)
+        found += [MessageTime(first, second, size, *map(float, timing)) for size, timing in zip(grid.sizes, times.tolist(), strict=True)]
+    return tuple(found)
+
+
+def _ping_pong(rank: Rank, other: int, size: int, repeats: int) -> Timing:
+    tensor = torch.zeros(size, dtype=torch.uint8, device=rank.device)
+
+    def there_and_back() -> None:
+        if rank.number < other:
+            distributed.send(tensor, other)
+            distributed.recv(tensor, other)
+        else:
+            distributed.recv(tensor, other)
+            distributed.send(tensor, other)
+
+    return in_company(there_and_back, rank.device, repeats)
+
+
+def links_of(messages: tuple[MessageTime, ...], media: dict[tuple[int, int], str]) -> tuple[MeasuredLink, ...]:
+    """A link for every pair of devices that sent messages."""
+    found = []
+    for first, second in dict.fromkeys((row.first, row.second) for row in messages):
+        rows = [row for row in messages if (row.first, row.second) == (first, second)]
+        link = fitted(np.array([row.bytes for row in rows], float), np.array([row.seconds for row in rows]))
+        found.append(MeasuredLink(first, second, link.latency_s, link.bandwidth_bytes_per_s, media.get((first, second), "")))
+    return tuple(found)
+
+
+def fitted(sizes: FloatArray, seconds: FloatArray) -> Link:
+    """Latency of small messages; bandwidth of what larger ones take beyond it, the largest counting most."""
+    latency = float(seconds[:3].min())
+    larger = sizes >= min(2**15, sizes[-1])
+    extra = float((seconds[larger] - latency).sum())
+    return Link(latency, float(sizes[larger].sum() / extra if extra > 0 else sizes[-1] / seconds[-1]))
+
+
+def measure_collectives(rank: Rank, grid: Grid) -> tuple[CollectiveTime, ...]:
+    """Exchanges, sums and gathers of all sizes, on the first 2, 4, 8, ... and on all ranks; each rank comes from a computation."""
+    found: list[CollectiveTime] = []
+    for peers in _groups(rank):
+        found += [row for size in grid.sizes for row in _collectives(rank, peers, size, grid)]
+        distributed.barrier()
+    return tuple(found)
+
+
+def measure_halos(rank: Rank, grid: Grid) -> tuple[HaloTime, ...]:
+    """Whole halo exchanges, there and back, of spaces of several widths of which little or all is needed elsewhere."""
+    found: list[HaloTime] = []
+    for peers in _groups(rank):
+        for units in HALO_UNITS:
+            found += [_halo(rank, peers, units, max(1, round(share * units)), grid) for share in HALO_SHARES]
+        distributed.barrier()
+    return tuple(found)
+
+
+def _groups(rank: Rank) -> Iterator[Peers]:
+    """The first 2, 4, 8, ... and all ranks, as those who belong to them see them; the others wait at the next barrier."""
+    from hardware.execute.ranks import settle_gloo
+
+    counts = sorted({2**power for power in range(1, rank.count.bit_length()) if 2**power < rank.count} | {rank.count})
+    for count in counts:
+        group = distributed.new_group(list(range(count)))
+        settle_gloo()
+        if rank.number < count:
+            yield Peers(rank.number, count, group)
+        else:
+            distributed.barrier()
+
+
+def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid) -> Iterator[CollectiveTime]:
+    others = [number for number in range(peers.count) if number != peers.rank]
+    if size * peers.count > MOST_BYTES:
+        return
+    share = torch.zeros(max(1, size // 4 // len(others)), device=rank.device)
+    handed = [share if number in others else None for number in range(peers.count)]
+    shapes = [tuple(share.shape) if number in others else (0,) for number in range(peers.count)]
+    whole = torch.zeros(max(1, size // 4), device=rank.device)
+    calls: dict[Collective, Callable[[], object]] = {
+        "exchange": partial(peers.exchange, handed, shapes),
+        "sum": partial(peers.sum, whole),
+        "gather": partial(peers.gather, whole),
+    }
+    compute = computation(rank)
+    for name, call in calls.items():
+        if name != "sum" and size > grid.exchanged_bytes:
+            continue
+        timing = in_company(call, rank.device, _repeats(grid, size, rank.count), compute)
+        yield CollectiveTime(name, peers.count, size, *timing)
+
+
+def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid) -> HaloTime:
+    """``units`` of every rank, of which the next rank needs some."""
+    owner = np.repeat(np.arange(peers.count), units)
+    needs = []
+    for number in range(peers.count):
+        before = (number - 1) % peers.count * units
+        needs.append(np.sort(np.concatenate([np.arange(number * units, (number + 1) * units), np.arange(before, before + needed)])))
+    plans, _ = halo_plans(owner, needs)
+    exchange = HaloExchange(plans[peers.rank], peers).to(rank.device)
+    x = torch.zeros(HALO_BATCH, units, device=rank.device, requires_grad=True)
+    upstream = torch.ones(HALO_BATCH, units + needed, device=rank.device)
+
+    def there_and_back() -> None:
+        x.grad = None
+        exchange(x).backward(upstream)
+
+    values = x.element_size() * HALO_BATCH
+    timing = in_company(there_and_back, rank.device, max(5, grid.repeats // 2), computation(rank))
+    return HaloTime(peers.count, values * units, values * needed, *timing)
+
+
+def computation(rank: Rank) -> partial[torch.Tensor]:
+    """A short computation like those between which a step communicates: 2 x 256^3 operations on tensors of 256 KiB."""
+    left, right, out = (torch.zeros(256, 256, device=rank.device) for _ in range(3))
+    return partial(torch.mm, left, right, out=out)
+
+
+def _repeats(grid: Grid, size: int, ranks: int) -> int:
+    return max(3, (grid.repeats if size < 2**20 else grid.repeats // 6 if size < 2**24 else 3) // max(1, ranks // 2))

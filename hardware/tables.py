@@ -1,0 +1,89 @@
+"""Measured times between the points at which they were measured: powers of every quantity, that is lines in logarithms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+
+
+class Row(Protocol):
+    """A measured layer step."""
+
+    @property
+    def kernel(self) -> str: ...  # noqa: D102
+    @property
+    def rows(self) -> int: ...  # noqa: D102
+    @property
+    def columns(self) -> int: ...  # noqa: D102
+    @property
+    def batch(self) -> int: ...  # noqa: D102
+    @property
+    def density(self) -> float: ...  # noqa: D102
+    @property
+    def seconds(self) -> float: ...  # noqa: D102
+
+
+class KernelTable:
+    """Seconds over rows, columns and batch, and over the density where it varies; continued by the nearest slopes."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        from scipy.interpolate import RegularGridInterpolator
+
+        points = np.array([(row.rows, row.columns, row.batch, row.density) for row in rows])
+        axes = [np.unique(points[:, axis]) for axis in range(4)]
+        self.axes = axes if len(axes[3]) > 1 else axes[:3]
+        values = np.full([len(axis) for axis in self.axes], np.nan)
+        for row, point in zip(rows, points, strict=True):
+            values[tuple(int(np.searchsorted(axis, x)) for axis, x in zip(self.axes, point, strict=False))] = np.log(row.seconds)
+        if np.isnan(values).any():
+            raise ValueError(
+                f"kernel {rows[0].kernel!r} of the profile has gaps, but must be measured at every point of its grid; run `grow profile`"
+            )
+        logarithms = [np.log(axis) for axis in self.axes]
+        self._log_seconds = RegularGridInterpolator(logarithms, values, bounds_error=False, fill_value=None)
+
+    def seconds(self, rows: float, columns: float, batch: float, density: float) -> float:
+        """Time at a point; all quantities positive."""
+        return float(np.exp(self._log_seconds(np.log([rows, columns, batch, density])[: len(self.axes)])[0]))
+
+
+class SizeTable:
+    """A quantity over a size in bytes."""
+
+    def __init__(self, rows: Sequence[tuple[float, float]]) -> None:
+        self.sizes, self.values = np.array(sorted(rows), dtype=float).T
+
+    def within(self, size_bytes: float) -> float:
+        """The quantity at a size; beyond the measured ones, that of the nearest."""
+        return float(np.exp(np.interp(np.log(max(size_bytes, 1)), np.log(self.sizes), np.log(self.values))))
+
+    def seconds(self, size_bytes: float) -> float:
+        """A time at a size; beyond the largest, the bandwidth found there.
+
+        >>> SizeTable([(8, 1e-4), (800, 1e-2)]).seconds(1600)
+        0.02
+        """
+        beyond = float(self.values[-1] * size_bytes / self.sizes[-1])
+        return beyond if size_bytes > self.sizes[-1] else self.within(size_bytes)
+
+
+def rates(quantities: Sequence[tuple[float, ...]], seconds: Sequence[float], scales: Sequence[float]) -> FloatArray:
+    """Non-negative seconds per quantity whose sums come nearest to the measured seconds, each row counting relative to its scale.
+
+    >>> rates([(1.0, 0.0), (1.0, 10.0), (1.0, 100.0)], [2.0, 7.0, 52.0], [2.0, 7.0, 52.0]).round(6).tolist()
+    [2.0, 0.5]
+    """
+    from scipy.optimize import nnls
+
+    weights = 1 / np.array(scales, float)
+    matrix = np.array(quantities, float)
+    units = np.abs(matrix).max(0)
+    units[units == 0] = 1.0
+    found, _ = nnls(matrix / units * weights[:, None], np.array(seconds, float) * weights)
+    result: FloatArray = found / units
+    return result

@@ -1,0 +1,95 @@
+"""What is measured: every point of the grid, by ranks that do what a training step does."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from hardware.devices import discover
+from hardware.execute.ranks import run_ranks
+from hardware.profile import MASKED
+from hardware.sweep import Grid, measure, measure_rank
+from hardware.sweep.clock import Patience, in_company, own_work
+from hardware.sweep.kernels import Bench
+from hardware.sweep.messages import fitted, links_of
+from tests.hardware.test_profile import made_up_profile
+
+SMALL = Grid(
+    rows=(16, 32),
+    columns=(16, 32),
+    batches=(16, 32),
+    densities=(0.1, 0.3),
+    conv_rows=(4, 8),
+    conv_columns=(25, 50),
+    conv_batches=(64, 128),
+    sizes=(8, 512, 2**15),
+    exchanged_bytes=512,
+    repeats=6,
+    budget_s=0.01,
+)
+CPU = torch.device("cpu")
+
+
+def test_a_measured_table_has_every_kernel_at_every_point() -> None:
+    bench = Bench(CPU, torch.float32, SMALL)
+    rows = bench.kernels()
+    kernels = {"dense", "csr", "conv dense", "conv csr"}
+    assert {row.kernel for row in rows} == kernels | {"dense" + MASKED, "conv dense" + MASKED}
+    assert len(rows) == 2 * 8 * (1 + 1 + 2)
+    assert all(row.seconds > 0 and row.spread >= 0 for row in rows)
+    found = replace(made_up_profile(), kernels=rows)
+    assert all(np.isfinite(found.seconds(kernel, 20, 20, density, 20)) for kernel, density in product(kernels, (0.2, 1.0)))
+    assert 0 < bench.overhead() < 0.1
+    assert all(0 < share <= 1 for share in bench.without_input_gradient().values())
+    assert 1e7 < bench.copy_bytes_per_s() < 1e13
+
+
+def test_a_kernel_is_measured_in_its_own_dtypes_only() -> None:
+    assert {row.kernel for row in Bench(CPU, torch.bfloat16, SMALL)._table(convolution=False)} == {"dense", "dense" + MASKED}
+
+
+def test_a_call_is_repeated_as_often_as_patience_allows_and_what_comes_before_is_not_timed() -> None:
+    calls: list[str] = []
+    own_work(lambda: calls.append("call"), CPU, Patience(7, None, warm_up=1))
+    assert len(calls) == 8
+    calls.clear()
+    own_work(lambda: calls.append("call"), CPU, Patience(1000, 0.0))
+    assert len(calls) == 3 + 2
+    calls.clear()
+    timing = in_company(lambda: calls.append("call"), CPU, 5, lambda: np.linalg.svd(np.ones((100, 100))))
+    assert len(calls) == 2 + 5
+    assert timing.seconds < 1e-3
+
+
+def test_latency_and_bandwidth_are_found_again_in_a_sweep() -> None:
+    sizes = np.array([8, 64, 512, 2**12, 2**15, 2**20, 2**26], float)
+    link = fitted(sizes, 2e-5 + sizes / 1e9)
+    assert link.latency_s == pytest.approx(2e-5, rel=0.01)
+    assert link.bandwidth_bytes_per_s == pytest.approx(1e9, rel=0.01)
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_all_that_takes_two() -> None:
+    first, second = run_ranks(measure_rank, "float32", SMALL, ranks=2)
+    assert not second.kernels
+    assert (first.messages, first.contention, first.overlaps) == (second.messages, second.contention, second.overlaps)
+    assert [row.bytes for row in first.messages] == list(SMALL.sizes)
+    (link,) = links_of(first.messages, {(0, 1): "loopback"})
+    assert 0 < link.latency_s < 0.1
+    assert link.bandwidth_bytes_per_s > 1e5
+    assert link.medium == "loopback"
+    measured = [(row.collective, row.bytes) for row in first.collectives]
+    assert sorted(measured) == sorted([*product(("exchange", "sum", "gather"), (8, 512)), ("sum", 2**15)])
+    assert {row.kernel for row in first.contention} == {"dense", "csr", "conv dense", "conv csr"}
+    assert all(1 <= row.ratio < 100 for row in first.contention)
+    assert all(row.seconds > 0 for row in first.halos)
+    assert {row.own_bytes // row.halo_bytes for row in first.halos} == {1, 16}
+    assert first.overlaps[0].slowdown >= 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_by_its_own_clock() -> None:
+    devices = discover("cuda", 1).devices
+    assert measure(devices).seconds("dense", 256, 256, 1.0, 256) > 0
