@@ -75,7 +75,7 @@ def test_a_message_takes_the_route_on_which_it_is_fastest() -> None:
     fast, slow = Link(1e-6, 1e11, "NVLink"), Link(1e-5, 1e10, "PCIe")
     graph = DeviceGraph(WORKERS, {(0, 1): fast, (1, 2): slow})
     assert graph.route(2, 0) == [(1, 2), (0, 1)]
-    assert graph.link(0, 2) == Link(1.1e-5, 1e10, "NVLink+PCIe")
+    assert graph.link(0, 2) == Link(fast.latency_s + slow.latency_s, 1e10, "NVLink+PCIe")
     detour = DeviceGraph(WORKERS, {(0, 1): fast, (1, 2): fast, (0, 2): Link(1e-5, 1e8)})
     assert detour.route(0, 2) == [(0, 1), (1, 2)]
 
