@@ -1,6 +1,6 @@
-"""What ranks tell each other in a training step: values of halo units, sums of partial results, and gradients.
+"""What ranks tell each other in a training step, and how much of it: messages, sums, and the plan of who needs what.
 
-Legend: B batch, S entries held by this rank (units times repeat), H entries of its halo, k ranks. Entries are dimension 1.
+Legend: S entries held by a rank (units times repeat), H entries of its halo, k ranks.
 """
 
 from __future__ import annotations
@@ -8,23 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from grow.axes import IntArray
 from hardware.transitions import DIRECT_BYTES
 
 
 class Peers:
-    """The ranks of one process group, as one of them sees them. Counts the tensor bytes that this rank hands in, by purpose."""
+    """The ranks of one process group, as one of them sees them. Counts the tensor bytes that this rank hands to others, by purpose.
+
+    halo_bytes: units -> units. exchange_bytes: between batch and units. gather_bytes: shares of the samples that all need.
+    sum_bytes: sums, and the moments of norms.
+    """
 
     def __init__(self, rank: int, count: int, group: distributed.ProcessGroup | None = None) -> None:
         self.rank, self.count, self.group = rank, count, group
         self.halo_bytes = 0
+        self.exchange_bytes = 0
+        self.gather_bytes = 0
         self.sum_bytes = 0
+
+    @property
+    def handed_bytes(self) -> int:
+        """All bytes that this rank handed in."""
+        return self.halo_bytes + self.exchange_bytes + self.gather_bytes + self.sum_bytes
+
+    def forget(self) -> None:
+        """Count from zero."""
+        self.halo_bytes = self.exchange_bytes = self.gather_bytes = self.sum_bytes = 0
+
+    def bounds(self, samples: int) -> list[int]:
+        """Where the samples of each rank begin in a batch, and where the last ones end, (k + 1,)."""
+        return [samples * rank // self.count for rank in range(self.count + 1)]
 
     @cached_property
     def _gloo(self) -> bool:
@@ -35,15 +54,17 @@ class Peers:
 
         Pairs of messages: with gloo they take two thirds of the time of its all-to-all, and empty ones are never sent.
         """
+        return self.begin(handed, shapes).finish()
+
+    def begin(self, handed: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]) -> Pending:
+        """As `exchange`, without waiting for what comes back."""
         staged = self._gloo and torch.cuda.is_available()  # gloo's messages take no CUDA tensors
         sent = [None if tensor is None else tensor.cpu().contiguous() if staged else tensor.contiguous() for tensor in handed]
         like = next(tensor for tensor in handed if tensor is not None)
         received = [torch.empty(shape, dtype=like.dtype, device="cpu" if staged else like.device) for shape in shapes]
         sends = [(tensor, rank) for rank, tensor in enumerate(sent) if tensor is not None and tensor.numel()]
         receives = [(tensor, rank) for rank, tensor in enumerate(received) if tensor.numel()]
-        for work in self._post(sends, receives):
-            work.wait()
-        return [tensor.to(like.device) for tensor in received] if staged else received
+        return Pending(self._post(sends, receives), [tensor for tensor, _ in sends], received, like.device)
 
     def _post(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> list[distributed.Work]:
         group = self.group
@@ -58,11 +79,21 @@ class Peers:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape, stacked in their order (k, ...), in one message to each other rank."""
-        others = range(self.count)
-        shapes = [(0,) if rank == self.rank else tuple(tensor.shape) for rank in others]
         self.sum_bytes += (self.count - 1) * tensor.numel() * tensor.element_size()
-        received = self.exchange([None if rank == self.rank else tensor for rank in others], shapes)
-        return torch.stack([tensor if rank == self.rank else received[rank] for rank in others])
+        return torch.stack(self._from_all(tensor, [tuple(tensor.shape)] * self.count))
+
+    def join(self, tensor: Tensor, samples: int, dim: int) -> Tensor:
+        """Every rank's samples of a batch of so many -> all of them, along ``dim``, on every rank."""
+        self.gather_bytes += (self.count - 1) * tensor.numel() * tensor.element_size()
+        bounds = self.bounds(samples)
+        shapes = [resized(tensor, dim, end - start) for start, end in pairwise(bounds)]
+        return torch.cat(self._from_all(tensor, shapes), dim)
+
+    def _from_all(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        others = range(self.count)
+        handed = [None if rank == self.rank else tensor for rank in others]
+        received = self.exchange(handed, [(0,) if rank == self.rank else shapes[rank] for rank in others])
+        return [tensor if rank == self.rank else received[rank] for rank in others]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, a new tensor, bit for bit the same on all of them."""
@@ -76,6 +107,29 @@ class Peers:
         """Replace a contiguous tensor by its sum over the ranks."""
         self.sum_bytes += tensor.numel() * tensor.element_size()
         distributed.all_reduce(tensor, group=self.group)
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """Messages under way. ``kept``: what is being sent, which must live until it is."""
+
+    works: Sequence[distributed.Work]
+    kept: Sequence[Tensor]
+    received: Sequence[Tensor]
+    device: torch.device
+
+    def finish(self) -> list[Tensor]:
+        """What came back, by rank."""
+        for work in self.works:
+            work.wait()
+        return [tensor.to(self.device) for tensor in self.received]
+
+
+def resized(tensor: Tensor, dim: int, size: int) -> tuple[int, ...]:
+    """The shape of a tensor with another size along one dimension."""
+    shape = list(tensor.shape)
+    shape[dim] = size
+    return tuple(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,106 +169,3 @@ def halo_plans(owner: IntArray, needs: Sequence[IntArray], multiple: int = 1) ->
         plans.append(HaloPlan(len(own[rank]), sends, receives, padding))
         held.append(np.concatenate([own[rank], *needed[rank], np.full(padding, -1)]))
     return tuple(plans), tuple(held)
-
-
-class _Halo(torch.autograd.Function):
-    """Forward: values of the needed units. Backward, the transpose: their gradients, summed up at the owner. H counts the padding."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: HaloPlan, peers: Peers) -> Tensor:
-        """X (B, S, ...) -> (B, S + H, ...)."""
-        ctx.plan, ctx.peers = plan, peers
-        sections = _exchange(peers, [x.index_select(1, entries) for entries in plan.sends], plan.receives)
-        return torch.cat([x, *sections, x.new_zeros(x.shape[0], plan.padding, *x.shape[2:])], 1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient (B, S + H, ...) -> (B, S, ...)."""
-        plan: HaloPlan = ctx.plan
-        own, *halo, _ = torch.split(gradients[0], [plan.own, *plan.receives, plan.padding], 1)
-        sections = _exchange(ctx.peers, halo, [len(entries) for entries in plan.sends])
-        total = own.clone(memory_format=torch.contiguous_format)
-        for entries, section in zip(plan.sends, sections, strict=True):
-            if len(entries):
-                total.index_add_(1, entries, section)
-        return total, None, None
-
-
-def _exchange(peers: Peers, sections: Sequence[Tensor], receives: Sequence[int]) -> list[Tensor]:
-    """Sections (B, entries, ...) to every rank; what comes back, ``receives[r]`` entries from rank r."""
-    peers.halo_bytes += sum(section.numel() * section.element_size() for section in sections)
-    batch, _, *rest = sections[0].shape
-    return peers.exchange(sections, [(batch, count, *rest) for count in receives])
-
-
-class _Total(torch.autograd.Function):
-    """Forward: the sum of the ranks' partial results. Backward: the identity, since every rank holds the whole gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
-        """Partial (B, ...) -> total (B, ...)."""
-        return peers.sum(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The gradient of the total is the gradient of each part."""
-        return gradients[0], None
-
-
-class HaloExchange(nn.Module):
-    """Own values (B, S, ...) -> own and halo values (B, S + H, ...)."""
-
-    def __init__(self, plan: HaloPlan, peers: Peers) -> None:
-        super().__init__()
-        self.plan, self.peers = plan, peers
-
-    def forward(self, x: Tensor) -> Tensor:
-        """X (B, S, ...) -> (B, S + H, ...)."""
-        out: Tensor = _Halo.apply(x, self.plan, self.peers)  # type: ignore[no-untyped-call]
-        return out
-
-
-class Total(nn.Module):
-    """Sums the partial results of all ranks, then adds the bias, which every rank holds."""
-
-    def __init__(self, bias: Tensor | None, peers: Peers) -> None:
-        super().__init__()
-        self.peers = peers
-        self.bias = None if bias is None else nn.Parameter(bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Partial (B, C, ...) -> total (B, C, ...)."""
-        total: Tensor = _Total.apply(x, self.peers)  # type: ignore[no-untyped-call]
-        return total if self.bias is None else total + self.bias.view(-1, *[1] * (x.dim() - 2))
-
-
-class GradientSum:
-    """Sums gradients over the ranks while the backward pass still runs: large ones as they are, small ones together at its end."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], peers: Peers) -> None:
-        self.peers = peers
-        self._small = [parameter for parameter in parameters if parameter.numel() * parameter.element_size() < DIRECT_BYTES]
-        self._works: list[distributed.Work] = []
-        for parameter in parameters:
-            if parameter.requires_grad and parameter.numel() * parameter.element_size() >= DIRECT_BYTES:
-                parameter.register_post_accumulate_grad_hook(self._begin)  # type: ignore[no-untyped-call]
-
-    def _begin(self, parameter: Tensor) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        parameter.grad = gradient = gradient.contiguous()
-        self.peers.sum_bytes += gradient.numel() * gradient.element_size()
-        work = distributed.all_reduce(gradient, group=self.peers.group, async_op=True)
-        assert work is not None
-        self._works.append(work)
-
-    def finish(self) -> None:
-        """Wait for the large ones, sum the small ones."""
-        small = [parameter.grad for parameter in self._small if parameter.grad is not None]
-        if small:
-            total = self.peers.sum(torch.cat([gradient.reshape(-1) for gradient in small]))
-            for gradient, summed in zip(small, torch.split(total, [gradient.numel() for gradient in small]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
-        for work in self._works:
-            work.wait()
-        self._works.clear()

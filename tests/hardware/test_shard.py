@@ -11,7 +11,8 @@ from torch import nn
 
 from grow.kernels import KernelCase
 from grow.network import Network
-from hardware.execute.exchange import HaloExchange, Peers
+from hardware.execute.exchange import Peers
+from hardware.execute.moves import Halo, Moved
 from hardware.shard import Shard, StrategyName, shard
 
 
@@ -65,7 +66,7 @@ def test_parts_that_do_not_talk_need_no_exchange() -> None:
     rows, columns = np.divmod(np.arange(24), 6)
     whole.set_connections({"2": np.flatnonzero(PARTS["2"][rows] == PARTS["0"][columns])})
     local = shard(whole, "units", Peers(1, 3), parts=PARTS)
-    assert not any(isinstance(module, HaloExchange) for module in local.module.modules())
+    assert not any(isinstance(module, Moved) and isinstance(module.move, Halo) for module in local.module.modules())
 
 
 def test_kernels_are_chosen_for_the_local_case() -> None:
@@ -92,8 +93,37 @@ def test_what_cannot_be_divided_is_refused() -> None:
     halves = {"0": np.array([0, 0, 1, 1])}
     refuse(two, "units", None, "parts is None, but must")
     refuse(two, "units", {"0": np.array([0, 1])}, "has 2 entries, but must have one in 0..1 per unit, 4 in all")
-    refuse(two, "units", {"0": np.array([0, 0, 0, 0])}, "part 1 has no unit of space '0'")
     refuse(two, "single", None, "strategy is 'single' with 2 ranks")
-    refuse(two, "model", None, "strategy is 'model', but must be one of single, data, units")  # type: ignore[arg-type]
-    refuse(nn.Sequential(nn.Linear(5, 3)), "units", {}, "reads 'input', which every device holds whole, and computes 'output'")
-    refuse(nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)), "units", halves, "dropout")
+    refuse(two, "pipeline", None, "strategy is 'pipeline', but must be one of single, data, model, owt")
+    refuse(
+        two, {"input": "units", "0": "units", "output": "whole"}, halves, "layout of space 'input' is 'units', but must be whole or batch"
+    )
+    refuse(two, {"input": "batch", "0": "units", "output": "whole"}, halves, "layer '0' reads 'input' batch for units, but must")
+    refuse(two, {"0": "units"}, halves, "must name exactly those of the network")
+
+
+class Gated(nn.Module):
+    """A softmax over units, and values that are joined along them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(8, 3)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.three(torch.cat([torch.softmax(self.one(x), -1), self.two(x)], 1))
+
+
+def test_what_meets_must_suit() -> None:
+    parts = {space: np.array([0, 0, 1, 1]) for space in ("one", "two")}
+    refuse(
+        Gated(),
+        {"input": "whole", "one": "units", "two": "units", "output": "whole"},
+        parts,
+        "space 'one' has units that .* a product mixes",
+    )
+    refuse(
+        Gated(),
+        {"input": "whole", "one": "batch", "two": "units", "output": "whole"},
+        parts,
+        "layer 'three' reads 'one' batch, 'two' units",
+    )
