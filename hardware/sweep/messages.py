@@ -12,7 +12,8 @@ import torch
 from torch import distributed
 
 from hardware.devices import Link
-from hardware.execute.exchange import HaloExchange, Peers, halo_plans
+from hardware.execute.exchange import Peers, halo_plans
+from hardware.execute.moves import Halo, Moved
 from hardware.profile import Collective, CollectiveTime, HaloTime, MeasuredLink, MessageTime
 from hardware.sweep.clock import Timing, in_company
 
@@ -137,7 +138,7 @@ def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid) -> Halo
         before = (number - 1) % peers.count * units
         needs.append(np.sort(np.concatenate([np.arange(number * units, (number + 1) * units), np.arange(before, before + needed)])))
     plans, _ = halo_plans(owner, needs)
-    exchange = HaloExchange(plans[peers.rank], peers).to(rank.device)
+    exchange = Moved(Halo(plans[peers.rank], peers)).to(rank.device)
     x = torch.zeros(HALO_BATCH, units, device=rank.device, requires_grad=True)
     upstream = torch.ones(HALO_BATCH, units + needed, device=rank.device)
 
