@@ -178,16 +178,33 @@ def _prune_units(session: Session, units: Mapping[str, int]) -> None:
 
 def _merge(session: Session) -> None:
     """Merge redundant units, space by space, each within the bound."""
-    network, bound = session.network, session.methods.apoptosis
-    if bound is None:
+    network, methods = session.network, session.methods
+    if methods.apoptosis is None:
         raise ValueError("apoptosis is None, but must be a bound where the policy merges units; set it among the methods")
-    for space in network.topology.hidden:
-        if space.name in session.kept_spaces or space.units == 1:
-            continue
-        batches = [_batch(session, session.step + later)[0] for later in range(session.methods.batches)]
-        found = apoptosis.find(network, space.name, batches, bound, stand_ins=session.methods.stand_ins)
+    batches = [_batch(session, session.step + later)[0] for later in range(methods.batches)]
+    for space in mergeable(session):
+        found = apoptosis.find(network, space, batches, methods.apoptosis, methods.merging, stand_ins=methods.stand_ins)
         if found.merges:
-            network.merge_units(space.name, found.merges)
+            network.merge_units(space, found.merges)
+
+
+def mergeable(session: Session) -> list[str]:
+    """Hidden spaces whose units apoptosis may merge: not those of kept layers, nor those that its method cannot judge.
+
+    ValueError if the method can judge none of the others; it says why the first one is refused.
+    """
+    asked = [space.name for space in session.network.topology.hidden if space.name not in session.kept_spaces]
+    found, refused = list[str](), list[ValueError]()
+    for space in asked:
+        try:
+            apoptosis.check(session.network, space, session.methods.merging)
+        except ValueError as error:
+            refused.append(error)
+        else:
+            found.append(space)
+    if refused and not found:
+        raise refused[0]
+    return found
 
 
 def _evidence(session: Session, criterion: Criterion) -> Evidence:

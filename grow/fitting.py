@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from grow import controller, optim, schedules
 from grow.allocate import allocation, check_density
+from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
 from grow.births import birth
 from grow.controller import AnyPolicy, Tolerance
@@ -57,7 +58,8 @@ class Settings:
     - *what*: pruning and growth, names of `grow.criteria.CRITERIA`; batches of evidence at an edit; allocation, a name of
       `grow.allocate.ALLOCATIONS` (None: global); pattern, a name of `grow.structured.PATTERNS`.
     - *units*: final units by space; birth, a name of `grow.births.BIRTHS`; unit_pruning, a name of `grow.criteria.units.UNIT_CRITERIA`;
-      apoptosis, the change of the next layer's pre-activations, as a share, up to which redundant units are merged at every update.
+      apoptosis, the change of the next layer's pre-activations, as a share, up to which redundant units are merged at every update;
+      merging, how they are found, a name of `grow.apoptosis.METHODS`.
     - *layers*: kept are left as they are, frozen are not even trained.
     - *training*: optimizer by name, learning_rate (its peak), momentum (of SGD), weight_decay, average (decay of the averaged weights that
       are evaluated, and that the network has at the end), device.
@@ -90,6 +92,7 @@ class Settings:
     birth: str = "random"
     unit_pruning: str = "fan_in_norm"
     apoptosis: float | None = None
+    merging: Merging = "dependent"
 
     kept: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
@@ -196,6 +199,7 @@ def prepare(
         kept=kept,
         unit_pruning=unit_criterion(chosen.unit_pruning),
         apoptosis=chosen.apoptosis,
+        merging=chosen.merging,
         pattern=None if chosen.pattern is None else pattern(chosen.pattern),
         birth=birth(chosen.birth),
     )

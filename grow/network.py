@@ -298,10 +298,11 @@ class Network(nn.Module):
             self._write(plan, name, positions, (torch.rand(len(positions), generator=generator) * 2 - 1) * bound)
         self._commit(plan)
 
-    def split_units(self, space: str, units: IntArray | Sequence[int]) -> None:
-        """Split units in two without changing the output: the copy shares the fan-in, both halve the fan-out.
+    def split_units(self, space: str, units: IntArray | Sequence[int], generator: torch.Generator | None = None) -> None:
+        """Split units in two without changing the output: the copy has the same fan-in, both share the fan-out.
 
-        Chen, Goodfellow, Shlens 2015 (Net2Wider), arXiv 1511.05641.
+        Each gets half of every outgoing weight, or random shares with ``generator``: twins that share evenly get the same gradient for
+        ever. Chen, Goodfellow, Shlens 2015 (Net2Wider), arXiv 1511.05641, who disturb the copies instead.
         """
         chosen = np.asarray(units, np.int64)
         old = self._hidden(space)
@@ -311,7 +312,8 @@ class Network(nn.Module):
         moves = {space: np.concatenate([np.arange(old), np.full(len(chosen), -1)])}
         copied = moved_topology(self.topology, twins, {})  # copies have their twins' connections
         plan = self._plan(moves, {layer.layer: layer.index for layer in copied.layers})
-        halved = np.concatenate([chosen, np.arange(old, old + len(chosen))])
+        both = np.concatenate([chosen, np.arange(old, old + len(chosen))])
+        divided = {layer.layer: _shares(plan.topology, layer, space, both, generator) for layer in plan.topology.consumers(space)}
         layers, counts = self.layers, self.topology.units
 
         def twin(name: str, tensor: Tensor) -> Tensor:
@@ -321,7 +323,10 @@ class Network(nn.Module):
                 return reindex(tensor, self._axes[name], Moves(twins, {}), counts)
             dense = tensor if layer.storage == "dense" else expand(tensor, layer.positions, layer.weight_shape)
             after = plan.topology.layer(path)
-            result = _halve_columns(reindex(dense, self._axes[name], Moves(twins, {}), counts), after, plan.topology, space, halved)
+            result = reindex(dense, self._axes[name], Moves(twins, {}), counts)
+            if path in divided:
+                columns, shares = divided[path]
+                result = result.index_copy(1, columns.to(result.device), result[:, columns.to(result.device)] * shares.to(result))
             return result if layer.storage == "dense" else result.reshape(-1)[torch.from_numpy(after.positions()).to(result.device)]
 
         self._revalue(plan, {name: twin for name in plan.tensors})
@@ -835,13 +840,14 @@ def _random_columns(
     return np.sort(np.concatenate(chosen))
 
 
-def _halve_columns(weight: Tensor, layer: Connections, topology: Topology, space: str, units: IntArray) -> Tensor:
-    if not any(segment.space == space for segment in layer.source):
-        return weight
-    columns = np.concatenate(columns_of(topology, layer, space, units))
-    weight = weight.clone()
-    weight[:, torch.from_numpy(columns)] /= 2
-    return weight
+def _shares(
+    topology: Topology, layer: Connections, space: str, units: IntArray, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Columns (2K*S,) of the units of which the second half are twins of the first, and the shares (O, 2K*S, *kernel) of their weights."""
+    columns = torch.from_numpy(np.concatenate(columns_of(topology, layer, space, units)))
+    shape = (layer.shape[0], len(columns) // 2, *layer.shape[2:])
+    first = torch.full(shape, 0.5) if generator is None else 0.25 + torch.rand(shape, generator=generator, dtype=torch.float64) / 2
+    return columns, torch.cat([first, 1 - first], 1)
 
 
 def _exchange(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor) -> None:

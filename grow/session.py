@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from grow.allocate import Allocation
+from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
 from grow.births import BIRTHS, Birth
 from grow.checkpoint import Checkpoint
@@ -33,10 +34,10 @@ class Methods:
 
     growth, pruning: what connections are worth. batches: of evidence at every edit. allocation: density of every layer at every
     edit; None: global, the scores alone say where. kept: layers whose connections and spaces are left as they are. unit_pruning: what
-    units are worth. apoptosis, stand_ins: bound and breadth of merges, see `grow.apoptosis.find`. pattern: how scores become
-    a choice; None: one connection at a time, by the price. birth: how units come into being. price: of one more halo unit, in median
-    scores; None: the network's parts play no role. timings: measured times, by which the kernel of every layer is chosen anew after an
-    update; None leaves the kernels as they are.
+    units are worth. apoptosis, merging, stand_ins: bound, method and breadth of merges, see `grow.apoptosis.find`. pattern: how scores
+    become a choice; None: one connection at a time, by the price. birth: how units come into being. price: of one more halo unit, in
+    median scores; None: the network's parts play no role. timings: measured times, by which the kernel of every layer is chosen anew
+    after an update; None leaves the kernels as they are.
     """
 
     growth: Criterion
@@ -48,6 +49,7 @@ class Methods:
     kept: frozenset[str] = frozenset()
     unit_pruning: UnitCriterion = FAN_IN_NORM
     apoptosis: float | None = None
+    merging: Merging = "dependent"
     stand_ins: int | None = None
     pattern: Pattern | None = None
     birth: Birth = RANDOM_BIRTH

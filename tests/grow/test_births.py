@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grow.births import BIRTHS, Given, bridging_weights
+from grow.births import BIRTHS, GRADMAX_SCALE, Given, bridging_weights
+from grow.bridge import bridge
 from grow.criteria.units import UNIT_CRITERIA
 from grow.kernels import KERNELS
 from grow.network import Network
-from tests.contracts.modules import SAMPLES, Sample
+from tests.contracts.modules import NETWORKS, SAMPLES, Sample
 from tests.grow.test_network import OPTIMIZERS, assert_sound, attached, everything, outputs, some, train
 
 
@@ -149,16 +150,42 @@ def test_sparse_births_have_no_more_connections_than_asked_for(birth: str) -> No
         assert (second == unit).sum() == 1
 
 
-def test_the_unit_with_the_highest_score_is_split_and_noise_tells_the_twins_apart() -> None:
+def test_the_unit_with_the_highest_score_is_split_and_the_twins_part_ways() -> None:
+    """The same incoming weights, but other shares of the outgoing ones, and with them other gradients."""
     for kernel in KERNELS:
         network, by = SAMPLES["perceptron"].network(kernel=kernel), given(SAMPLES["perceptron"], criterion=UNIT_CRITERIA["fan_in_norm"])
-        norms = network.layers["0"].dense_weight().norm(dim=1)
+        chosen = int(network.layers["0"].dense_weight().norm(dim=1).argmax())
         BIRTHS["split"].add(network, "0", 1, by)
-        assert torch.equal(network.layers["0"].dense_weight()[6], network.layers["0"].dense_weight()[norms.argmax()])
-        BIRTHS["split"].add(network, "0", 1, replace(by, noise=0.01))
-        rows = network.layers["0"].dense_weight()
-        distances = torch.cdist(rows[7:], rows[:7])
-        assert 0 < float(distances.min()) < 0.05 * float(rows[7].norm())
+        assert torch.equal(network.layers["0"].dense_weight()[6], network.layers["0"].dense_weight()[chosen])
+        train(network, attached(network, "sgd"), SAMPLES["perceptron"].inputs())
+        assert not torch.allclose(network.layers["0"].dense_weight()[6], network.layers["0"].dense_weight()[chosen], rtol=1e-6)
+
+
+@pytest.mark.parametrize("module", ["linear", "convolutional"])
+def test_the_gradients_of_gradmax_units_are_the_singular_values(module: str) -> None:
+    """With f(a) = a and next to no fan-in: dL/dv = M^T w = sigma |w|, and no other w of that norm gives more."""
+    linear = nn.Sequential(nn.Linear(6, 4), nn.Identity(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    strided = nn.Conv2d(4, 3, 3, stride=2, padding=1)
+    maps = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Identity(), strided, nn.Tanh(), nn.Flatten(), nn.Linear(27, 3))
+    network = Network(linear if module == "linear" else maps, torch.zeros(1, *((6,) if module == "linear" else (2, 6, 6)))).double()
+    x = torch.randn(30, *network.example.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    by = Given([(x, torch.zeros(30, 3, dtype=torch.float64))], squares, torch.Generator())
+    found = bridge(network, "0", by.batches, by.loss)
+    largest = torch.linalg.svdvals(found.matrix)[:2] * GRADMAX_SCALE * found.outgoing_norm
+    BIRTHS["gradmax"].add(network, "0", 2, by)
+    squares(network(x), by.batches[0][1]).backward()
+    torch.testing.assert_close(network.layers["0"].weight.grad[4:].flatten(1).norm(dim=1), largest, rtol=2e-3, atol=0)
+
+
+def test_what_is_seen_in_pieces_adds_up_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, space in (("convolutional", "conv1"), ("perceptron", "0")):
+        network, by = SAMPLES[name].network(), given(SAMPLES[name])
+        whole = bridge(network, space, by.batches, by.loss).matrix
+        with monkeypatch.context() as patch:
+            patch.setattr("grow.bridge.PIECE_VALUES", 1)
+            pieces = bridge(network, space, by.batches, by.loss)
+            assert sum(1 for _ in pieces.pieces()) == 16  # one a sample
+            torch.testing.assert_close(pieces.matrix, whole)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +193,7 @@ def test_the_unit_with_the_highest_score_is_split_and_noise_tells_the_twins_apar
     [
         ("gradmax", "convolutional", "conv2", 1, {}, "space 'conv2' is resized before layer 'fc1', but must be read as it is computed"),
         ("bridging", "convolutional", "conv2", 1, {}, "space 'conv2' is resized before layer 'fc1'"),
+        ("gradmax", "sequence transformer", "embedding", 1, {}, "is resized before layer .*, but must be read as it is computed"),
         ("gradmax", "perceptron", "2", 4, {}, r"count is 4, but must be in 1\.\.3"),
         ("bridging", "perceptron", "2", 0, {}, "count is 0, but must be at least 1"),
         ("split", "perceptron", "0", 7, {}, r"count is 7, but must be in 1\.\.6"),
@@ -179,7 +207,7 @@ def test_the_unit_with_the_highest_score_is_split_and_noise_tells_the_twins_apar
 def test_a_birth_that_cannot_be_leaves_every_byte(
     birth: str, name: str, space: str, count: int, changed: dict[str, object], message: str
 ) -> None:
-    sample = SAMPLES[name]
+    sample = {**SAMPLES, **NETWORKS}[name]
     network, x = sample.network(), sample.inputs()
     optimizer = attached(network, "adam")
     train(network, optimizer, x)
