@@ -104,6 +104,12 @@ def check(work: Workload, parts: int, imbalance: float, costs: FloatArray | None
             )
 
 
+def load_limit(weights: IntArray, parts: int, imbalance: float) -> float:
+    """The most that a part of a space may weigh."""
+    mean = float(weights.sum()) / parts
+    return max((1 + imbalance) * mean, mean + float(weights.max()))
+
+
 def contiguous_parts(weights: IntArray, parts: int) -> IntArray:
     """Neighbouring units together, with boundaries where the weight divides evenly; no part is empty.
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from hardware.partition import Partition
+from hardware.partition import BoolArray, Partition
 from hardware.workload import IntArray, Workload
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -80,7 +80,8 @@ class LocalSearch:
     """A partition on its way to a better one.
 
     ``costs`` (k, k): of one value sent from a part's device to another's. ``fees``: space -> what it costs that a unit is on a part,
-    (U, k). Loads stay within ``imbalance`` of the mean, or below the load that the heaviest part has to begin with.
+    (U, k). ``free``: space -> units that may move, (U,); None: all. Loads stay within ``imbalance`` of the mean, or below the load that
+    the heaviest part has to begin with.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class LocalSearch:
         imbalance: float,
         costs: FloatArray | None = None,
         fees: Mapping[str, FloatArray] | None = None,
+        free: Mapping[str, BoolArray] | None = None,
     ) -> None:
         self._work, self._k = work, partition.count
         self.parts = {space: part.copy() for space, part in partition.parts.items()}
         self._costs = even_costs(self._k) if costs is None else costs
         self._fees = fees or {}
+        self._free = {space: np.ones(len(part), bool) for space, part in self.parts.items()} if free is None else free
         self._senders = senders(work)
         self._limits = {
             space: max((1 + imbalance) * work.weights[space].sum() / self._k, float(self._load(space).max())) for space in self.parts
@@ -132,9 +135,9 @@ class LocalSearch:
         between = self._costs[~np.eye(self._k, dtype=bool)]
         for heat in np.geomspace(HOT * between.mean(), COLD * between.min(), sweeps):
             for space in self._moving:
-                gains = self._gains(space)
+                gains = self.gains(space)
                 noisy = gains + heat * self._values(space) * generator.gumbel(size=gains.shape)
-                self._move(space, noisy, generator.random(len(gains)) < SHARE, len(gains))
+                self._move(space, noisy, self._free[space] & (generator.random(len(gains)) < SHARE), len(gains))
             if (cost := self.cost()) < best:
                 best, kept = cost, self._copy()
         self.parts = kept
@@ -150,7 +153,7 @@ class LocalSearch:
 
     # ------------------------------------------------------------------ gains
 
-    def _needed(self, sender: Sender) -> NDArray[np.bool_]:
+    def _needed(self, sender: Sender) -> BoolArray:
         """Which parts need each unit, (S, k)."""
         if sender.always:
             return np.ones((len(self.parts[sender.space]), self._k), bool)
@@ -166,7 +169,7 @@ class LocalSearch:
         counts: NDArray[np.float32] = sender.sources[target] @ marks
         return counts
 
-    def _gains(self, space: str) -> FloatArray:
+    def gains(self, space: str) -> FloatArray:
         """What is saved if one unit alone went to each part, (U, k); 0 where it is."""
         part, rows = self.parts[space], np.arange(len(self.parts[space]))
         costs, leaving = np.zeros((len(part), self._k)), np.zeros(len(part))
@@ -194,7 +197,7 @@ class LocalSearch:
     def _load(self, space: str) -> IntArray:
         return np.bincount(self.parts[space], self._work.weights[space], minlength=self._k).astype(np.int64)
 
-    def _move(self, space: str, gains: FloatArray, allowed: NDArray[np.bool_], most: int, *, swaps: bool = True) -> int:
+    def _move(self, space: str, gains: FloatArray, allowed: BoolArray, most: int, *, swaps: bool = True) -> int:
         """Move units to the parts that gain most, best first; one that finds no room waits for another to swap with."""
         part, weights = self.parts[space], self._work.weights[space].tolist()
         rows = np.arange(len(part))
@@ -231,11 +234,11 @@ class LocalSearch:
 
     def _descend(self, space: str) -> bool:
         """One step that pays, if there is one: of all moves and swaps that pay alone, then of half as many, then of one move with room."""
-        gains, kept = self._gains(space), self.parts[space].copy()
-        everything, before = np.ones(len(gains), bool), self.cost(space)
+        gains, kept = self.gains(space), self.parts[space].copy()
+        before = self.cost(space)
         most, swaps = len(gains), True
         while True:
-            moved = self._move(space, gains if swaps else self._with_room(space, gains), everything, most, swaps=swaps)
+            moved = self._move(space, gains if swaps else self._with_room(space, gains), self._free[space], most, swaps=swaps)
             if moved and self.cost(space) < before - LEAST_GAIN * max(1.0, before):
                 return True
             self.parts[space] = kept.copy()

@@ -46,7 +46,7 @@ def test_gains_are_what_moving_one_unit_saves(topology: Topology, density: float
     search = LocalSearch(work, anywhere(work, parts, seed), 0.05, some_costs(parts, seed), fees)
     before = search.cost()
     for space in work.hidden:
-        gains, unit = search._gains(space), int(generator.integers(work.units[space]))
+        gains, unit = search.gains(space), int(generator.integers(work.units[space]))
         home = search.parts[space][unit]
         for part in range(parts):
             search.parts[space][unit] = part
@@ -76,7 +76,7 @@ def test_after_the_descent_no_unit_that_has_room_gains_by_moving() -> None:
     for space in work.hidden:
         load = np.bincount(search.parts[space], work.weights[space], minlength=3)
         room = load + work.weights[space][:, None] <= max(1.2 * load.mean(), load.max())
-        assert not (room & (search._gains(space) > 1e-6)).any()
+        assert not (room & (search.gains(space) > 1e-6)).any()
 
 
 def every_partition(work: Workload, parts: int) -> list[Partition]:
