@@ -52,9 +52,9 @@ class Shares:
             mine = self.partition.units(layer.target, device)
             connections = int(layer.incoming[mine].sum())
             if layer.depthwise:
-                return LocalLayer(layer, len(mine), 1, 0, connections, samples)
+                return LocalLayer(layer, len(mine) * layer.per_unit, 1, 0, connections, samples)
             columns, remote = np.sum([self._columns(layer, *pair, device) for pair in zip(layer.reads, sources, strict=True)], 0)
-            return LocalLayer(layer, len(mine), int(columns), int(remote), connections, samples)
+            return LocalLayer(layer, len(mine) * layer.per_unit, int(columns), int(remote), connections, samples)
         if target == "whole" and "units" in sources:
             owned = [(reads, self.partition.units(reads.space, device)) for reads in layer.reads]
             columns = sum(reads.entries * len(units) for reads, units in owned)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from grow.axes import Axes
+from grow.axes import Axes, entry_units
 from grow.network import Network
 from grow.topology import Connections, Topology
 
@@ -46,8 +46,8 @@ class Reads:
 class LayerWork:
     """The work of one layer.
 
-    target: the space whose units are its rows, '' if none is; computes: that whose units it computes, several rows each or not.
-    incoming: connections of every row, (O,). value: what names the value that it reads: layers that read one value share its
+    target: the space whose units are its rows, ``per_unit`` each, '' if there are several; computes: the first of them. incoming:
+    connections of every unit that it computes, (U,). value: what names the value that it reads: layers that read one value share its
     exchange; '' where only spaces are known. bias: whether it has one. depthwise: a row reads its own unit alone.
     """
 
@@ -64,6 +64,7 @@ class LayerWork:
     value: str = ""
     bias: bool = True
     depthwise: bool = False
+    per_unit: int = 1
 
     @property
     def convolution(self) -> bool:
@@ -137,31 +138,23 @@ class Workload:
         raise ValueError(f"layer is {name!r}, but must be one of {', '.join(layer.layer for layer in self.layers)}")
 
 
-def check_divisible(topology: Topology) -> None:
-    """ValueError that names the first layer or space that cannot be divided by units."""
-    for reason in indivisible(topology).values():
-        raise ValueError(f"{reason}; use 'data'")
-
-
 def indivisible(topology: Topology) -> dict[str, str]:
     """The hidden spaces that cannot be divided by units, and why."""
     found: dict[str, str] = {}
     for space in topology.hidden:
-        if space.mixed:
-            found[space.name] = f"space {space.name!r} has units that a norm or a product mixes, but under 'units' must not"
+        if space.contracted:
+            found[space.name] = f"space {space.name!r} has units that a softmax, a mean or a product mixes, but under 'units' must not"
     for layer in topology.layers:
-        computed = [segment.space for segment in layer.target if topology.space(segment.space).role == "hidden"]
-        read = [segment.space for segment in layer.source if topology.space(segment.space).role == "hidden"]
-        spaces, reason = [], ""
-        if layer.depthwise:
-            spaces, reason = computed, "is depthwise, but under 'units' must have rows that read all units"
-        elif layer.target_space is None and computed:
-            spaces, reason = computed, "has several rows for a unit, but under 'units' must have one"
-        elif len(layer.shape) == 2 and max(layer.source_values, layer.target_values) > 1:
-            spaces, reason = [*computed, *read], "reads a sequence, but under 'units' must read (B, I)"
-        for name in spaces:
-            found.setdefault(name, f"layer {layer.layer!r} {reason}")
+        computed = dict.fromkeys(segment.space for segment in layer.target if topology.space(segment.space).role == "hidden")
+        for name in computed if _only_space(layer) is None else ():
+            found.setdefault(name, f"layer {layer.layer!r} computes {len(computed)} spaces, but under 'units' must compute one")
     return found
+
+
+def _only_space(layer: Connections) -> str | None:
+    """The space whose units are the rows of a layer, one or several each; None where there are several spaces."""
+    spaces = {segment.space for segment in layer.target}
+    return spaces.pop() if len(spaces) == 1 else None
 
 
 def _others(network: Network) -> Iterator[OtherParameter]:
@@ -183,15 +176,16 @@ def _space_along(axes: Axes) -> str:
 
 
 def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
-    taps = prod(layer.shape[2:])
+    taps, target = prod(layer.shape[2:]), _only_space(layer)
+    unit = entry_units(layer.target, topology.units)[1] if target is not None else np.arange(layer.shape[0])  # (O,)
     if layer.index is None:
-        incoming = np.full(layer.shape[0], layer.shape[1] * taps)
+        incoming = np.bincount(unit) * layer.shape[1] * taps
     else:
-        incoming = np.bincount(layer.index // (layer.shape[1] * taps), minlength=layer.shape[0])
-    reads = _complete_reads(topology, layer, taps) if layer.index is None else _listed_reads(topology, layer)
+        incoming = np.bincount(unit[layer.index // (layer.shape[1] * taps)], minlength=int(unit.max(initial=-1)) + 1)
+    reads = _complete_reads(topology, layer, taps) if layer.index is None else _listed_reads(topology, layer, unit)
     return LayerWork(
         layer.layer,
-        layer.target_space or "",
+        target or "",
         layer.shape[0],
         layer.shape[1],
         taps,
@@ -201,6 +195,7 @@ def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
         reads,
         next((segment.space for segment in layer.target), ""),
         depthwise=layer.depthwise,
+        per_unit=1 if target is None else layer.shape[0] // max(topology.units[target], 1),
     )
 
 
@@ -221,7 +216,8 @@ def _complete_reads(topology: Topology, layer: Connections, taps: int) -> tuple[
     )
 
 
-def _listed_reads(topology: Topology, layer: Connections) -> tuple[Reads, ...]:
+def _listed_reads(topology: Topology, layer: Connections, unit: IntArray) -> tuple[Reads, ...]:
+    """unit: of every row, (O,)."""
     if layer.depthwise:  # a unit reads itself: nothing is sent
         return ()
     found = []
@@ -229,6 +225,9 @@ def _listed_reads(topology: Topology, layer: Connections) -> tuple[Reads, ...]:
         units = topology.units[segment.space]
         outgoing = np.bincount(pairs.sources, pairs.weights, minlength=units).astype(np.int64)
         values = segment.repeat * layer.source_values
-        complete = len(pairs.sources) == units * layer.shape[0]
-        found.append(Reads(segment.space, segment.repeat, values, complete, pairs.sources, pairs.targets, pairs.weights, outgoing))
+        keys, place = np.unique(pairs.sources * layer.shape[0] + unit[pairs.targets], return_inverse=True)
+        sources, targets = np.divmod(keys, layer.shape[0])
+        weights = np.bincount(place, pairs.weights, minlength=len(keys)).astype(np.int64)
+        complete = len(keys) == units * len(np.unique(unit))
+        found.append(Reads(segment.space, segment.repeat, values, complete, sources, targets, weights, outgoing))
     return tuple(found)

@@ -250,21 +250,6 @@ def test_one_device_computes_every_network(sample: Sample) -> None:
     assert sum(layer.connections for layer in Workload.of(network.topology).layers) == network.topology.connections
 
 
-DIVIDED = {
-    "mobilenet": "layer '3.filter.0' is depthwise, but under 'units' must",
-    "vision transformer": "space 'patches' has units that a norm or a product mixes, but under 'units' must not; use 'data'",
-    "normed": "layer 'conv' has several rows for a unit, but under 'units' must have one; use 'data'",
-}
-
-
-@pytest.mark.parametrize("name", DIVIDED)
-def test_what_cannot_be_divided_by_units_is_named(name: str) -> None:
-    network = NETWORKS[name].network()
-    parts = {space.name: np.arange(space.units) % 2 for space in network.topology.hidden}
-    with pytest.raises(ValueError, match=DIVIDED[name]):
-        shard(network, "units", Peers(0, 2), parts=parts)
-
-
 def edited(network: Network, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     network.prune_connections(some(network, 0.2))
     train(network, optimizer, x, 1)

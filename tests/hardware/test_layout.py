@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch import nn, zeros
@@ -46,10 +48,12 @@ def test_what_has_no_name_is_mixed() -> None:
 
 
 def test_what_cannot_be_divided_is_whole_under_model_parallelism() -> None:
-    work = Workload.of(with_heads())
+    topology = with_heads()
+    spaces = tuple(replace(space, mixed=True, contracted=space.name == "h") for space in topology.spaces)  # others: by layer norms alone
+    work = Workload.of(replace(topology, spaces=spaces))
     assert allowed(work, "h") == ("whole", "batch")
-    assert strategy(work, "model") == {"in": "whole", "a": "whole", "h": "whole", "b": "units", "out": "whole"}
-    with pytest.raises(ValueError, match="layout of space 'h' is 'units', but must be whole or batch: layer 'value' has several rows"):
+    assert strategy(work, "model") == {"in": "whole", "a": "units", "h": "whole", "b": "units", "out": "whole"}
+    with pytest.raises(ValueError, match="layout of space 'h' is 'units', but must be whole or batch: space 'h' has units that a softmax"):
         check(work, {**strategy(work, "model"), "h": "units"})
 
 
