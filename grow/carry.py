@@ -100,12 +100,15 @@ def touches(layer: Connections, moves: Mapping[str, IntArray]) -> bool:
 
 
 def moved_parts(parts: IntArray, moved: IntArray | None) -> IntArray:
-    """Parts after units moved; new units go, one by one, to the part that has the fewest."""
-    if moved is None:
-        return parts
-    after = np.where(moved < 0, -1, parts[np.maximum(moved, 0)])
-    sizes = np.bincount(after[after >= 0], minlength=int(parts.max(initial=0)) + 1)
-    for unit in np.flatnonzero(after < 0):
+    """Parts after units moved, -1 for new units."""
+    return parts if moved is None else np.where(moved < 0, -1, parts[np.maximum(moved, 0)])
+
+
+def evened_parts(parts: IntArray, count: int) -> IntArray:
+    """The same parts, with new units (-1) going, one by one, to the one of ``count`` parts that has the fewest."""
+    sizes, after = np.bincount(parts[parts >= 0], minlength=count), parts
+    for unit in np.flatnonzero(parts < 0):
+        after = parts.copy() if after is parts else after
         after[unit] = sizes.argmin()
         sizes[after[unit]] += 1
     return after

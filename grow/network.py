@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, Value, axis_length, reindex
-from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
+from grow.carry import Index, WeightCarrier, carried_state, evened_parts, moved_parts, moved_topology, old_positions, same_index, touches
 from grow.follow import Follower, Record
 from grow.insertion import (
     Insertion,
@@ -43,6 +43,9 @@ from grow.units import Births, Merge, born_columns, born_rows, check_merges, con
 LEAVES = ("weight", "bias")
 """Tensors of a layer."""
 
+FloatArray: TypeAlias = NDArray[np.float64]
+Place: TypeAlias = Callable[[Topology, Mapping[str, IntArray]], Mapping[str, IntArray]]
+"""Topology after an edit, and the part of every hidden unit, -1 for new ones -> the part of every hidden unit."""
 Carry: TypeAlias = Callable[[Tensor, float], Tensor]
 """A tensor of before an edit, and the value of what is new -> the tensor after it."""
 Change: TypeAlias = Callable[[str, Tensor], Tensor]
@@ -88,6 +91,8 @@ class Network(nn.Module):
         self.module: fx.GraphModule = traced.module
         self.example = example.detach().clone()
         self.parts: dict[str, IntArray] | None = None
+        self.ways: FloatArray | None = None
+        self._place: Place | None = None
         self._spaces, self._sites, self._fills = traced.spaces, traced.sites, traced.fills
         self._axes = dict(traced.axes)
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -195,12 +200,24 @@ class Network(nn.Module):
             raise ValueError("optimizer holds none of the network's parameters, but must; build it from network.parameters()")
         self._optimizers.append(optimizer)
 
-    def assign(self, parts: Mapping[str, IntArray] | None) -> None:
-        """Label the units of hidden spaces with the part that they belong to. Labels follow every edit; None removes them."""
+    def assign(self, parts: Mapping[str, IntArray] | None, place: Place | None = None, ways: FloatArray | None = None) -> None:
+        """Label the units of hidden spaces with the part that they belong to. Labels follow every edit; None removes them.
+
+        ``place`` says where new units go, given the topology after the edit and the labels with -1 for what is new; None: to the part
+        that has the fewest. ``ways`` (k, k): what it costs to send a unit from part to part, where not all ways cost the same.
+        """
+        self._place, self.ways = place, ways
         if parts is None:
             self.parts = None
             return
         self.parts = _checked_parts(self.topology, parts)
+
+    def _placed(self, topology: Topology, parts: Mapping[str, IntArray]) -> dict[str, IntArray]:
+        """Parts after an edit, given those with -1 for new units."""
+        if self._place is not None and any((labels < 0).any() for labels in parts.values()):
+            return _checked_parts(topology, self._place(topology, parts))
+        count = 1 + max(int(labels.max(initial=0)) for labels in (self.parts or parts).values())
+        return {space: evened_parts(labels, count) for space, labels in parts.items()}
 
     # ------------------------------------------------------------------ edits of connections
 
@@ -529,12 +546,11 @@ class Network(nn.Module):
                 if everywhere[name.rpartition(".")[2]] <= follower.tensors.keys():
                     held = parameter.detach()
                     follower.tensors[name] = held.clone() if follower.new_entry == "copy" else torch.zeros_like(held)
-        if self.parts is not None:
-            old = self.parts[insertion.space]
-            copied = old.copy() if insertion.kind == "identity" else moved_parts(old, np.full(units, -1))
-            self.parts = {**self.parts, insertion.layers[0]: copied}
         self._insertions.append(insertion)
         self._topology = None
+        if self.parts is not None:
+            copied = self.parts[insertion.space].copy() if insertion.kind == "identity" else np.full(units, -1)
+            self.parts = self._placed(self.topology, {**self.parts, insertion.layers[0]: copied})
 
     # ------------------------------------------------------------------ kernels
 
@@ -669,7 +685,7 @@ class Network(nn.Module):
                 if name in follower.tensors:
                     plan.followed.append((follower, name, carry(follower.tensors[name], 0.0)))
         if self.parts is not None:
-            plan.parts = {space: moved_parts(parts, moves.get(space)) for space, parts in self.parts.items()}
+            plan.parts = self._placed(plan.topology, {space: moved_parts(parts, moves.get(space)) for space, parts in self.parts.items()})
         return plan
 
     def _carrier(self, name: str, moves: Mapping[str, IntArray], plan: _Plan) -> Carry | None:

@@ -3,9 +3,10 @@
 Unstructured patterns look at one connection at a time. Priced ones know the parts that the units lie on: what a part must be
 sent is a whole *group*, the connections from one source unit into one other part, over all layers that read the unit. A
 connection is remote if its source unit and its target unit lie on different parts; input and output have no parts, are
-everywhere, and cost nothing. A halo unit costs ``price`` median scores.
+everywhere, and cost nothing. A halo unit costs ``price`` median scores, times what the way between the two parts costs where
+``ways`` (k, k) says so.
 
-Legend: N candidates of all layers together, K keys = (unit of any space, target part).
+Legend: N candidates of all layers together, K keys = (unit of any space, target part), k parts.
 """
 
 from __future__ import annotations
@@ -45,19 +46,22 @@ def highest(scored: Scored, count: int) -> Choice:
     return as_choice(scored, smallest(-scores, count))
 
 
-def lowest_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
+def lowest_groups(
+    scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, ways: FloatArray | None = None
+) -> Choice:
     """For pruning: whole groups, since removing some connections of a group saves no communication.
 
-    ``scored`` holds the existing connections. A connection that is not remote is a group of its own. The value of a group is the
-    mean score of its connections, less price * median score / size where it is remote. Groups go in ascending value; one that
-    would exceed ``count`` is passed over for the next that fits, and only when none fits, a part of one is taken.
+    ``scored`` holds existing connections. A connection that is not remote is a group of its own, and so is one whose group has
+    members that are no candidates: the unit would still be sent. The value of a group is the mean score of its connections, less
+    price * median score / size where it is remote. Groups go in ascending value; one that would exceed ``count`` is passed over for
+    the next that fits, and only when none fits, a part of one is taken.
     """
     scores = checked_scores(scored, count)
-    keys = _remote_keys(scored, topology, parts, price)
+    keys = _whole(_remote_keys(scored, topology, parts, price), topology, parts)
     group = _groups(keys, key_count(topology, parts))  # (N,)
     sizes = np.bincount(group)
     costs = np.zeros(len(sizes))
-    costs[group[keys >= 0]] = price * _median(scores)
+    costs[group[keys >= 0]] = price * _median(scores) * _way(keys[keys >= 0], topology, parts, ways)
     values = (np.bincount(group, scores) - costs) / sizes
     return as_choice(scored, whole_groups(scores, group, values, sizes, count))
 
@@ -74,21 +78,25 @@ def whole_groups(scores: FloatArray, group: IntArray, values: FloatArray, sizes:
     return chosen
 
 
-def highest_priced(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
+def highest_priced(
+    scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, ways: FloatArray | None = None
+) -> Choice:
     """For growth: the highest scores, less price * median score where the connection would add a unit to a halo.
 
     ``scored`` holds absent connections; a halo holds what the existing connections of ``topology`` carry.
     """
-    return as_choice(scored, smallest(-_all_worth(scored, topology, parts, price, count), count))
+    return as_choice(scored, smallest(-_all_worth(scored, topology, parts, price, count, ways), count))
 
 
-def highest_balanced(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
+def highest_balanced(
+    scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, ways: FloatArray | None = None
+) -> Choice:
     """As `highest_priced`, but the parts of a space get what evens their work out.
 
     What `highest_priced` would give to a target space is shared out so that the incoming connections of its parts come as near to
     equal as they can. Without this the larger part, which has more places to grow into, outgrows the others.
     """
-    values, spaces = _all_worth(scored, topology, parts, price, count), list(parts)
+    values, spaces = _all_worth(scored, topology, parts, price, count, ways), list(parts)
     labels = (target_labels(topology.layer(layer), positions, parts, spaces) for layer, (positions, _) in scored.items())
     kind = np.concatenate([np.zeros(0, np.int64), *labels])
     kinds = len(spaces) * part_count(parts) + 1
@@ -100,12 +108,14 @@ def highest_balanced(scored: Scored, topology: Topology, parts: Mapping[str, Int
     return as_choice(scored, chosen)
 
 
-def _all_worth(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> FloatArray:
+def _all_worth(
+    scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, ways: FloatArray | None
+) -> FloatArray:
     """Scores of absent connections less the price of the halo units that they would add, (N,)."""
     cost = price * _median(checked_scores(scored, count))
     check_parts(topology, parts, price)
     halo = existing_halo(topology, parts)
-    values = (worth(topology.layer(layer), p, s, topology, parts, halo, cost) for layer, (p, s) in scored.items())
+    values = (worth(topology.layer(layer), p, s, topology, parts, halo, cost, ways) for layer, (p, s) in scored.items())
     return np.concatenate([np.zeros(0), *values])
 
 
@@ -126,12 +136,15 @@ def worth(
     parts: Mapping[str, IntArray],
     halo: BoolArray,
     cost: float,
+    ways: FloatArray | None = None,
 ) -> FloatArray:
     """Scores of absent connections of a layer, less ``cost`` where a connection would add a unit to a halo, (N,)."""
     keys = layer_keys(layer, positions, topology, parts)
     adds = keys >= 0
     adds[adds] = ~halo[keys[adds]]
-    return scores.astype(np.float64) - np.where(adds, cost, 0.0)
+    values = scores.astype(np.float64)
+    values[adds] -= cost * _way(keys[adds], topology, parts, ways)
+    return values
 
 
 def target_labels(layer: Connections, positions: IntArray, parts: Mapping[str, IntArray], spaces: list[str]) -> IntArray:
@@ -223,6 +236,26 @@ def _fitting(values: FloatArray, sizes: IntArray, count: int) -> BoolArray:
         left -= int(sizes[order[:fit]].sum())
         order = order[fit:]
     return taken
+
+
+def _whole(keys: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
+    """The keys, but -1 where connections that have the same key are missing among the candidates."""
+    existing = np.zeros(key_count(topology, parts), np.int64)
+    for layer in topology.layers:
+        found = layer_keys(layer, layer.positions(), topology, parts)
+        existing += np.bincount(found[found >= 0], minlength=len(existing))
+    among = np.bincount(keys[keys >= 0], minlength=len(existing))
+    return np.where((keys >= 0) & (among[keys] == existing[keys]), keys, -1)
+
+
+def _way(keys: IntArray, topology: Topology, parts: Mapping[str, IntArray], ways: FloatArray | None) -> FloatArray | float:
+    """What the way of each key costs, from the part of its unit to the part that reads it, (len(keys),)."""
+    if ways is None:
+        return 1.0
+    owner = np.concatenate([parts.get(space.name, np.zeros(space.units, np.int64)) for space in topology.spaces])
+    units, targets = np.divmod(keys, part_count(parts))
+    found: FloatArray = ways[owner[units], targets]
+    return found
 
 
 def _groups(keys: IntArray, key_count: int) -> IntArray:

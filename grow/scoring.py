@@ -47,7 +47,7 @@ def to_prune(
         return pattern.to_prune(scored, topology, count)
     if network.parts is None or price is None:
         return lowest(scored, count)
-    return lowest_groups(scored, topology, network.parts, price, count)
+    return lowest_groups(scored, topology, network.parts, price, count, network.ways)
 
 
 def to_grow(
@@ -76,7 +76,7 @@ def to_grow(
 
     if network.parts is None or price is None:
         return streams.highest(stream, candidates.layers, count)
-    return streams.highest_balanced(stream, candidates.layers, topology, network.parts, price, count)
+    return streams.highest_balanced(stream, candidates.layers, topology, network.parts, price, count, network.ways)
 
 
 def _check(price: float | None, pattern: Pattern | None) -> None:

@@ -70,7 +70,13 @@ def highest(stream: Stream, layers: Iterable[str], count: int) -> Choice:
 
 
 def highest_balanced(
-    stream: Stream, layers: Iterable[str], topology: Topology, parts: Mapping[str, IntArray], price: float, count: int
+    stream: Stream,
+    layers: Iterable[str],
+    topology: Topology,
+    parts: Mapping[str, IntArray],
+    price: float,
+    count: int,
+    ways: FloatArray | None = None,
 ) -> Choice:
     """As `grow.patterns.highest_balanced`. The candidates are gone through three times: two for the median score, one to choose."""
     check_parts(topology, parts, price)
@@ -82,7 +88,7 @@ def highest_balanced(
     places = np.zeros(kinds, np.int64)
     for layer, positions, scores in stream():
         _check(layer, scores)
-        values = worth(topology.layer(layer), positions, scores, topology, parts, halo, cost)
+        values = worth(topology.layer(layer), positions, scores, topology, parts, halo, cost, ways)
         kind = target_labels(topology.layer(layer), positions, parts, spaces)
         for number in np.unique(kind):
             members = np.flatnonzero(kind == number)

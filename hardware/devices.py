@@ -81,7 +81,7 @@ class DeviceGraph:
                 raise ValueError(
                     f"link is ({first}, {second}), but must join two of the devices 0..{len(devices) - 1}; number them in their order"
                 )
-            graph.add_edge(first, second, link=link, seconds=link.seconds(ROUTED_BYTES), seconds_per_byte=1 / link.bandwidth_bytes_per_s)
+            graph.add_edge(first, second, link=link, seconds=link.seconds(ROUTED_BYTES))
         if devices and not networkx.is_connected(graph):
             alone = [sorted(group) for group in networkx.connected_components(graph)]
             raise ValueError(f"the device graph falls apart into {alone}, but must be connected; add a link between them")
@@ -112,14 +112,15 @@ class DeviceGraph:
         return [(min(pair), max(pair)) for pair in pairwise(path)]
 
     def costs(self, count: int) -> NDArray[np.float64]:
-        """What a byte from one of the first ``count`` devices to another costs, (count, count): seconds along the way that takes least.
+        """What a byte from one of the first ``count`` devices to another costs, (count, count): its seconds on the route between them.
 
-        Relative to the cheapest of them: even links all cost 1. A way may lead over any device; its links take the byte in turn.
+        Relative to the cheapest of them: even links all cost 1.
         """
         if not 1 <= count <= len(self.devices):
             raise ValueError(f"parts is {count}, but must be 1 to {len(self.devices)}, the devices of the graph; divide for fewer of them")
-        ways = dict(networkx.all_pairs_dijkstra_path_length(self.graph, weight="seconds_per_byte"))
-        found = np.array([[ways[a][b] for b in range(count)] for a in range(count)])
+        found = np.zeros((count, count))
+        for first, second in combinations(range(count), 2):
+            found[first, second] = found[second, first] = 1 / self.link(first, second).bandwidth_bytes_per_s
         return found / found[~np.eye(count, dtype=bool)].min() if count > 1 else found
 
     @cached_property

@@ -27,11 +27,16 @@ from grow.train import Methods, Session
 from hardware.cost import predict
 from hardware.partition import Partition, communication_volume, crossing_units
 from hardware.partitioners import PARTITIONERS
+from hardware.partitioners.incremental import place, repartition
+from hardware.partitioners.local_search import FloatArray
 from hardware.profile import Profile
-from hardware.workload import Workload
+from hardware.workload import IntArray, Workload
 from search.definition import StudyDefinition, StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
 from search.recipe import Recipe
+
+UNEVEN = 1.5
+"""How many times the cheapest link the dearest must cost before the links count as uneven: measured ones of a kind differ by chance."""
 
 WARM_UP = 0.05
 """Share of the training in which the learning rate rises."""
@@ -62,6 +67,19 @@ class Figures:
     predicted_samples_per_s: float
 
 
+@dataclass(frozen=True, eq=False)
+class Placing:
+    """Where the engine puts new units: where they cost least."""
+
+    parts: int
+    imbalance: float
+    costs: FloatArray | None
+
+    def __call__(self, topology: Topology, parts: Mapping[str, IntArray]) -> Mapping[str, IntArray]:
+        """Parts of all hidden units, given those with -1 for new ones."""
+        return place(Workload.of(topology), parts, self.parts, self.imbalance, self.costs).parts
+
+
 def material(recipe: Recipe) -> Material:
     """Find the study and its data. ValueError when the data are not those of the recipe."""
     definition = StudyReference(recipe.study, recipe.study_sha256).load()
@@ -84,7 +102,9 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     dense = network.topology
     plant(network, recipe.initial, recipe.density, recipe.seed, recipe.devices)  # every device needs a unit to begin with
     if recipe.strategy == "units":
-        network.assign(_partition(Workload.of(network.topology), recipe).parts)
+        costs = _costs(recipe, profile)
+        placing = Placing(recipe.devices, recipe.imbalance, costs)
+        network.assign(_partition(Workload.of(network.topology), recipe, costs).parts, placing, costs)
     timings = None if profile is None else profile.timings
     if timings is not None:
         train.choose_kernels(network, timings, recipe.batch_size)
@@ -187,18 +207,28 @@ def _methods(recipe: Recipe, timings: Timings | None) -> Methods:
     )
 
 
-def _partition(work: Workload, recipe: Recipe) -> Partition:
-    return PARTITIONERS[recipe.partitioner](work, recipe.devices, recipe.imbalance, recipe.seed)
+def _partition(work: Workload, recipe: Recipe, costs: FloatArray | None) -> Partition:
+    return PARTITIONERS[recipe.partitioner](work, recipe.devices, recipe.imbalance, recipe.seed, costs)
+
+
+def _costs(recipe: Recipe, profile: Profile | None) -> FloatArray | None:
+    """What the links between the devices cost, None where they are as good as even."""
+    if profile is None or recipe.devices == 1:
+        return None
+    costs = profile.graph.costs(recipe.devices)
+    return costs if costs.max() >= UNEVEN else None
 
 
 def _settled(network: Network, recipe: Recipe, profile: Profile) -> Partition | None:
-    """The final partition: the one that the network grew along, or one made anew, whichever is predicted to train faster."""
+    """The final partition: the one that the network grew along, as it is or mended, or made anew: the one predicted to train fastest."""
     if recipe.strategy != "units":
         return None
     assert network.parts is not None
     work = Workload.of(network.topology)
-    grown, anew = Partition(network.parts, recipe.devices), _partition(work, recipe)
+    costs = _costs(recipe, profile)
+    grown, anew = Partition(network.parts, recipe.devices), _partition(work, recipe, costs)
     # Units that die may leave a part without any, which no device could run.
     whole = all(len(np.unique(parts)) == recipe.devices for parts in grown.parts.values())
-    candidates = (grown, anew) if whole else (anew,)
+    mended = repartition(work, grown.parts, recipe.devices, None, recipe.imbalance, recipe.seed, costs)
+    candidates = (grown, mended, anew) if whole else (mended, anew)
     return min(candidates, key=lambda partition: predict(work, "units", partition, profile, recipe.batch_size).total_s)

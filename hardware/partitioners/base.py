@@ -91,17 +91,22 @@ def space_by_space(work: Workload, parts: int, imbalance: float, seed: int, solv
 
 def check(work: Workload, parts: int, imbalance: float, costs: FloatArray | None = None) -> None:
     """Refuse what cannot be divided."""
+    check_asked(parts, imbalance, costs)
+    for space in work.hidden:
+        if parts > work.units[space]:
+            raise ValueError(
+                f"parts is {parts}, but must be at most the units of space {space!r}, {work.units[space]}; use fewer devices or more units"
+            )
+
+
+def check_asked(parts: int, imbalance: float, costs: FloatArray | None) -> None:
+    """Refuse what nothing can be divided by."""
     if parts < 1:
         raise ValueError(f"parts is {parts}, but must be at least 1; one part is one device")
     if not imbalance >= 0:
         raise ValueError(f"imbalance is {imbalance}, but must be at least 0; 0.05 lets a part weigh 5 % more than the mean")
     if costs is not None:
         check_costs(costs, parts)
-    for space in work.hidden:
-        if parts > work.units[space]:
-            raise ValueError(
-                f"parts is {parts}, but must be at most the units of space {space!r}, {work.units[space]}; use fewer devices or more units"
-            )
 
 
 def load_limit(weights: IntArray, parts: int, imbalance: float) -> float:

@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 
 from hardware.partition import Partition
-from hardware.partitioners.base import Partitioner, check, load_limit
+from hardware.partitioners.base import Partitioner, check, check_asked, load_limit
 from hardware.partitioners.local_search import LEAST_GAIN, FloatArray, LocalSearch, even_costs
 from hardware.partitioners.mapping import best_mapping, traffic
 from hardware.workload import IntArray, Workload
@@ -57,8 +57,8 @@ def moved_units(old: IntArray, new: IntArray) -> IntArray:
 
 
 def place(work: Workload, old: Mapping[str, IntArray], parts: int, imbalance: float = 0.05, costs: FloatArray | None = None) -> Partition:
-    """New units where they cost least and there is room; nothing else moves."""
-    check(work, parts, imbalance, costs)
+    """New units where they cost least and there is room; nothing else moves. A space may have fewer units than there are parts."""
+    check_asked(parts, imbalance, costs)
     checked = {space: _checked(work, old, space, parts) for space in work.hidden}
     started = {space: _filled(part, work.weights[space], parts) for space, part in checked.items()}
     search = LocalSearch(work, Partition(started, parts), imbalance, costs, free={space: part < 0 for space, part in checked.items()})
@@ -85,6 +85,7 @@ def repartition(
     """
     if not price >= 0:
         raise ValueError(f"price is {price}, but must be at least 0; see moving_price")
+    check(work, parts, imbalance, costs)
     placed = place(work, old, parts, imbalance, costs)
     home = {space: np.where(old[space] < 0, -1, placed.parts[space]) for space in work.hidden}
     fees = {space: _fees(held_values(work, space), home[space], parts, _finite(price, work, parts, costs)) for space in work.hidden}

@@ -1,5 +1,7 @@
 """Design, section 5: what every edit keeps, for every kind of layer, every optimizer and every storage."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from grow.kernels import KERNELS
 from grow.layers import expand
 from grow.network import Network
 from grow.optim import BIRTH
+from grow.topology import Topology
 from tests.contracts.modules import SAMPLES, Sample
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -454,6 +457,24 @@ def test_parts_follow_every_edit_and_new_units_go_where_there_are_fewest() -> No
     assert network.parts is not None
     assert network.parts["0"].tolist() == [0, 1, 1, 1, 0, 0, 0]
     assert network.parts["2"].tolist() == [0, 1, 0, 1, 0]
+
+
+def test_who_knows_better_says_where_new_units_go() -> None:
+    asked: list[dict[str, list[int]]] = []
+
+    def last(topology: Topology, parts: Mapping[str, IntArray]) -> Mapping[str, IntArray]:
+        assert all(len(labels) == topology.units[space] for space, labels in parts.items())
+        asked.append({space: labels.tolist() for space, labels in parts.items()})
+        return {space: np.where(labels < 0, 1, labels) for space, labels in parts.items()}
+
+    network = SAMPLES["perceptron"].network()
+    network.assign({"0": np.array([0, 0, 1, 1, 1, 0]), "2": np.array([0, 1, 0, 1])}, last)
+    network.remove_units("0", [0, 5])
+    assert not asked  # nothing is new
+    network.add_units("0", 2, torch.Generator().manual_seed(0), 1, 1)
+    assert asked == [{"0": [0, 1, 1, 1, -1, -1], "2": [0, 1, 0, 1]}]
+    assert network.parts is not None
+    assert network.parts["0"].tolist() == [0, 1, 1, 1, 1, 1]
 
 
 def test_setting_connections_keeps_the_weights_of_those_that_stay() -> None:

@@ -17,6 +17,11 @@ from tests.contracts.topologies import branched, mlp
 PARTS = {"s1": np.array([0, 0, 1, 1, 2, 2]), "s2": np.array([0, 1, 2, 0, 1, 2])}
 
 
+def groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> Choice:
+    """Pruning by groups where the candidates are all connections that there are."""
+    return lowest_groups(scored, topology.with_index({name: positions for name, (positions, _) in scored.items()}), parts, price, count)
+
+
 class TestLowest(PatternContract):
     @pytest.fixture
     def choose(self) -> Choose:
@@ -32,7 +37,7 @@ class TestHighest(PatternContract):
 class TestLowestGroups(PatternContract):
     @pytest.fixture(params=[0.0, 2.5])
     def choose(self, request: pytest.FixtureRequest) -> Choose:
-        return lambda scored, count: lowest_groups(scored, TOPOLOGY, PARTS, request.param, count)
+        return lambda scored, count: groups(scored, TOPOLOGY, PARTS, request.param, count)
 
 
 class TestHighestPriced(PatternContract):
@@ -77,7 +82,7 @@ def test_the_rest_is_no_better_than_the_choice(scored: Scored, share: float) -> 
 @given(candidates(), st.floats(0, 1), st.floats(0, 5))
 def test_without_parts_nothing_has_a_price(scored: Scored, share: float, price: float) -> None:
     count = round(share * total(scored))
-    assert lists(lowest_groups(scored, TOPOLOGY, {}, price, count)) == lists(lowest(scored, count))
+    assert lists(groups(scored, TOPOLOGY, {}, price, count)) == lists(lowest(scored, count))
     assert lists(highest_priced(scored, TOPOLOGY, {}, price, count)) == lists(highest(scored, count))
 
 
@@ -90,9 +95,9 @@ TWO_PARTS = {"s1": np.array([0, 1]), "s2": np.array([0, 1])}
 def test_a_price_makes_a_remote_connection_go_before_a_weaker_local_one() -> None:
     """fc2 (2, 2): 0 and 3 are local, 1 (unit 1 to part 0) and 2 (unit 0 to part 1) are remote. The median is 2."""
     scored = scores_of(fc2={0: 1, 1: 4, 2: 3, 3: 1})
-    assert lists(lowest_groups(scored, TWO, TWO_PARTS, 0.0, 2)) == {"fc2": [0, 3]}
-    assert lists(lowest_groups(scored, TWO, TWO_PARTS, 1.4, 2)) == {"fc2": [0, 2]}  # 3 - 2.8 < 1, but 4 - 2.8 > 1
-    assert lists(lowest_groups(scored, TWO, TWO_PARTS, 2.0, 2)) == {"fc2": [1, 2]}
+    assert lists(groups(scored, TWO, TWO_PARTS, 0.0, 2)) == {"fc2": [0, 3]}
+    assert lists(groups(scored, TWO, TWO_PARTS, 1.4, 2)) == {"fc2": [0, 2]}  # 3 - 2.8 < 1, but 4 - 2.8 > 1
+    assert lists(groups(scored, TWO, TWO_PARTS, 2.0, 2)) == {"fc2": [1, 2]}
 
 
 FOUR = mlp(1, 2, 4, 1)
@@ -102,28 +107,28 @@ FOUR_PARTS = {"s1": np.array([0, 1]), "s2": np.array([0, 0, 1, 1])}
 def test_a_group_goes_as_a_whole() -> None:
     """fc2 (4, 2): unit 0 is read by part 1 through 4 and 6, unit 1 by part 0 through 1 and 3; 0, 2, 5, 7 are local."""
     scored = scores_of(fc2={0: 3, 1: 1, 2: 3, 3: 4, 4: 2, 5: 3, 6: 2, 7: 3})
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 0.0, 2)) == {"fc2": [4, 6]}  # mean 2, not the 1 next to a 4
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 0.0, 4)) == {"fc2": [1, 3, 4, 6]}
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 0.0, 5)) == {"fc2": [0, 1, 3, 4, 6]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 0.0, 2)) == {"fc2": [4, 6]}  # mean 2, not the 1 next to a 4
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 0.0, 4)) == {"fc2": [1, 3, 4, 6]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 0.0, 5)) == {"fc2": [0, 1, 3, 4, 6]}
 
 
 def test_a_group_that_does_not_fit_makes_way_for_the_next_that_does() -> None:
     scored = scores_of(fc2={0: 9, 1: 1, 2: 8, 3: 1, 4: 2, 5: 7, 6: 2, 7: 6})
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 0.0, 1)) == {"fc2": [7]}
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 0.0, 3)) == {"fc2": [1, 3, 7]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 0.0, 1)) == {"fc2": [7]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 0.0, 3)) == {"fc2": [1, 3, 7]}
 
 
 def test_part_of_a_group_goes_only_when_nothing_else_fits() -> None:
     scored = scores_of(fc2={1: 5, 3: 4, 4: 7, 6: 8})
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 0.0, 1)) == {"fc2": [3]}
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 0.0, 3)) == {"fc2": [1, 3, 4]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 0.0, 1)) == {"fc2": [3]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 0.0, 3)) == {"fc2": [1, 3, 4]}
 
 
 def test_the_price_is_one_halo_unit_however_large_the_group() -> None:
     """The group {1, 3} saves price * median = 2 once: value (2 + 2 - 2) / 2 = 1. All scores are 2."""
     scored = scores_of(fc2={0: 2, 1: 2, 3: 2, 4: 2})
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 1.0, 1)) == {"fc2": [4]}  # alone in its group: 2 - 2 = 0
-    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 1.0, 3)) == {"fc2": [1, 3, 4]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 1.0, 1)) == {"fc2": [4]}  # alone in its group: 2 - 2 = 0
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 1.0, 3)) == {"fc2": [1, 3, 4]}
 
 
 def test_a_group_spans_all_layers_that_read_the_unit() -> None:
@@ -134,7 +139,7 @@ def test_a_group_spans_all_layers_that_read_the_unit() -> None:
     )
     topology, parts = Topology(spaces, layers), {"a": np.array([0, 1]), "b": np.array([0, 1])}
     scored = scores_of(one={1: 1, 3: 3}, other={0: 3, 1: 4})  # 1 in both: unit 1 to part 0, mean 2.5
-    assert lists(lowest_groups(scored, topology, parts, 0.0, 2)) == {"one": [1], "other": [1]}
+    assert lists(groups(scored, topology, parts, 0.0, 2)) == {"one": [1], "other": [1]}
 
 
 def test_segments_of_one_layer_are_units_of_their_own() -> None:
@@ -142,8 +147,25 @@ def test_segments_of_one_layer_are_units_of_their_own() -> None:
     topology = branched()
     parts = {"a": np.arange(12) % 2, "b": np.arange(16) % 2}
     scored = {c.layer: (c.positions(), np.ones(c.possible, np.float32)) for c in topology.layers}
-    chosen = lowest_groups(scored, topology, parts, 1e3, 12 * 8)
+    chosen = groups(scored, topology, parts, 1e3, 12 * 8)
     assert lists(chosen) == {**{"left": [], "right": [], "head": []}, "middle": [p for p in range(192) if (p // 12) % 2 != (p % 12) % 2]}
+
+
+def test_what_would_be_sent_all_the_same_saves_nothing() -> None:
+    """All exist, but 6 is no candidate: unit 0 goes to part 1 with it, whether 4 is there or not. 1 and 3 are all of their group."""
+    scored = scores_of(fc2={0: 3, 1: 3, 2: 3, 3: 3, 4: 3, 5: 2, 7: 3})
+    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 10.0, 1)) == {"fc2": [5]}
+    assert lists(lowest_groups(scored, FOUR, FOUR_PARTS, 10.0, 2)) == {"fc2": [1, 3]}
+    assert lists(groups(scored, FOUR, FOUR_PARTS, 10.0, 1)) == {"fc2": [4]}  # where 6 does not exist, 4 is all of its group
+
+
+def test_what_crosses_the_dearer_way_goes_first() -> None:
+    """Three parts of one unit each; from part 0 to 2 a copy costs five times as much. All scores are 2."""
+    topology, parts = mlp(1, 3, 3, 1), {"s1": np.arange(3), "s2": np.arange(3)}
+    ways = np.array([[0, 1, 5], [1, 0, 1], [5, 1, 0.0]])
+    scored = scores_of(fc2=dict.fromkeys(range(9), 2.0))
+    assert lists(lowest_groups(scored, topology, parts, 1.0, 2, ways)) == {"fc2": [2, 6]}
+    assert lists(lowest_groups(scored, topology, parts, 1.0, 2)) == {"fc2": [1, 2]}
 
 
 def reference_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> set[tuple[str, int]]:
@@ -181,12 +203,22 @@ def reference_groups(scored: Scored, topology: Topology, parts: Mapping[str, Int
 @given(candidates(), st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0, 4.0]))
 def test_pruning_by_groups_equals_its_description(scored: Scored, share: float, price: float) -> None:
     count = round(share * total(scored))
-    chosen = lowest_groups(scored, TOPOLOGY, PARTS, price, count)
+    chosen = groups(scored, TOPOLOGY, PARTS, price, count)
     found = {(layer, position) for layer, positions in lists(chosen).items() for position in positions}
     assert found == reference_groups(scored, TOPOLOGY, PARTS, price, count)
 
 
 # ---------------------------------------------------------------- priced growth
+
+
+def test_growth_across_a_dear_way_must_be_worth_it() -> None:
+    """Nothing exists. 1 and 2 lead into part 0, from the units of part 1 and of part 2: 1 is the cheaper, 2 scores more."""
+    topology, parts = mlp(1, 3, 3, 1).with_index({"fc2": np.zeros(0, np.int64)}), {"s1": np.arange(3), "s2": np.arange(3)}
+    ways = np.array([[0, 1, 5], [1, 0, 1], [5, 1, 0.0]])
+    scored = scores_of(fc2={1: 3, 2: 5})  # the median is 4
+    assert lists(highest_priced(scored, topology, parts, 0.1, 1, ways)) == {"fc2": [2]}  # 5 - 2 against 3 - 0.4
+    assert lists(highest_priced(scored, topology, parts, 1.0, 1, ways)) == {"fc2": [1]}
+    assert lists(highest_priced(scored, topology, parts, 1.0, 1)) == {"fc2": [2]}
 
 
 def test_growth_pays_for_a_new_halo_unit_only() -> None:
@@ -211,7 +243,7 @@ def test_what_comes_from_the_input_or_goes_to_the_output_is_free() -> None:
 def test_contradicting_arguments_are_errors() -> None:
     scored = scores_of(fc2={0: 1, 1: 4})
     with pytest.raises(ValueError, match="price is -1, but must be at least 0"):
-        lowest_groups(scored, TWO, TWO_PARTS, -1, 1)
+        groups(scored, TWO, TWO_PARTS, -1, 1)
     with pytest.raises(ValueError, match="parts of space 's1' has 3 entries, but must have one per unit, 2"):
         highest_priced(scored, TWO, {"s1": np.zeros(3, np.int64)}, 1, 1)
     with pytest.raises(ValueError, match="scores of layer 'fc2' has 1 entries, but must have one per position, 2"):

@@ -41,8 +41,9 @@ def test_the_highest_of_a_stream_are_the_highest_of_all(scored: Scored, share: f
 @given(candidates(), st.floats(0, 1), st.integers(1, 40), st.sampled_from([0.0, 0.7, 2.5]))
 def test_the_balanced_choice_of_a_stream_is_that_of_all(scored: Scored, share: float, size: int, price: float) -> None:
     count = round(share * total(scored))
-    found = streams.highest_balanced(stream_of(scored, size), scored, TOPOLOGY, PARTS, price, count)
-    assert lists(found) == lists(patterns.highest_balanced(scored, TOPOLOGY, PARTS, price, count))
+    for ways in (None, np.array([[0, 1, 7], [1, 0, 2], [7, 2, 0.0]])):
+        found = streams.highest_balanced(stream_of(scored, size), scored, TOPOLOGY, PARTS, price, count, ways)
+        assert lists(found) == lists(patterns.highest_balanced(scored, TOPOLOGY, PARTS, price, count, ways))
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=50), st.integers(1, 9))
