@@ -17,12 +17,13 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from grow.apoptosis.dependent import dependent
+from grow.apoptosis.dependent import RIDGE, dependent
 from grow.apoptosis.finding import Finding
+from grow.apoptosis.merging import merge
 from grow.apoptosis.twins import check_twins, twins
 from grow.network import Network
 
-__all__ = ["METHODS", "Finding", "Method", "check", "find"]
+__all__ = ["METHODS", "Finding", "Method", "check", "find", "merge"]
 
 Method: TypeAlias = Literal["dependent", "twins"]
 METHODS: tuple[Method, ...] = ("dependent", "twins")
@@ -37,16 +38,20 @@ def find(
     method: Method = "dependent",
     most: int | None = None,
     stand_ins: int | None = None,
+    ridge: float = RIDGE,
 ) -> Finding:
-    """Redundant units of a hidden space whose merges together stay within the relative ``tolerance``; carry out with `merge_units`.
+    """Redundant units of a hidden space, or of the input, whose merges together stay within the relative ``tolerance``; for `merge`.
 
     ``batches`` are inputs (B, ...) of the network. At most ``most`` units go, at least one stays. ``stand_ins`` is how many units may
-    stand in for one that goes (None: any number; `twins` always has one): in a sparse layer each brings connections along.
+    stand in for one that goes (None: any number; `twins` always has one): in a sparse layer each brings connections along. ``ridge``
+    is added to the second moments, as a share of their mean: more of it keeps factors small where units are active on few samples.
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}, but must be in [0, 1), a share of the next layer's pre-activations")
     if stand_ins is not None and stand_ins < 0:
         raise ValueError(f"stand_ins is {stand_ins}, but must be 0 or more")
+    if not ridge > 0:
+        raise ValueError(f"ridge is {ridge}, but must be positive; without it, units that others predict exactly have no finite factors")
     check(network, space, method)
     given, spare = list(batches), network.topology.units[space] - 1
     if not given:
@@ -54,7 +59,7 @@ def find(
     limit = spare if most is None else min(most, spare)
     if method == "twins":
         return twins(network, space, given, tolerance, limit)
-    return dependent(network, space, given, tolerance, limit, stand_ins)
+    return dependent(network, space, given, tolerance, limit, stand_ins, ridge)
 
 
 def check(network: Network, space: str, method: Method) -> None:
@@ -62,8 +67,10 @@ def check(network: Network, space: str, method: Method) -> None:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, but must be 'dependent' or 'twins'")
     found = network.topology.space(space)
-    if found.role != "hidden":
-        raise ValueError(f"space {space!r} is the {found.role}, but must be hidden; input and output are fixed")
+    if found.role == "output":
+        raise ValueError(f"space {space!r} is the output, but must be hidden or the input; the output is fixed")
+    if found.role == "input" and method == "twins":
+        raise ValueError(f"space {space!r} is the input, but must be hidden; no layer computes it, use the method 'dependent'")
     if found.mixed:
         raise ValueError(f"space {space!r} has units that a norm mixes, but must not: with one unit less, all others would change as well")
     if not network.topology.consumers(space):

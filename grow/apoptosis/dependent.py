@@ -20,7 +20,7 @@ from grow.apoptosis.change import changes
 from grow.apoptosis.finding import Finding, column_norms, drive
 from grow.axes import IntArray
 from grow.network import Network
-from grow.topology import Connections, Topology, columns_of
+from grow.topology import Connections, Topology, columns_of, read_units
 from grow.units import Merge
 from grow.watch import layer_inputs, unit_values
 
@@ -48,7 +48,13 @@ class _Reading:
 
 
 def dependent(
-    network: Network, space: str, batches: Sequence[Tensor], tolerance: float, most: int, stand_ins: int | None = None
+    network: Network,
+    space: str,
+    batches: Sequence[Tensor],
+    tolerance: float,
+    most: int,
+    stand_ins: int | None = None,
+    ridge: float = RIDGE,
 ) -> Finding:
     """Units that others predict on the given batches, whatever layers and functions compute and read them."""
     readings = _read(network, space, batches)
@@ -56,12 +62,14 @@ def dependent(
     moments = sum((_second(r, constants) / max(r.drive, 1e-300) for r in readings), torch.zeros_like(readings[0].moments))
     if not bool(moments.isfinite().all()):
         raise ValueError(f"values of space {space!r} are not all finite, but must be; lower the learning rate")
-    order = _order(readings, moments, most)
+    added = ridge * float(moments.diagonal().mean()) + 1e-300
+    units = _judged(network.topology, space)
+    order = _order(readings, moments, units, most, added)
     # Bounds grow with the number of units that go: the most that stays within the tolerance is found by halving.
     low, high = 0, len(order)
-    best, middle = _Solution(order[:0], np.arange(len(moments)), moments[:0], 0.0), high
+    best, middle = _Solution(order[:0], units, moments[:0], 0.0), high
     while low < high:
-        solution = _solve(readings, moments, order[:middle], stand_ins, constants)
+        solution = _solve(readings, moments, units, order[:middle], stand_ins, constants, added)
         if solution.bound <= tolerance:
             low, best = middle, solution
         else:
@@ -70,7 +78,8 @@ def dependent(
     merges, bound = _merges(best, readings, constants), best.bound
     if len(readings) > 1:  # each alone stays within the tolerance, but one may read what another makes
         while merges and (bound := _measured(network, space, readings, merges, batches)) > tolerance:
-            best = _solve(readings, moments, best.gone[: int(FEWER * len(best.gone))], stand_ins, constants)
+            fewer = best.gone[: int(FEWER * len(best.gone))]
+            best = _solve(readings, moments, units, fewer, stand_ins, constants, added)
             merges = _merges(best, readings, constants)
     return Finding(space, tuple(merges), bound if merges else 0.0, {})
 
@@ -128,13 +137,19 @@ def _second(reading: _Reading, constants: bool) -> Tensor:
     return reading.moments - reading.sums[:, None] * reading.sums / reading.count if constants else reading.moments
 
 
-def _order(readings: Sequence[_Reading], moments: Tensor, most: int) -> IntArray:
+def _judged(topology: Topology, space: str) -> IntArray:
+    """Units that may go or stand in for others: all of a hidden space; of the input those that some layer still reads."""
+    if topology.space(space).role == "hidden":
+        return np.arange(topology.units[space])
+    return np.unique(np.concatenate([read_units(topology, layer, space) for layer in topology.consumers(space)]))
+
+
+def _order(readings: Sequence[_Reading], moments: Tensor, units: IntArray, most: int, ridge: float) -> IntArray:
     """Units in the order in which they go: per round those that the rest predicts best, weighted by who reads them."""
     weights = moments.new_zeros(len(moments))
     for reading in readings:
         weights += (reading.outgoing.square().sum(0) if reading.plain else reading.outgoing.square()) / max(reading.drive, 1e-300)
-    left, order = torch.arange(len(moments), device=moments.device), list[int]()
-    ridge = RIDGE * float(moments.diagonal().mean()) + 1e-300
+    left, order = torch.from_numpy(units).to(moments.device), list[int]()
     per_round = max(1, -(-most // ROUNDS))
     while len(order) < most and len(left) > 1:
         part = moments[left][:, left]
@@ -149,12 +164,14 @@ def _order(readings: Sequence[_Reading], moments: Tensor, most: int) -> IntArray
     return np.array(order, np.int64)
 
 
-def _solve(readings: Sequence[_Reading], moments: Tensor, gone: IntArray, stand_ins: int | None, constants: bool) -> _Solution:
+def _solve(
+    readings: Sequence[_Reading], moments: Tensor, units: IntArray, gone: IntArray, stand_ins: int | None, constants: bool, ridge: float
+) -> _Solution:
     """Least squares of what goes on what stays, and the change that is left at the worst reader."""
-    kept = np.setdiff1d(np.arange(len(moments)), gone)
+    kept = np.setdiff1d(units, gone)
     j, k = torch.from_numpy(gone).to(moments.device), torch.from_numpy(kept).to(moments.device)
     own, cross = moments[k][:, k], moments[k][:, j]  # (K, K), (K, J)
-    own.diagonal().add_(RIDGE * float(moments.diagonal().mean()) + 1e-300)
+    own.diagonal().add_(ridge)
     factors = torch.cholesky_solve(cross, torch.linalg.cholesky(own)).T  # (J, K)
     if stand_ins is not None and stand_ins < len(kept):
         factors = _strongest(factors, own, cross.T, stand_ins)

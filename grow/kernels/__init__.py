@@ -2,9 +2,10 @@
 
 from grow.kernels.base import Kernel, KernelCase, Product, Storage
 from grow.kernels.choose import Timings, fastest
+from grow.kernels.columns import COLUMNS
 from grow.kernels.csr import CSR
 from grow.kernels.dense import DENSE
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR)}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS)}
 
 __all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "fastest"]

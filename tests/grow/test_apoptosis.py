@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from grow import apoptosis
 from grow.axes import IntArray
+from grow.kernels import KERNELS
 from grow.network import Network
 from grow.nonlinearity import passage
 from grow.topology import rows_of
@@ -283,6 +284,65 @@ def test_training_goes_on_after_merging(optimizer_name: str) -> None:
         assert_sound(net, optimizer)
 
 
+# ---------------------------------------------------------------------- the input
+
+
+def dependent_inputs() -> Tensor:
+    """Of four entries the third is twice the first minus the second plus one, and the fourth constant."""
+    x = samples()
+    return torch.stack([x[:, 0], x[:, 1], 2 * x[:, 0] - x[:, 1] + 1, torch.full_like(x[:, 0], 3.0)], 1)
+
+
+def unread(net: Network, layer: str) -> list[int]:
+    weight = net.layers[layer].dense_weight()
+    return torch.nonzero((weight == 0).all(0))[:, 0].tolist()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_inputs_that_others_predict_are_no_longer_read_and_the_function_stays(kernel: str) -> None:
+    net, x = network(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), dependent_inputs()
+    net.use_kernels(lambda case: kernel, 40)
+    optimizer = attached(net, "sgd")
+    train(net, optimizer, x)
+    before = outputs(net, x)
+    found = apoptosis.find(net, "input", [x], 1e-6, ridge=1e-13)
+    assert len(found.merges) == 2
+    apoptosis.merge(net, found)
+    torch.testing.assert_close(outputs(net, x), before, rtol=1e-7, atol=1e-7)
+    assert net.topology.units["input"] == 4
+    assert (net.layers["0"].connections, unread(net, "0")) == (6, sorted(merge.unit for merge in found.merges))
+    train(net, optimizer, x)
+    assert unread(net, "0") == sorted(merge.unit for merge in found.merges)
+    assert_sound(net, optimizer)
+
+
+def test_an_input_that_is_not_read_any_more_neither_goes_again_nor_stands_in() -> None:
+    net, x = network(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), samples()
+    first = apoptosis.find(net, "input", [x], 0.99, most=2)
+    apoptosis.merge(net, first)
+    gone = {merge.unit for merge in first.merges}
+    second = apoptosis.find(net, "input", [x], 0.99)
+    assert len(second.merges) == 1
+    assert gone.isdisjoint({second.merges[0].unit, *second.merges[0].into})
+    apoptosis.merge(net, second)
+    assert len(unread(net, "0")) == 3
+
+
+@pytest.mark.parametrize("name", ["convolutional", "coupled"])
+def test_the_change_stays_within_the_bound_for_the_input_too(name: str) -> None:
+    net, x = SAMPLES[name].network(), SAMPLES[name].inputs(samples=24)
+    x[:, 1] = 0.5 * x[:, 0] + 0.1 * x[:, 1]
+    readers = [layer.layer for layer in net.topology.consumers("input")]
+    before = {reader: pre_activations(net, reader, x) for reader in readers}
+    shifts = {reader: net.layers[reader](torch.zeros_like(x)).detach() for reader in readers}
+    found = apoptosis.find(net, "input", [x], 0.9, most=1)
+    assert len(found.merges) == 1
+    apoptosis.merge(net, found)
+    for reader in readers:
+        drive = (before[reader] - shifts[reader]).norm()
+        assert (pre_activations(net, reader, x) - before[reader]).norm() <= (found.bound + 1e-6) * drive
+
+
 # ---------------------------------------------------------------------- what cannot be
 
 
@@ -302,6 +362,8 @@ def test_finding_changes_nothing() -> None:
         ("perceptron", "0", {"tolerance": 1.0}, r"tolerance is 1.0, but must be in \[0, 1\)"),
         ("perceptron", "0", {"method": "similar"}, "method is 'similar', but must be 'dependent' or 'twins'"),
         ("perceptron", "output", {}, "space 'output' is the output, but must be hidden"),
+        ("perceptron", "input", {"method": "twins"}, "space 'input' is the input, but must be hidden.*use the method 'dependent'"),
+        ("perceptron", "0", {"ridge": 0.0}, "ridge is 0.0, but must be positive"),
         ("perceptron", "0", {"batches": []}, "batches is empty, but must hold at least one"),
         ("perceptron", "0", {"batches": [], "method": "twins"}, "batches is empty, but must hold at least one"),
         ("perceptron", "0", {"stand_ins": -1}, "stand_ins is -1, but must be 0 or more"),

@@ -27,6 +27,21 @@ class TestCsr(KernelContract):
             kernel.prepare(None, (3, 4))
 
 
+class TestColumns(KernelContract):
+    @pytest.fixture
+    def kernel(self) -> Kernel:
+        return KERNELS["columns"]
+
+    def test_where_all_rows_read_the_same_columns_the_values_are_the_smaller_weight(self, kernel: Kernel) -> None:
+        x, values = torch.tensor([[1.0, 100.0, 2.0]]), torch.tensor([3.0, 4.0, 5.0, 6.0])  # columns 0 and 2 of a weight (2, 3)
+        y = kernel.prepare(torch.tensor([0, 2, 3, 5]), (2, 3))(x, values, None)
+        assert y.tolist() == [[11.0, 17.0]]
+
+    def test_a_layer_without_positions_is_refused(self, kernel: Kernel) -> None:
+        with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
+            kernel.prepare(None, (3, 4))
+
+
 def test_kernels_are_listed_under_their_names() -> None:
     assert {name: kernel.name for name, kernel in KERNELS.items()} == {name: name for name in KERNELS}
 
