@@ -6,6 +6,9 @@ Trains the same network from the same weights on the same batches with and witho
 thread. The clock of each side runs in its own turns only, with everything that apoptosis does; validation is not timed. It counts the
 process's own processor time, so that others who wait for the same core do not count. Reported: seconds until the validation accuracy
 that the dense training ends with, minus 0.2 points, and connections at the end. The test set is not read.
+
+Either every event takes what the tolerance allows, until the network is ``--fewer`` times smaller; or, with ``--keep fc1=120 input=500``,
+``--events`` events shrink each named hidden space by the same factor, and the last one ends the reading of redundant pixels as well.
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ import platform
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from grow import apoptosis, optim
 from grow.network import Network
-from grow.task import Task
+from grow.task import Classification, Samples, Task
+from grow.topology import read_units
 from grow.train import evaluate
 from search.definition import StudyReference
 from studies import models
@@ -49,7 +53,7 @@ class Side:
 
 def side(task: Task, arguments: argparse.Namespace, seed: int) -> Side:
     torch.manual_seed(seed)
-    network = Network(NETWORKS[arguments.network](), torch.zeros(1, 1, 28, 28))
+    network = Network(NETWORKS[arguments.network](), torch.zeros(1, 28 * 28))
     optimizer = optim.make("sgd", network.parameters(), arguments.learning_rate, 0.9, arguments.weight_decay)
     network.attach(optimizer)
     return Side(network, optimizer)
@@ -60,12 +64,13 @@ def turn(one: Side, task: Task, arguments: argparse.Namespace, target: int | Non
     start = time.process_time()
     one.network.train()
     for _ in range(TURN):
-        if target is not None and one.step in due(arguments) and one.network.topology.connections > target:
+        if target is not None and one.step in due(arguments) and (arguments.keep or one.network.topology.connections > target):
             began = time.process_time()
-            die(one, task, arguments, target)
+            shrink(one, task, arguments) if arguments.keep else die(one, task, arguments, target)
             one.apoptosis_seconds += time.process_time() - began
         inputs, targets = task.train_batch(one.step)
-        rate = arguments.learning_rate * (1 + math.cos(math.pi * one.step / arguments.steps)) / 2
+        warm = min(1.0, (one.step + 1) / arguments.warm_up) if arguments.warm_up else 1.0
+        rate = warm * arguments.learning_rate * (1 + math.cos(math.pi * one.step / arguments.steps)) / 2
         for group in one.optimizer.param_groups:
             group["lr"] = rate
         one.optimizer.zero_grad()
@@ -76,7 +81,25 @@ def turn(one: Side, task: Task, arguments: argparse.Namespace, target: int | Non
 
 
 def due(arguments: argparse.Namespace) -> range:
-    return range(arguments.first, arguments.last, arguments.interval)
+    last = arguments.first + arguments.events * arguments.interval if arguments.keep else arguments.last
+    return range(arguments.first, last, arguments.interval)
+
+
+def shrink(one: Side, task: Task, arguments: argparse.Namespace) -> None:
+    """Take every named space the same share of its way; at the last event pixels as well, whose columns the kernel then skips."""
+    batches = [task.train_batch(one.step + number)[0] for number in range(arguments.batches)]
+    to_come = len(due(arguments)) - due(arguments).index(one.step)
+    for name, kept in arguments.keep.items():
+        units = one.network.topology.units[name]
+        ends = one.network.topology.space(name).role == "input"
+        most = units - round(units * (kept / units) ** (1 / to_come))
+        if (ends and to_come > 1) or most < 1:
+            continue
+        found = apoptosis.find(one.network, name, batches, arguments.tolerance, arguments.method, most, ridge=arguments.ridge)
+        apoptosis.merge(one.network, found)
+        one.events.append({"step": one.step, "space": name, "units": len(found.merges), "of": units, "bound": found.bound})
+        if ends:
+            one.network.use_kernels(lambda case: "columns" if case.density < 1 else "dense", arguments.batch_size)
 
 
 def die(one: Side, task: Task, arguments: argparse.Namespace, target: int) -> None:
@@ -119,6 +142,17 @@ def measure(task: Task, arguments: argparse.Namespace, seed: int) -> dict[str, o
     }
 
 
+def flat(task: Classification) -> Classification:
+    """The task with a unit for every pixel, (B, 784)."""
+    training, validating = (Samples(found.inputs.flatten(1), found.targets) for found in (task.training, task.validating))
+    return replace(task, training=training, validating=validating)
+
+
+def named(text: str) -> tuple[str, int]:
+    name, _, units = text.partition("=")
+    return name, int(units)
+
+
 def describe(one: Side, reached: tuple[int, float] | None) -> dict[str, object]:
     topology = one.network.topology
     return {
@@ -129,6 +163,7 @@ def describe(one: Side, reached: tuple[int, float] | None) -> dict[str, object]:
         "accuracy": one.accuracies[-1][2],
         "best_accuracy": max(accuracy for _, _, accuracy in one.accuracies),
         "connections": topology.connections,
+        "pixels": len(read_units(topology, topology.layers[0], topology.spaces[0].name)),
         "units": {space.name: space.units for space in topology.hidden},
     }
 
@@ -152,16 +187,22 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of a space's units, at most, per event")
     parser.add_argument("--least", type=int, default=16, help="units that a space keeps")
     parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--keep", type=named, nargs="+", default=[], metavar="SPACE=UNITS", help="units of spaces at the end")
+    parser.add_argument("--events", type=int, default=2, help="with --keep: how many")
+    parser.add_argument("--ridge", type=float, default=apoptosis.RIDGE, help="see grow.apoptosis.find")
+    parser.add_argument("--warm-up", type=int, default=0, help="steps over which the learning rate rises")
     parser.add_argument("--fewer", type=float, default=4.0, help="stop at so many times fewer connections")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    arguments.keep = dict(arguments.keep)
     torch.set_num_threads(1)
     definition = StudyReference("mnist").load()
     source = definition.data(arguments.data_dir)
     results = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         task = definition.task(source, arguments.batch_size, seed)
-        results.append(measure(task, arguments, seed))
+        assert isinstance(task, Classification)
+        results.append(measure(flat(task), arguments, seed))
         if not arguments.json:
             print({key: value for key, value in results[-1].items() if key != "events"})
             for event in results[-1]["events"]:  # type: ignore[attr-defined]

@@ -224,7 +224,7 @@ def test_copies_of_new_entries_are_copied_and_scores_of_new_entries_are_zero() -
         network.attach(average)
         network.attach(scores)
         network.grow_connections({"0": np.array([7])}, {"0": torch.tensor([9.0])})
-        slot = list(network.topology.layer("0").positions()).index(7) if kernel == "csr" else 7
+        slot = list(network.topology.layer("0").positions()).index(7) if KERNELS[kernel].storage == "compressed" else 7
         assert average.tensors["0.weight"].reshape(-1)[slot] == 9
         assert scores.tensors["0.weight"].reshape(-1)[slot] == 0
         weight = network.layers["0"].dense_weight().reshape(-1)
