@@ -107,6 +107,7 @@ ROWS: Mapping[tuple[str, str], Recipe] = {
     ("lenet-300-100", "0.01"): replace(_MLP, connections=2_662),
     ("lenet-300-100", "minimal"): replace(_MINIMAL, connections=3_800),
     ("lenet-300-100", "minimal-0.05"): replace(_MINIMAL, connections=13_310),
+    ("lenet-300-100", "minimal-0.2"): replace(_MINIMAL, connections=53_240, peak=133_100),
     ("lenet-5", "dense"): _CAFFE,
     ("lenet-5", "0.02"): replace(_THIN, connections=8_610),
     ("lenet-5", "0.01"): replace(_THIN, connections=4_305),
