@@ -109,7 +109,7 @@ def simulate(
 
 def simulated(prices: Prices, layouts: Strategy) -> Simulation:
     """As `simulate`, with prices that were asked before."""
-    timeline = schedule(step_tasks(prices, layouts), slowdown(prices.profile, prices.devices))
+    timeline = schedule(step_tasks(prices, layouts), prices.profile.slowdown(prices.devices))
     compute_s = max(timeline.busy_s(device(r), "forward", "backward", "overhead") for r in range(prices.devices))
     moves = all_moves(prices, layouts)
     halo_bytes = sum(move.bytes for move in moves if move.collective == "exchange")
@@ -146,8 +146,3 @@ def memory_bytes(prices: Prices, layouts: Strategy) -> IntArray:
         if transition.forward.collective in ("gather", "exchange"):
             found += transition.forward.pairs.sum(0)
     return found
-
-
-def slowdown(profile: Profile, devices: int) -> float:
-    """How many times longer a computation takes while its device communicates."""
-    return 1.0

@@ -51,8 +51,9 @@ def samples_of(batch: int, devices: int) -> IntArray:
 def strategy(work: Workload, name: str) -> dict[str, Layout]:
     """The strategy of that name.
 
-    Spaces that cannot be divided by units (`Workload.indivisible`) are ``whole`` where the name asks for units. The output is whole
-    where its layers read units, since their partial sums are totalled on all devices, and otherwise like what they read.
+    Spaces that cannot be divided by units (`Workload.indivisible`), and those that are joined with them, are ``whole`` where the name asks
+    for units. The output is whole where its layers read units, since their partial sums are totalled on all devices, and otherwise
+    like what they read.
     """
     name = OLD_NAMES.get(name, name)
     if name not in STRATEGIES:
@@ -64,19 +65,30 @@ def strategy(work: Workload, name: str) -> dict[str, Layout]:
         convolution = any(layer.convolution for layer in work.layers if layer.computes == space)
         by_units: Layout = "whole" if space in work.indivisible else "units"
         found[space] = "batch" if name == "owt" and convolution else by_units
-    return completed(work, found)
+    while True:
+        layouts = completed(work, found)
+        apart = [space for layer in work.layers if not joins(work, layer, layouts) for space in _spaces(layer) if space in found]
+        if not apart:
+            return layouts
+        found |= dict.fromkeys(apart, "whole")
 
 
-def completed(work: Workload, hidden: Strategy) -> dict[str, Layout]:
-    """A strategy of the hidden spaces with the layouts of inputs and outputs that suit them best."""
-    found = dict(hidden)
+def _spaces(layer: LayerWork) -> list[str]:
+    """What a layer reads and, where this is several spaces, computes."""
+    return [*(reads.space for reads in layer.reads), *((layer.computes, *layer.also) if layer.also else ())]
+
+
+def completed(work: Workload, layouts: Mapping[str, Layout]) -> dict[str, Layout]:
+    """A strategy of the hidden spaces with the layouts of inputs, and of outputs where they are not given, that suit them best."""
+    found = {space: layout for space, layout in layouts.items() if space not in work.inputs}
     for space in work.units:
         if space not in found and space not in work.inputs:
             read = {found[r.space] for layer in work.layers if layer.computes == space for r in layer.reads if r.space in found}
             found[space] = "batch" if read == {"batch"} else "whole"
     for space in work.inputs:
-        readers = {found[layer.computes] for layer in work.layers if any(reads.space == space for reads in layer.reads)}
-        found[space] = "batch" if readers == {"batch"} else "whole"
+        readers = [layer for layer in work.layers if any(reads.space == space for reads in layer.reads)]
+        concerned = {found.get(name) for layer in readers for name in (layer.computes, *(r.space for r in layer.reads))}
+        found[space] = "batch" if concerned - {None} == {"batch"} else "whole"
     return {space: found[space] for space in work.units}
 
 
@@ -102,10 +114,13 @@ def joins(work: Workload, layer: LayerWork, layouts: Strategy) -> bool:
     """Whether a layer can read its spaces in these layouts.
 
     What it reads joined along the units has one layout, but that a whole input may stand beside ``units`` for a layer that computes
-    ``units``. The samples of an input that is ``batch`` are cut before anything is computed, so its readers are ``batch``.
+    ``units``; so has what it computes. The samples of an input that is ``batch`` are cut before anything is computed, so its readers
+    are ``batch``.
     """
     found = {layouts[reads.space] for reads in layer.reads}
     target = layouts[layer.computes]
+    if any(layouts[space] != target for space in layer.also):
+        return False
     if "batch" in {layouts[reads.space] for reads in layer.reads if reads.space in work.inputs} and target != "batch":
         return False
     hidden = {layouts[reads.space] for reads in layer.reads if reads.space not in work.inputs}

@@ -73,8 +73,13 @@ class Shares:
         return reads.entries * (int(mine.sum()) + remote), reads.entries * remote
 
 
-def layer_seconds(local: LocalLayer, profile: Profile, input_gradient: bool, kernels: Sequence[str] = KERNELS) -> tuple[float, str]:
-    """Time of a layer step with the fastest kernel, and which one that is. A layer that has all its connections is dense."""
+def layer_seconds(
+    local: LocalLayer, profile: Profile, input_gradient: bool, kernels: Sequence[str] = KERNELS, devices: int = 1
+) -> tuple[float, str]:
+    """Time of a layer step with the fastest kernel while so many devices compute, and which one that is.
+
+    A layer that has all its connections is dense.
+    """
     columns = local.columns * local.work.taps
     if min(local.rows, columns, local.connections, local.samples) == 0:
         return 0.0, "dense"
@@ -82,7 +87,7 @@ def layer_seconds(local: LocalLayer, profile: Profile, input_gradient: bool, ker
     times = []
     for kernel in kernels if density < 1 else ("dense",):
         measured = table_name(kernel, convolution=local.work.convolution)
-        seconds = profile.seconds(measured, local.rows, columns, density, local.samples * local.work.target_values)
+        seconds = profile.seconds(measured, local.rows, columns, density, local.samples * local.work.target_values, devices)
         times.append((seconds * (1.0 if input_gradient else profile.without_input_gradient.get(measured, 1.0)), kernel))
     return min(times, key=lambda pair: pair[0])
 

@@ -48,8 +48,11 @@ class Prices:
         """Seconds of a device's layer step, and its kernel."""
         key = (local.work.layer, *local[1:])
         if key not in self._layers:
-            self._layers[key] = layer_seconds(local, self.profile, needs_input_gradient(self.work, local.work), self.kernels)
+            self._layers[key] = self._layer_seconds(local)
         return self._layers[key]
+
+    def _layer_seconds(self, local: LocalLayer) -> tuple[float, str]:
+        return layer_seconds(local, self.profile, needs_input_gradient(self.work, local.work), self.kernels, self.devices)
 
     def stored(self, layouts: Strategy) -> dict[str, int]:
         """Values that the weights of the layers without divided rows or columns are held in."""
@@ -71,21 +74,21 @@ class Prices:
 
     def norm_sums(self, layouts: Strategy) -> dict[str, tuple[Sum, Sum]]:
         """Per batch norm, the sums of its moments."""
-        found = norm_sums(self.work, layouts, self.devices, self.profile.element_size)
+        found = norm_sums(self.work, layouts, self.devices, self.batch, self.profile.element_size)
         return {forward.names[0]: (forward, backward) for forward, backward in found}
 
     def move_s(self, move: Move) -> float:
-        """Seconds of a collective by itself: measured where the profile has it, else by its slowest device."""
+        """Seconds of a collective by itself: measured where the profile has it, else by its slowest device. Exchanges go there and back."""
         most = int(max(move.pairs.sum(0).max(), move.pairs.sum(1).max()))
         if move.collective == "sum":
-            size = move.shared or most // (self.devices - 1)
-            return self.profile.collective_seconds("sum", self.devices, size)
-        return self.profile.collective_seconds("exchange", self.devices, most) if most else 0.0
+            return self.profile.collective_seconds("sum", self.devices, move.shared or most // (self.devices - 1))
+        if move.collective == "gather":
+            return self.profile.collective_seconds("gather", self.devices, most / (self.devices - 1))
+        return self.profile.halo_seconds(self.devices, move.kept, most) / 2
 
     def measured(self, move: Move) -> bool:
         """Whether the time of such a collective is known from the clock."""
-        name = "sum" if move.collective == "sum" else "exchange"
-        return any((row.collective, row.ranks) == (name, self.devices) for row in self.profile.collectives)
+        return any((row.collective, row.ranks) == (move.collective, self.devices) for row in self.profile.collectives)
 
 
 def step_tasks(prices: Prices, layouts: Strategy) -> tuple[Task, ...]:
@@ -255,7 +258,13 @@ class _Step:
         return [tuple(sorted(waits)) for waits in arrived]
 
     def _way(self, r: int, p: int) -> tuple[str, ...]:
-        return (f"out {r}", f"in {p}", f"link {r}-{p}")
+        """The sender's way out, the links in this direction, the receiver's way in."""
+        at, links = r, []
+        for pair in self.prices.profile.graph.route(r, p):
+            after = sum(pair) - at
+            links.append(f"link {at}>{after}")
+            at = after
+        return (f"out {r}", *links, f"in {p}")
 
     def _add(self, task: Task) -> tuple[int, ...]:
         self.found.append(task)

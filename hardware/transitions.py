@@ -63,11 +63,15 @@ TABLE: Mapping[tuple[Layout, Layout], Kind] = {
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """One collective. pairs: bytes that rank r hands to rank p alone. shared: bytes that every rank hands to an all-reduce."""
+    """One collective. pairs: bytes that rank r hands to rank p alone. shared: bytes that every rank hands to an all-reduce.
+
+    kept: bytes of the most that a rank has itself of what it joins with what it is handed.
+    """
 
     collective: Collective
     pairs: IntArray  # (k, k)
     shared: int = 0
+    kept: int = 0
 
     @property
     def handed(self) -> IntArray:
@@ -156,18 +160,19 @@ def parameter_sums(
     return (*found, Sum(small, total(devices, sum(sizes[name] for name in small)))) if small else tuple(found)
 
 
-def norm_sums(work: Workload, layouts: Strategy, devices: int, element_size: int) -> tuple[tuple[Sum, Sum], ...]:
-    """Per batch norm over samples that lie on several devices: moments and counts forward, two sums per unit backward."""
-    if devices < 2:
-        return ()
-    return tuple(
-        (
-            Sum((norm.name,), Move("gather", _to_others(np.full(devices, (2 * norm.units + 1) * element_size)))),
-            Sum((norm.name,), total(devices, 2 * norm.units * element_size)),
-        )
-        for norm in work.norms
-        if _layout_of(work, layouts, norm.space) == "batch"
-    )
+def norm_sums(work: Workload, layouts: Strategy, devices: int, batch: int, element_size: int) -> tuple[tuple[Sum, Sum], ...]:
+    """Per norm over what lies on several devices: its moments forward, two sums backward.
+
+    A batch norm over ``batch``: means, squares and a count of its units. A layer norm over ``units``: mean and square of every sample.
+    """
+    found = []
+    for norm in work.norms if devices > 1 else ():
+        if _layout_of(work, layouts, norm.space) == norm.over:
+            values = 2 * norm.units if norm.over == "batch" else 2 * batch * norm.positions
+            gathered = (values + (norm.over == "batch")) * element_size
+            forward = Move("gather", _to_others(np.full(devices, gathered)))
+            found.append((Sum((norm.name,), forward), Sum((norm.name,), total(devices, values * element_size))))
+    return tuple(found)
 
 
 def total(devices: int, size: int) -> Move:
@@ -233,11 +238,11 @@ class _Plan:
             return Move("slice" if kind.forward == "slice" else "nothing", self.none.pairs)
         if kind.forward == "gather":
             return Move("gather", _to_others(self.samples * self.values(layers[0])))
-        return Move("exchange", self.exchanged(source, target, layers))
+        return self.exchanged(source, target, layers)
 
     def backward(self, kind: Kind, forward: Move, layers: Sequence[LayerWork]) -> Move:
         if kind.backward == "exchange":
-            return Move("exchange", forward.pairs.T.copy())
+            return Move("exchange", forward.pairs.T.copy(), kept=forward.kept)
         if kind.backward == "sum":
             return total(self.count, int(self.samples.sum()) * self.values(layers[0]))
         if kind.backward == "gather":
@@ -248,8 +253,8 @@ class _Plan:
         """Bytes of all that a layer reads, per sample."""
         return sum(self.work.units[reads.space] * reads.values for reads in layer.reads) * self.element_size
 
-    def exchanged(self, source: Layout, target: Layout, layers: Sequence[LayerWork]) -> IntArray:
-        """Bytes from r to p, (k, k): the values of r's units, or of its samples, that p needs."""
+    def exchanged(self, source: Layout, target: Layout, layers: Sequence[LayerWork]) -> Move:
+        """The values of r's units, or of its samples, that p needs."""
         pairs = np.zeros((self.count, self.count), np.int64)
         for place, reads in enumerate(layers[0].reads):
             if reads.space in self.work.inputs:
@@ -261,11 +266,12 @@ class _Plan:
                 units = np.broadcast_to(needed.sum(0), pairs.shape) * self.samples[:, None]
             else:
                 mine = self.partition.parts[reads.space][:, None] == np.arange(self.count)  # (U, k)
-                units = mine.T.astype(np.int64) @ needed  # of r, for p
+                units = mine.T.astype(np.int64) @ (needed | mine)  # of r, for p
                 units = units * (self.samples if target == "batch" else self.samples.sum())
             pairs += units * reads.values * self.element_size
+        kept = int(pairs.diagonal().max())
         np.fill_diagonal(pairs, 0)
-        return pairs
+        return Move("exchange", pairs, kept=kept)
 
     def needed(self, target: Layout, layer: LayerWork, reads: Reads) -> BoolArray:
         """Which ranks read each unit, (U, k)."""

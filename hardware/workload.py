@@ -7,11 +7,11 @@ Legend: O, I rows and columns of a weight; U units of a space; B batch; k parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from torch import nn
 
 from grow.axes import Axes, entry_units
 from grow.network import Network
+from grow.norms import LayerNorm
 from grow.topology import Connections, Topology
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -46,9 +47,9 @@ class Reads:
 class LayerWork:
     """The work of one layer.
 
-    target: the space whose units are its rows, ``per_unit`` each, '' if there are several; computes: the first of them. incoming:
-    connections of every unit that it computes, (U,). value: what names the value that it reads: layers that read one value share its
-    exchange; '' where only spaces are known. bias: whether it has one. depthwise: a row reads its own unit alone.
+    target: the space whose units are its rows, ``per_unit`` each, '' if there are several; computes: the first of them, also: the
+    others. incoming: connections of every unit that it computes, (U,). value: what names the value that it reads: layers that read
+    one value share its exchange; '' where only spaces are known. bias: whether it has one. depthwise: a row reads its own unit alone.
     """
 
     layer: str
@@ -65,6 +66,7 @@ class LayerWork:
     bias: bool = True
     depthwise: bool = False
     per_unit: int = 1
+    also: tuple[str, ...] = ()
 
     @property
     def convolution(self) -> bool:
@@ -82,12 +84,17 @@ class OtherParameter:
 
 
 @dataclass(frozen=True)
-class BatchNormWork:
-    """A norm over the batch, which has moments to total where a space is ``batch``."""
+class NormWork:
+    """A norm, which has moments to total where devices hold shares of what it is taken over: the samples, or the units.
+
+    positions: values of a unit in one sample of which each has moments of its own (a layer norm over a sequence).
+    """
 
     name: str
     space: str
     units: int
+    over: Literal["batch", "units"]
+    positions: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +111,7 @@ class Workload:
     layers: tuple[LayerWork, ...]
     indivisible: Mapping[str, str] = field(default_factory=dict)
     others: tuple[OtherParameter, ...] = ()
-    norms: tuple[BatchNormWork, ...] = ()
+    norms: tuple[NormWork, ...] = ()
 
     @staticmethod
     def of(topology: Topology) -> Workload:
@@ -119,7 +126,7 @@ class Workload:
         work, nodes = Workload.of(network.topology), {str(n.target): n for n in network.module.graph.nodes if n.op == "call_module"}
         biased = {path for path, layer in network.layers.items() if layer.bias is not None}
         layers = tuple(replace(w, value=str(nodes[w.layer].args[0]), bias=w.layer in biased) for w in work.layers)
-        return replace(work, layers=layers, others=tuple(_others(network)), norms=tuple(_norms(network)))
+        return replace(work, layers=layers, others=tuple(_others(network)), norms=tuple(_norms(network, layers)))
 
     @cached_property
     def weights(self) -> Mapping[str, IntArray]:
@@ -164,11 +171,16 @@ def _others(network: Network) -> Iterator[OtherParameter]:
             yield OtherParameter(name, _space_along(network.axes[name]), tensor.numel())
 
 
-def _norms(network: Network) -> Iterator[BatchNormWork]:
+def _norms(network: Network, layers: Sequence[LayerWork]) -> Iterator[NormWork]:
     for path, module in network.module.named_modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, LayerNorm)):
             axes = next((network.axes[name] for name in (f"{path}.weight", f"{path}.running_mean") if name in network.axes), ())
-            yield BatchNormWork(path, _space_along(axes), module.num_features)
+            space = _space_along(axes)
+            if isinstance(module, LayerNorm):
+                positions = [r.values // r.entries for layer in layers for r in layer.reads if r.space == space]
+                yield NormWork(path, space, network.topology.units.get(space, 0), "units", max(positions, default=1))
+            else:
+                yield NormWork(path, space, module.num_features, "batch")
 
 
 def _space_along(axes: Axes) -> str:
@@ -196,6 +208,7 @@ def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
         next((segment.space for segment in layer.target), ""),
         depthwise=layer.depthwise,
         per_unit=1 if target is None else layer.shape[0] // max(topology.units[target], 1),
+        also=tuple(dict.fromkeys(segment.space for segment in layer.target))[1:],
     )
 
 

@@ -11,7 +11,7 @@ from hardware.partitioners import PARTITIONERS
 from hardware.transitions import DIRECT_BYTES, TABLE, Move, norm_sums, parameter_sums, transitions
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
-from tests.contracts.topologies import branched, convolutional, mlp
+from tests.contracts.topologies import branched, convolutional, mlp, with_heads
 
 WORK = Workload.of(mlp(3, 4, 6, 2).with_index({"fc2": np.array([0, 5, 13, 23])}))  # 0->0, 1->1, 1->3, 3->5
 PARTITION = Partition({"s1": np.array([0, 0, 1, 1]), "s2": np.array([0, 1, 1, 1, 0, 0])}, 2)
@@ -136,8 +136,24 @@ def test_large_gradients_are_summed_by_themselves_in_a_ring() -> None:
 def test_moments_of_a_batch_norm_are_totalled_where_the_samples_are_divided() -> None:
     network = Network(nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)), zeros(2, 3))
     work = Workload.of_network(network)
-    ((forward, backward),) = norm_sums(work, strategy(work, "data"), 3, 4)
+    ((forward, backward),) = norm_sums(work, strategy(work, "data"), 3, 5, 4)
     assert (forward.move.bytes, backward.move.bytes) == (3 * 2 * 4 * 17, 3 * 2 * 4 * 16)
-    assert norm_sums(work, strategy(work, "model"), 3, 4) == ()
+    assert norm_sums(work, strategy(work, "model"), 3, 5, 4) == ()
     names = [name for found in parameter_sums(work, strategy(work, "data"), 2, 4) for name in found.names]
     assert sorted(names) == ["0.weight", "1.bias", "1.weight", "3.bias", "3.weight"]
+
+
+def test_moments_of_a_layer_norm_are_totalled_where_the_units_are_divided() -> None:
+    network = Network(nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2)), zeros(2, 3))
+    work = Workload.of_network(network)
+    ((forward, backward),) = norm_sums(work, strategy(work, "model"), 3, 5, 4)
+    assert forward.move.bytes == backward.move.bytes == 3 * 2 * 4 * 2 * 5
+    assert norm_sums(work, strategy(work, "data"), 3, 5, 4) == ()
+
+
+def test_a_head_is_needed_where_one_of_its_rows_is_computed() -> None:
+    work = Workload.of(with_heads())
+    partition = Partition({"a": np.arange(16) // 8, "h": np.array([0, 0, 0, 1]), "b": np.arange(16) // 8}, 2)
+    found = {t.layers: t.forward.pairs.tolist() for t in transitions(work, strategy(work, "model"), partition, 2, 1, 1)}
+    assert found["value",] == [[0, 8], [8, 0]]
+    assert found["joined",] == [[0, 18], [6, 0]]
