@@ -135,22 +135,21 @@ class WeightCarrier:
     def __init__(
         self, layer: SparseLinear | SparseConv2d, after: Connections, storage: Storage, old_positions: IntArray, present: Tensor
     ) -> None:
-        self._layer, self._after, self._storage, self._present = layer, after, storage, present
-        before = layer.index()
+        self._after, self._storage, self._present = after, storage, present
+        before, slots = layer.index(), old_positions
         held = old_positions >= 0
-        if before is not None and len(before):
-            slots = np.searchsorted(before, old_positions).clip(max=len(before) - 1)
-            held &= before[slots] == old_positions
-        elif before is not None:
-            held[:] = False
+        if before is not None:
+            found = np.searchsorted(before, old_positions).clip(max=max(0, len(before) - 1))
+            held = held & (before[found] == old_positions) if len(before) else np.zeros(len(held), bool)
+            slots = found if layer.storage == "compressed" else slots
         self._kept = torch.from_numpy(held).to(present.device)
-        self._source = torch.from_numpy(np.where(held, old_positions, 0)).to(present.device)
+        self._slots = torch.from_numpy(np.where(held, slots, 0)).to(present.device)  # where they stand in the layer's storage
 
     def __call__(self, tensor: Tensor, fill: float) -> Tensor:
-        """``fill`` where a connection is new, 0 where none exists."""
-        layer = self._layer
-        flat = tensor.reshape(-1) if layer.storage == "dense" else expand(tensor, layer.positions, layer.weight_shape).reshape(-1)
-        values = flat if not len(flat) else torch.where(self._kept, flat[self._source], torch.full_like(flat[:1], fill))
+        """``fill`` where a connection is new, 0 where none exists. As large as what is stored, before or after, never larger."""
+        flat = tensor.reshape(-1)
+        new = flat.new_full((1,), fill)
+        values = torch.where(self._kept, flat[self._slots], new) if len(flat) else new.expand(len(self._slots)).clone()
         if self._storage == "compressed":
             return values
         return expand(values, self._present, self._after.shape)

@@ -175,7 +175,7 @@ def _note_values(module: fx.GraphModule, place: fx.Node, first: fx.Node, last: f
             waiting += [] if layer else [node]
 
 
-def inserted_sites(sites: Iterable[Site], module: fx.GraphModule, insertion: Insertion, values: int) -> tuple[Site, ...]:
+def inserted_sites(sites: Iterable[Site], module: fx.GraphModule, place: fx.Node, insertion: Insertion, values: int) -> tuple[Site, ...]:
     """Sites with those of the new layers, in the order of the graph. ``values``: of a unit per sample at the place."""
     old, new = (Segment(insertion.space),), (Segment(insertion.layers[0]),)
     found = list(sites)
@@ -184,7 +184,9 @@ def inserted_sites(sites: Iterable[Site], module: fx.GraphModule, insertion: Ins
         found.append(Site(insertion.layers[0], new, old, values, values))
     else:
         found += [Site(insertion.layers[0], new, old, values, values), Site(insertion.layers[1], old, new, values, values)]
-    order = {str(node.target): number for number, node in enumerate(module.graph.nodes) if node.op == "call_module"}
+    numbers = {node: float(number) for number, node in enumerate(module.graph.nodes)}
+    order = {str(node.target): number for node, number in numbers.items() if node.op == "call_module"}
+    order |= {path: numbers[place] + (1 + number) / 3 for number, path in enumerate(insertion.layers)}
     return tuple(sorted(found, key=lambda site: order[site.layer]))
 
 

@@ -8,6 +8,7 @@ Legend: B batch, O / I target / source entries, T taps of the kernel, E connecti
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -18,6 +19,31 @@ from torch.nn import functional
 from grow.axes import IntArray
 from grow.kernels import KERNELS, Product, Storage
 from grow.kernels.dense import masked
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Which connections a layer has, and the kernel that computes it. mask: (O, I, *kernel), where a dense weight needs one."""
+
+    shape: tuple[int, ...]
+    kernel: str
+    positions: Tensor | None
+    mask: Tensor | None
+
+    @staticmethod
+    def of(shape: tuple[int, ...], index: IntArray | None, kernel: str, device: torch.device) -> Structure:
+        """The structure with these sorted flat positions; None: all exist."""
+        dense = KERNELS[kernel].storage == "dense"
+        if index is None and not dense:
+            index = np.arange(prod(shape))
+        if index is None:
+            return Structure(shape, kernel, None, None)
+        positions = torch.from_numpy(np.ascontiguousarray(index)).to(device)
+        if not dense:
+            return Structure(shape, kernel, positions, None)
+        mask = torch.zeros(prod(shape), dtype=torch.bool, device=device)
+        mask[positions] = True
+        return Structure(shape, kernel, positions, mask.reshape(shape))
 
 
 class SparseLayer(nn.Module):
@@ -64,18 +90,15 @@ class SparseLayer(nn.Module):
         return weight if self.storage == "dense" else expand(weight, self.positions, self.weight_shape)
 
     def restructure(self, shape: tuple[int, ...], index: IntArray | None, kernel: str, weight: nn.Parameter) -> None:
-        """Take on another structure. ``weight`` is in the kernel's storage. Only the network's edits call this."""
-        if KERNELS[kernel].storage == "compressed" and index is None:
-            index = np.arange(prod(shape))
-        device = weight.device
-        self.weight_shape, self.kernel, self.weight = shape, kernel, weight
-        self.positions = None if index is None else torch.from_numpy(np.ascontiguousarray(index)).to(device)
-        self.mask = None
-        if self.storage == "dense" and self.positions is not None:
-            self.mask = torch.zeros(prod(shape), dtype=torch.bool, device=device)
-            self.mask[self.positions] = True
-            self.mask = self.mask.reshape(shape)
-        self._product = None
+        """Take on another structure. ``weight`` is in the kernel's storage."""
+        structure = Structure.of(shape, index, kernel, weight.device)
+        self.weight = weight
+        self.take_on(structure)
+
+    def take_on(self, structure: Structure) -> None:
+        """Take on a structure that fits the weight. Nothing is computed, so that nothing can fail."""
+        self.weight_shape, self.kernel = structure.shape, structure.kernel
+        self.positions, self.mask, self._product = structure.positions, structure.mask, None
 
     def product(self) -> Product:
         """The kernel's product for the present structure, prepared once per edit."""

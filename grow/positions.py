@@ -1,0 +1,78 @@
+"""Flat positions of a layer's connections: checked, looked up, drawn.
+
+Legend: K units that are split, S columns of a unit, O target entries of a weight.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from grow.axes import IntArray
+from grow.carry import Index
+from grow.topology import Connections, Topology, columns_of, rows_of
+
+
+def as_index(positions: IntArray, possible: int) -> Index:
+    """Sorted positions as an index: None where all exist."""
+    return None if len(positions) == possible else positions
+
+
+def checked(layer: Connections, positions: IntArray) -> IntArray:
+    """Distinct positions inside the weight, sorted."""
+    ordered = np.sort(np.asarray(positions, np.int64), kind="stable")  # linear for what comes sorted, as it mostly does
+    duplicates = int((ordered[1:] == ordered[:-1]).sum())
+    if duplicates:
+        raise ValueError(f"positions of layer {layer.layer!r} has {duplicates} duplicates, but must be distinct")
+    if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < layer.possible:
+        outside = ordered[0] if ordered[0] < 0 else ordered[-1]
+        raise ValueError(f"position {outside} of layer {layer.layer!r} does not exist, but must be in 0..{layer.possible - 1}")
+    return ordered
+
+
+def exist(layer: Connections, positions: IntArray) -> NDArray[np.bool_]:
+    """Which of some positions exist."""
+    if layer.index is None:
+        return np.ones(len(positions), bool)
+    if not len(layer.index):
+        return np.zeros(len(positions), bool)
+    found: NDArray[np.bool_] = layer.index[np.searchsorted(layer.index, positions).clip(max=len(layer.index) - 1)] == positions
+    return found
+
+
+def random_rows(topology: Topology, layer: Connections, space: str, units: IntArray, fan_in: int, generator: torch.Generator) -> IntArray:
+    """Flat positions of ``fan_in`` random connections into each row of each unit."""
+    width = prod(layer.shape[1:])
+    if fan_in < 1:
+        raise ValueError(f"fan_in is {fan_in}, but must be at least 1; a unit without fan-in is a constant")
+    rows = np.concatenate(rows_of(topology, layer, space, units))
+    chosen = [torch.randperm(width, generator=generator)[:fan_in].numpy() + row * width for row in rows]
+    return np.sort(np.concatenate(chosen))
+
+
+def random_columns(
+    topology: Topology, layer: Connections, space: str, units: IntArray, fan_out: int, generator: torch.Generator
+) -> IntArray:
+    """Flat positions of ``fan_out`` random connections out of each unit."""
+    if fan_out < 1:
+        raise ValueError(f"fan_out is {fan_out}, but must be at least 1; a unit that nobody reads is dead")
+    taps, chosen = prod(layer.shape[2:]), []
+    for columns in columns_of(topology, layer, space, units):
+        slots = torch.randperm(layer.shape[0] * len(columns) * taps, generator=generator)[:fan_out].numpy()
+        rows, rest = np.divmod(slots, len(columns) * taps)
+        chosen.append((rows * layer.shape[1] + columns[rest // taps]) * taps + rest % taps)
+    return np.sort(np.concatenate(chosen))
+
+
+def split_shares(
+    topology: Topology, layer: Connections, space: str, units: IntArray, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Columns (2K*S,) of the units of which the second half are twins of the first, and the shares (O, 2K*S, *kernel) of their weights."""
+    columns = torch.from_numpy(np.concatenate(columns_of(topology, layer, space, units)))
+    shape = (layer.shape[0], len(columns) // 2, *layer.shape[2:])
+    first = torch.full(shape, 0.5) if generator is None else 0.25 + torch.rand(shape, generator=generator, dtype=torch.float64) / 2
+    return columns, torch.cat([first, 1 - first], 1)
