@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from grow.history import History
-from grow.train import evaluate, train
+from grow.train import Session, evaluate, train
 from hardware.partition import Partition, communication_volume, crossing_units
 from hardware.workload import Workload
 from search import build
@@ -58,12 +58,17 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def outcome(chosen: Recipe) -> dict[str, float]:
-    """Train one recipe and look at the network that comes out."""
+def trained(chosen: Recipe) -> Session:
+    """Train one recipe."""
     training = build.session(build.material(chosen), None, History())
     for progress in train(training):
         if progress.step % 200 == 0:
             sys.stderr.write(f"price {chosen.price:g}, seed {chosen.seed}: step {progress.step} of {chosen.steps}\n")
+    return training
+
+
+def measures(training: Session, chosen: Recipe) -> dict[str, float]:
+    """Look at the network that came out."""
     network = training.network
     work, parts = Workload.of(network.topology), network.parts
     assert parts is not None
@@ -78,6 +83,11 @@ def outcome(chosen: Recipe) -> dict[str, float]:
         "crossing_units": crossing_units(work, partition),
         "hidden_units": sum(space.units for space in network.topology.hidden),
     }
+
+
+def outcome(chosen: Recipe) -> dict[str, float]:
+    """Train one recipe and look at the network that comes out."""
+    return measures(trained(chosen), chosen)
 
 
 def main() -> None:

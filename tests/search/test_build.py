@@ -1,13 +1,19 @@
 """From recipes to trainings: what a seed starts from, and where its schedule leads."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from grow.history import History
 from grow.train import train
+from hardware.partition import Partition, communication_volume
+from hardware.partitioners.local_search import LocalSearch
+from hardware.presets import preset
+from hardware.workload import Workload
 from search import build
 from search.definition import StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
@@ -60,6 +66,43 @@ def test_a_minimal_seed_has_a_unit_for_every_device(base: Recipe) -> None:
     assert training.network.parts is not None
     for parts in training.network.parts.values():
         np.testing.assert_array_equal(np.unique(parts), np.arange(20))
+
+
+def test_partition_and_price_know_the_links_between_two_servers(base: Recipe) -> None:
+    recipe = replace(base, initial="erk", devices=16, strategy="units", partitioner="metis")
+    pytest.importorskip("pymetis")
+    aware, unaware = (build.session(build.material(recipe), profile, History()).network for profile in (preset("infiniband-2x8"), None))
+    assert aware.ways is not None
+    assert unaware.ways is None
+    assert aware.ways[0, 15] > build.UNEVEN * aware.ways[0, 7]
+    work = Workload.of(aware.topology)
+    paid = []
+    for network in (aware, unaware):
+        assert network.parts is not None
+        paid.append(LocalSearch(work, Partition(network.parts, 16), 0.05, aware.ways).cost())
+    assert paid[0] < paid[1]
+
+
+def test_links_that_are_as_good_as_even_change_nothing(base: Recipe) -> None:
+    recipe = replace(base, initial="erk", devices=4, strategy="units", partitioner="contiguous")
+    assert build.session(build.material(recipe), preset("nvlink-8"), History()).network.ways is None
+
+
+def test_a_profile_of_fewer_devices_than_the_recipe_asks_for_is_refused(base: Recipe) -> None:
+    recipe = replace(base, initial="erk", devices=3, strategy="units", partitioner="contiguous")
+    with pytest.raises(ValueError, match="parts is 3, but must be 1 to 2, the devices of the graph"):
+        build.session(build.material(recipe), preset("pcie-2"), History())
+
+
+def test_new_units_come_where_they_cost_least_and_the_network_can_still_be_sent_to_another_process(base: Recipe) -> None:
+    recipe = replace(base, initial="erk", devices=2, strategy="units", partitioner="contiguous", imbalance=0.5)
+    network = build.session(build.material(recipe), None, History()).network
+    network.add_units("fc2", 1, torch.Generator().manual_seed(0), 5, 2)
+    assert network.parts is not None
+    work, parts = Workload.of(network.topology), network.parts
+    other = {**parts, "fc2": np.concatenate([parts["fc2"][:-1], 1 - parts["fc2"][-1:]])}
+    assert communication_volume(work, Partition(parts, 2)) <= communication_volume(work, Partition(other, 2))
+    assert pickle.loads(pickle.dumps(build.Placing(2, 0.05, None)))(network.topology, parts).keys() == parts.keys()
 
 
 def test_an_interval_that_leaves_no_update_is_named(base: Recipe) -> None:
