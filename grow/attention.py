@@ -8,10 +8,12 @@ Legend: B batch, N positions, E width of the model, h heads, d entries of a head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from grow.layers import copied
 
 
 class AttentionError(ValueError):
@@ -113,7 +115,7 @@ class Encoder(nn.Module):
 
 
 def without_torch_attention(module: nn.Module, path: str = "") -> nn.Module:
-    """The module with ours in the place of torch's attention and encoders, Changes the module given."""
+    """The module with ours in the place of torch's attention and encoders. Changes the module given."""
     if isinstance(module, nn.MultiheadAttention):
         return Attention(module, path)
     if isinstance(module, nn.TransformerEncoderLayer):
@@ -132,18 +134,23 @@ def _refuse_masks(path: str, **given: object) -> None:
 def _projections(module: nn.MultiheadAttention) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """Layers for query, key and value; torch keeps them as one tensor where the widths are equal."""
     if module._qkv_same_embed_dim:
-        weights = list(module.in_proj_weight.chunk(3))
+        weights = _thirds(module.in_proj_weight)
     else:
         weights = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
     joined: Tensor | None = getattr(module, "in_proj_bias", None)
-    biases = [None] * 3 if joined is None else list(joined.chunk(3))
+    biases = [None] * 3 if joined is None else _thirds(joined)
     q, k, v = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
     return q, k, v
 
 
+def _thirds(joined: Tensor) -> Sequence[Tensor]:
+    """Query's, key's and value's rows, trained if the whole is."""
+    return [third.detach().requires_grad_(joined.requires_grad) for third in joined.chunk(3)]
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device, dtype=weight.dtype)
-    layer.weight = nn.Parameter(weight.detach().clone())
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = copied(weight)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
+        layer.bias = copied(bias)
     return layer

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,15 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Bring a freshly traced network (and an attached optimizer) to the state of a checkpoint."""
+    """Bring a freshly traced network (and an attached optimizer) to the state of a checkpoint.
+
+    CheckpointError or another ValueError for that of another network, before anything is changed.
+    """
+    version = checkpoint.meta.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"schema_version is {version!r}, but must be {SCHEMA_VERSION}; use the version of grow that wrote the checkpoint"
+        )
     meta = checkpoint.meta["network"]
     expected = {site["layer"]: site["kernel"] for site in meta["layers"]}
     insertions = tuple(Insertion(**record) for record in meta.get("insertions", ()))
@@ -156,7 +164,13 @@ def capture_session(session: Session, extra: Mapping[str, object] | None = None)
 
 def restore_session(session: Session, checkpoint: Checkpoint) -> None:
     """Bring a training to where it was. CheckpointError for another network or optimizer, before anything is changed."""
-    training = dict(checkpoint.meta["extra"]["training"])
+    training = dict(checkpoint.meta["extra"].get("training", ()))
+    expected = {"step", "events", *(field.name for field in fields(session.state))}
+    if set(training) != expected:
+        raise CheckpointError(
+            f"checkpoint has of the training {sorted(training)}, but must have {sorted(expected)}; "
+            "resume with the kind of policy (a schedule or a tolerance) that the training began with"
+        )
     restore_followed(session, checkpoint)
     session.step, events = training.pop("step"), training.pop("events")
     session.state = type(session.state)(**training)

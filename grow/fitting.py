@@ -5,6 +5,7 @@ What it builds, a `Network` and a `Session`, can be built by hand just as well; 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grow import controller, optim, schedules
-from grow.allocate import allocation, check_density
+from grow.allocate import allocation
 from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
 from grow.births import birth
@@ -30,10 +31,11 @@ from grow.movement import Movement
 from grow.network import Network
 from grow.plan import Plan, ScheduleName, plant, policy
 from grow.schedules import Schedule
+from grow.seeds import SEEDS
 from grow.session import Methods, Session
 from grow.structured import pattern
 from grow.task import Batch
-from grow.train import Progress, accuracy, train
+from grow.train import Progress, accuracy, evaluate, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +47,34 @@ RETRAIN, REFERENCE = 0.04, 0.4
 """Under a tolerance: shares of the training for each proposal's retraining, and for the training that sets the reference."""
 
 
+TRIED = 2
+"""Validation samples on which model and metric are tried before the training."""
+
+DROP_FRACTION = 0.3
+"""Share of the live connections replaced at an update (Evci et al. 2019, arXiv 1911.11134)."""
+
+RULES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    ("density", "in (0, 1]; pass connections / possible connections", lambda value: 0 < value <= 1),
+    ("tolerance", "at least 0; pass the accuracy that may be lost, in points", lambda value: value >= 0),
+    ("epochs", "above 0", lambda value: value > 0),
+    ("steps", "at least 1", lambda value: value >= 1),
+    ("update_interval", "at least 1", lambda value: value >= 1),
+    ("batches", "at least 1; criteria that look at gradients need data", lambda value: value >= 1),
+    ("apoptosis", "in [0, 1), a share of the next layer's pre-activations", lambda value: 0 <= value < 1),
+    ("learning_rate", "above 0", lambda value: value > 0),
+    ("momentum", "in [0, 1)", lambda value: 0 <= value < 1),
+    ("weight_decay", "at least 0", lambda value: value >= 0),
+    ("average", "in [0, 1); 0.999 averages over about a thousand steps", lambda value: 0 <= value < 1),
+)
+"""Of settings that are numbers: name, rule, and whether a value keeps it."""
+
+WITHOUT_TOLERANCE = (
+    *("initial", "schedule", "begin", "end", "updates_end", "rounds", "cycles", "update_interval", "drop_fraction"),
+    *("growth", "units", "birth", "unit_pruning", "apoptosis", "merging"),
+)
+"""Settings that mean nothing where a tolerance decides when and how much is pruned."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What `fit` may be told; all have defaults, but for one of the first two.
@@ -54,13 +84,14 @@ class Settings:
 
     - *start*: initial, a name of `grow.seeds.SEEDS`; "dense" is the model as it comes.
     - *when*: schedule, with begin, end, updates_end as shares of the training, rounds, cycles (see `grow.plan.Plan`); update_interval in
-      steps (None: a fortieth of the training, 100 at most); drop_fraction, the share replaced at an update.
+      steps (None: a fortieth of the training, 100 at most); drop_fraction, the share replaced at an update (None: 0.3, and 0 under
+      the schedules that prune at once and retrain: one_shot, iterative, cyclic).
     - *what*: pruning and growth, names of `grow.criteria.CRITERIA`; batches of evidence at an edit; allocation, a name of
       `grow.allocate.ALLOCATIONS` (None: global); pattern, a name of `grow.structured.PATTERNS`.
     - *units*: final units by space; birth, a name of `grow.births.BIRTHS`; unit_pruning, a name of `grow.criteria.units.UNIT_CRITERIA`;
       apoptosis, the change of the next layer's pre-activations, as a share, up to which redundant units are merged at every update;
       merging, how they are found, a name of `grow.apoptosis.METHODS`.
-    - *layers*: kept are left as they are, frozen are not even trained.
+    - *layers*: kept are left as they are, frozen are not even trained. So are layers whose weight needs no gradient.
     - *training*: optimizer by name, learning_rate (its peak), momentum (of SGD), weight_decay, average (decay of the averaged weights that
       are evaluated, and that the network has at the end), device.
     """
@@ -79,7 +110,7 @@ class Settings:
     rounds: int = 5
     cycles: int = 3
     update_interval: int | None = None
-    drop_fraction: float = 0.3
+    drop_fraction: float | None = None
 
     pruning: str = "magnitude"
     growth: str = "gradient"
@@ -112,14 +143,30 @@ class Settings:
             )
         if self.density is None and self.tolerance is None:
             raise ValueError("density is None, but must be given where tolerance is not; pass density=0.1 or tolerance=0.5")
-        if self.density is not None:
-            check_density(self.density)
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps is {self.steps}, but must be at least 1")
-        if not (self.epochs > 0 and isfinite(self.epochs)):
-            raise ValueError(f"epochs is {self.epochs}, but must be above 0")
-        if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0")
+        for name, rule, holds in RULES:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and isfinite(value) and holds(value)):
+                raise ValueError(f"{name} is {value!r}, but must be {rule}")
+        for name in ("kept", "frozen"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be several names; pass ({getattr(self, name)!r},)")
+        if self.initial not in SEEDS:
+            remedy = "".join(f"; did you mean {match!r}?" for match in get_close_matches(str(self.initial), SEEDS, 1))
+            raise ValueError(f"initial is {self.initial!r}, but must be one of {', '.join(SEEDS)}{remedy}")
+        if self.tolerance is not None:
+            for field in fields(self):
+                if field.name in WITHOUT_TOLERANCE and getattr(self, field.name) != field.default:
+                    raise ValueError(
+                        f"{field.name} is {getattr(self, field.name)!r}, but must be left out where a tolerance is given: "
+                        "connections of the model are pruned as far as the tolerance allows; pass a density instead"
+                    )
+
+    @property
+    def replaced(self) -> float:
+        """Share of the live connections that is replaced at an update."""
+        if self.drop_fraction is not None:
+            return self.drop_fraction
+        return 0.0 if self.schedule in ("one_shot", "iterative", "cyclic") else DROP_FRACTION
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +206,9 @@ def fit(
             progress(made)
     if session.average is not None:
         session.average.adopt()
-    possible = Network(model, session.network.example).topology.possible
-    return Fit(session.network, session.history.frame(), accuracy(session), session.network.topology.connections / possible, session)
+    possible, connections = Network(model, session.network.example).topology.possible, session.network.topology.connections
+    _warn_of_density(session, connections, possible)
+    return Fit(session.network, session.history.frame(), accuracy(session), connections / possible, session)
 
 
 def prepare(
@@ -177,20 +225,19 @@ def prepare(
     """The training that `fit` would go through, before its first step: to be checkpointed, resumed, looked at on the way."""
     chosen = _settings(settings)
     task = LoaderTask(training, validation, chosen.seed, loss, correct)
-    given = next(task.validation())[0][:1] if example is None else example
     torch.manual_seed(chosen.seed)
-    network = Network(model, given.cpu()).to(chosen.device)
+    network = _traced(model, example, task, chosen)
     dense = network.topology
     kept = _frozen(network, chosen)
     steps = chosen.steps if chosen.steps is not None else max(1, round(chosen.epochs * task.steps_per_epoch))
-    plant(network, chosen.initial, 1.0 if chosen.density is None else chosen.density, chosen.seed)
+    plant(network, chosen.initial, 1.0 if chosen.density is None else chosen.density, chosen.seed, kept=kept)
     optimizer = optim.make(chosen.optimizer, network.parameters(), chosen.learning_rate, chosen.momentum, chosen.weight_decay)
     network.attach(optimizer)
     average = None if chosen.average is None else WeightAverage(network, chosen.average)
     followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(chosen.pruning).needs else {}
     for follower in (*followers.values(), *([] if average is None else [average])):
         network.attach(follower)
-    plan = _tolerance(chosen, steps) if chosen.tolerance is not None else policy(_plan(chosen, steps), dense, network.topology)
+    plan = _tolerance(chosen, steps) if chosen.tolerance is not None else policy(_plan(chosen, steps), dense, network.topology, kept)
     methods = Methods(
         criterion(chosen.growth),
         criterion(chosen.pruning),
@@ -220,6 +267,16 @@ def prepare(
     )
 
 
+def _warn_of_density(session: Session, connections: int, possible: int) -> None:
+    """Say so where more is left than was asked for: pruning goes no further than the last path, and no further than the kept layers."""
+    if not isinstance(session.policy, Tolerance) and connections > 1.01 * (wanted := session.policy.connections(session.step)):
+        warnings.warn(
+            f"density is {connections / possible:.4g} at the end, but {wanted / possible:.4g} was asked for: pruning stopped short of "
+            "cutting the last path through a layer; ask for more, or let an allocation such as 'erk' share the connections out",
+            stacklevel=3,
+        )
+
+
 def _settings(given: Mapping[str, object]) -> Settings:
     known = [field.name for field in fields(Settings)]
     for name in given:
@@ -229,6 +286,20 @@ def _settings(given: Mapping[str, object]) -> Settings:
     return Settings(**given)  # type: ignore[arg-type]  # what is wrong with a value is said where it is used
 
 
+def _traced(model: nn.Module, example: Tensor | None, task: LoaderTask, chosen: Settings) -> Network:
+    """The model as a network on its device, tried on some validation data: what does not fit shows before anything is trained."""
+    first = next(task.validation(), None)
+    if first is None:
+        raise ValueError("validation has no batches, but must have at least one; pass a loader with data")
+    network = Network(model, (first[0][:1] if example is None else example).cpu())
+    try:
+        network = network.to(chosen.device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device is {chosen.device!r}, but must be one that torch can use here ({error}); pass 'cpu'") from error
+    evaluate(network, iter([(first[0][:TRIED], first[1][:TRIED])]), task.correct)
+    return network
+
+
 def _frozen(network: Network, chosen: Settings) -> frozenset[str]:
     """Stop training the frozen layers; names of all layers that are left as they are."""
     for name in (*chosen.kept, *chosen.frozen):
@@ -236,7 +307,8 @@ def _frozen(network: Network, chosen: Settings) -> frozenset[str]:
     for name in chosen.frozen:
         for parameter in network.layers[name].parameters():
             parameter.requires_grad_(False)
-    return frozenset({*chosen.kept, *chosen.frozen})
+    untrained = {name for name, layer in network.layers.items() if not layer.weight.requires_grad}
+    return frozenset({*chosen.kept, *untrained})
 
 
 def _plan(chosen: Settings, steps: int) -> Plan:
@@ -251,7 +323,7 @@ def _plan(chosen: Settings, steps: int) -> Plan:
         chosen.begin,
         chosen.end,
         chosen.updates_end,
-        chosen.drop_fraction,
+        chosen.replaced,
         chosen.rounds,
         chosen.cycles,
         chosen.units,

@@ -58,8 +58,8 @@ class SparseLayer(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight_shape = tuple(weight.shape)
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.weight = copied(weight)
+        self.bias = None if bias is None else copied(bias)
         self.kernel = "dense"
         self.register_buffer("positions", None)
         self.register_buffer("mask", None, persistent=False)
@@ -177,6 +177,11 @@ class SparseConv2d(SparseLayer):
         assert self.positions is not None
         flat = self.weight.new_zeros(prod(self.weight_shape)).index_put((self.positions,), self.weight)
         return flat.reshape(self.weight_shape)
+
+
+def copied(parameter: Tensor) -> nn.Parameter:
+    """A parameter of its own with the same values, trained if the given one is."""
+    return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
 
 def expand(values: Tensor, positions: Tensor | None, shape: tuple[int, ...]) -> Tensor:

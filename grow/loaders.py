@@ -17,8 +17,17 @@ REMEMBERED = 16
 
 
 def largest_is_right(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Per sample: 1.0 where the largest logit (B, classes) is the target's, (B,)."""
-    return (outputs.argmax(1) == targets).to(torch.float32)
+    """Per sample: 1.0 where the largest logit (B, classes) is the target's, (B,); of maps (B, classes, ...), the share that is right.
+
+    ValueError where the targets are no class numbers: accuracy is not defined then, and what counts as right must be said.
+    """
+    classes = outputs.shape[1] if outputs.dim() > 1 else 0
+    if targets.is_floating_point() or classes < 2 or targets.shape != outputs.shape[:1] + outputs.shape[2:]:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)} and dtype {targets.dtype}, but must be class numbers (B, ...) for outputs of shape "
+            f"{tuple(outputs.shape)}; say what counts as right: correct=lambda outputs, targets: ..."
+        )
+    return (outputs.argmax(1) == targets).to(torch.float32).reshape(len(targets), -1).mean(1)
 
 
 class LoaderTask:

@@ -56,6 +56,9 @@ class Plan:
     insertions: tuple[tuple[int, Insertion], ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("steps", "update_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.schedule not in get_args(ScheduleName):
             raise ValueError(f"schedule is {self.schedule!r}, but must be one of {', '.join(get_args(ScheduleName))}")
         for name in ("begin", "end", "updates_end", "drop_fraction"):
@@ -67,11 +70,22 @@ class Plan:
             raise ValueError(f"updates_end is {self.updates_end}, but must be at least end, {self.end}: what is scheduled needs updates")
 
 
-def plant(network: Network, initial: str, density: float, draw: int, least_units: int = 1) -> None:
-    """Turn a dense network into a seed, drawn from ``draw``; every hidden space has at least ``least_units`` then."""
+def plant(network: Network, initial: str, density: float, draw: int, least_units: int = 1, kept: frozenset[str] = frozenset()) -> None:
+    """Turn a dense network into a seed, drawn from ``draw``; every hidden space has at least ``least_units`` then.
+
+    ``kept`` layers stay as they are, the others make up for them. ValueError where the seed would change their units.
+    """
     if initial == "dense":
         return
-    structure = seed(initial)(network.topology, density, np.random.default_rng(draw))
+    structure = seed(initial)(network.topology, density, np.random.default_rng(draw), excluded=kept)
+    for name in sorted(kept):
+        layer = network.topology.layer(name)
+        for segment in (*layer.target, *layer.source):
+            if segment.space in structure.units:
+                raise ValueError(
+                    f"initial is {initial!r}, but must leave the units of {segment.space!r}, since layer {name!r} is kept; "
+                    "choose another seed or keep only layers between fixed spaces"
+                )
     for space, count in structure.units.items():
         network.remove_units(space, np.arange(count, network.topology.units[space]))
     network.set_connections(structure.index)
@@ -82,9 +96,13 @@ def plant(network: Network, initial: str, density: float, draw: int, least_units
             network.add_units(hidden.name, least_units - hidden.units, generator, *birth_degrees(network.topology, hidden.name))
 
 
-def policy(plan: Plan, dense: Topology, planted: Topology) -> Policy:
-    """Move from the seed's connections to the plan's; a dense network of full density is left alone."""
+def policy(plan: Plan, dense: Topology, planted: Topology, kept: frozenset[str] = frozenset()) -> Policy:
+    """Move from the seed's connections to the plan's; a dense network of full density is left alone.
+
+    ValueError where the plan contradicts itself or the ``kept`` layers, which stay as they are.
+    """
     wanted = max(1, round(plan.density * dense.possible))
+    _check_reachable(plan, wanted, dense, planted, kept)
     if plan.initial == "dense" and wanted == dense.possible and not (plan.merge or plan.units or plan.insertions):
         return Policy(plan.steps, plan.update_interval, 0, schedules.constant(wanted), schedules.constant(0.0), {})
     end = round(plan.updates_end * plan.steps)
@@ -112,6 +130,22 @@ def policy(plan: Plan, dense: Topology, planted: Topology) -> Policy:
         first_update=0 if before_training else None,
         tidy_from=settled if cyclic else 0,
     )
+
+
+def _check_reachable(plan: Plan, wanted: int, dense: Topology, planted: Topology, kept: frozenset[str]) -> None:
+    held = sum(layer.count for layer in planted.layers if layer.layer in kept)
+    least = held + sum(layer.layer not in kept for layer in planted.layers)  # no layer may be without a connection
+    if kept and wanted < least:
+        raise ValueError(
+            f"density is {plan.density}, but must be at least {least / dense.possible:.4g} where {', '.join(sorted(kept))} "
+            f"is left as it is: {held} connections are there alone; ask for more or keep fewer layers"
+        )
+    least_to_prune = 1 if plan.schedule == "cyclic" and wanted < dense.possible else 0
+    if plan.schedule in ("iterative", "continuous", "cyclic") and planted.connections < wanted + least_to_prune:
+        raise ValueError(
+            f"schedule is {plan.schedule!r}, but must be cubic, linear or one_shot where initial is {plan.initial!r}: it starts with "
+            f"{planted.connections} connections and {wanted} are asked for, so that there is nothing to prune"
+        )
 
 
 def _connections(plan: Plan, start: int, target: int, begin: int, end: int) -> Schedule:

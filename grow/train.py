@@ -9,7 +9,7 @@ from math import isfinite
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from grow import controller
 from grow.controller import Policy, Report, State, Stop, Train
@@ -43,6 +43,11 @@ def train(session: Session) -> Iterator[Progress]:
 
     Raises DivergedError when the loss is no longer finite.
     """
+    if isinstance(session.learning_rate, ReduceLROnPlateau):
+        raise ValueError(
+            "learning_rate is a ReduceLROnPlateau, but must be a scheduler that goes by the step alone; pass a function of the step, "
+            "or step it yourself between two steps"
+        )
     while True:
         told = report(session)
         decision, session.state = controller.decide(session.policy, told, session.state)
@@ -89,10 +94,18 @@ def evaluate(network: Network, batches: Iterator[Batch], correct: Callable[[Tens
     training = network.training
     network.eval()
     right, count = 0.0, 0
-    for inputs, targets in batches:
-        right += float(correct(network(inputs.to(network.device)), targets.to(network.device)).sum())
-        count += len(targets)
-    network.train(training)
+    try:
+        for inputs, targets in batches:
+            found = correct(network(inputs.to(network.device)), targets.to(network.device))
+            if found.shape != targets.shape[:1]:
+                given, due = tuple(found.shape), tuple(targets.shape[:1])
+                raise ValueError(f"correct gave the shape {given}, but must give one value per sample, {due}; average over the rest")
+            right += float(found.sum())
+            count += len(targets)
+    finally:
+        network.train(training)
+    if not count:
+        raise ValueError("the data to evaluate on has 0 samples, but must have at least one; pass a loader with data")
     return right / count
 
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from grow.evidence.products import Layer
 from grow.evidence.watch import computed_densely
 from grow.network import Network
+from grow.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from grow.task import Batch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -90,7 +91,7 @@ def synflow(network: Network, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
             for leaf, value in neutral.items():
                 if f"{path}.{leaf}" in tensors:
                     tensors[f"{path}.{leaf}"] = torch.full_like(tensors[f"{path}.{leaf}"], value)
-        elif type(module).__name__ in {"LayerNorm", "GroupNorm", "InstanceNorm2d"}:
+        elif isinstance(module, (LayerNorm, GroupNorm, InstanceNorm, RMSNorm)):
             raise ValueError(f"module {path!r} is a {type(module).__name__}, but synflow knows batch norm only; use snip or magnitude")
         elif f"{path}.bias" in tensors:
             tensors[f"{path}.bias"] = torch.zeros_like(tensors[f"{path}.bias"])

@@ -89,6 +89,7 @@ class Atoms:
     mixed: list[IntArray] = field(default_factory=list)
     contracted: list[IntArray] = field(default_factory=list)
     heads: list[IntArray] = field(default_factory=list)
+    read: list[IntArray] = field(default_factory=list)
 
     def fresh(self, count: int, creator: str, role: Role = "hidden", free: bool = False) -> IntArray:
         """New atoms (count,)."""

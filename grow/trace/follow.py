@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from grow.attention import AttentionError, without_torch_attention
 from grow.axes import Axes
@@ -25,6 +26,12 @@ from grow.trace.state import Outcome, Tracing, parameter_layout, shape_of
 
 FUNCTIONS = {**functions.FUNCTIONS, **views.FUNCTIONS}
 METHODS = {**functions.METHODS, **views.METHODS}
+
+REPLACED = (
+    *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm2d),
+    *(nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder),
+)
+"""Modules of torch in whose place ours are put."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
     if type(module) in MODULES:
         kind = type(module).__name__
         raise TraceError(f"module is a bare {kind}, but must be a network that holds one; pass nn.Sequential({kind}(...))")
+    if hasattr(module, "_orig_mod"):
+        raise TraceError("module is a compiled one, but must be the module itself; pass module._orig_mod")
+    for path, child in module.named_modules():
+        _check_alone(path, child)
     try:
         tracer = _Tracer()
         graph = tracer.trace(without_torch_attention(copy.deepcopy(module)))
@@ -80,6 +91,19 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
     for node in traced.graph.nodes:
         node.type = None  # annotations mean nothing here, and need not be known where the graph is taken
     return copy.deepcopy(traced)
+
+
+def _check_alone(path: str, module: nn.Module) -> None:
+    """Refuse what runs with a module besides its forward, where one of ours takes its place with a copy of its tensors."""
+    if not isinstance(module, REPLACED):
+        return
+    found, remedy = None, ""
+    if is_parametrized(module):
+        found, remedy = "a parametrization (weight norm, spectral norm)", "make it permanent with parametrize.remove_parametrizations"
+    elif module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        found, remedy = "hooks", "remove them, those of torch.nn.utils.prune with prune.remove, or keep the module outside the network"
+    if found is not None:
+        raise TraceError(f"module {path!r} has {found}, which its replacement would lose, but must have none; {remedy}")
 
 
 class _Shapes(fx.Interpreter):

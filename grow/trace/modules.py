@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from grow.axes import IntArray
 from grow.layers import sparse_layer
-from grow.norms import GroupNorm, LayerNorm
+from grow.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from grow.trace.atoms import Layout, along, group_of
 from grow.trace.errors import TraceError
 from grow.trace.functions import pooled, softmax, unitwise
@@ -29,6 +29,7 @@ def _weighted(tracing: Tracing, node: fx.Node, dim: int) -> Layout:
     path = str(node.target)
     layout = tracing.only_input(node)
     source, layout = tracing.axis(node, layout, layout.dim(dim))
+    tracing.atoms.read.append(source)
     return _placed(tracing, node, layout, dim, tracing.atoms.fresh(shape_of(node)[dim], path), source)
 
 
@@ -82,7 +83,7 @@ def _batch_norm(tracing: Tracing, node: fx.Node) -> Layout:
 def _layer_norm(tracing: Tracing, node: fx.Node) -> Layout:
     path, layout = str(node.target), tracing.only_input(node)
     module = tracing.module.get_submodule(path)
-    dims = len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else module.dims
+    dims = len(module.normalized_shape) if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else module.dims
     assert isinstance(dims, int)
     rank = len(layout.shape)
     atoms: list[IntArray | None] = []
@@ -98,6 +99,8 @@ def _layer_norm(tracing: Tracing, node: fx.Node) -> Layout:
     tracing.parameters(path, tuple(atoms))
     if isinstance(module, nn.LayerNorm):
         tracing.replace(path, LayerNorm(module))
+    elif isinstance(module, nn.RMSNorm):
+        tracing.replace(path, RMSNorm(module))
     return layout
 
 
@@ -149,7 +152,10 @@ def _unflattened(tracing: Tracing, node: fx.Node) -> Outcome:
 
 def _channel_norm(tracing: Tracing, node: fx.Node) -> Layout:
     """Statistics of each unit by itself, over positions."""
-    layout = _batch_norm(tracing, node)
+    layout, path = _batch_norm(tracing, node), str(node.target)
+    module = tracing.module.get_submodule(path)
+    if isinstance(module, nn.InstanceNorm2d):
+        tracing.replace(path, InstanceNorm(module))
     return replace(layout, shape=shape_of(node))
 
 
@@ -162,9 +168,8 @@ MODULES: dict[type[nn.Module], Handler] = {
     nn.Conv2d: _convolution,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
-    nn.InstanceNorm2d: _channel_norm,
-    nn.LayerNorm: _layer_norm,
-    LayerNorm: _layer_norm,
+    **dict.fromkeys((nn.InstanceNorm2d, InstanceNorm), _channel_norm),
+    **dict.fromkeys((nn.LayerNorm, LayerNorm, nn.RMSNorm, RMSNorm), _layer_norm),
     nn.GroupNorm: _group_norm,
     GroupNorm: _group_norm,
     nn.Embedding: _embedding,

@@ -47,6 +47,9 @@ class Resolved:
         self._creator = creator
         self._known = np.zeros(atoms.count, bool)  # units that a layer, an embedding or the input creates
         self._known[self._labels[~free[creator]]] = True
+        read = np.unique(self._labels[np.concatenate([*atoms.read, np.zeros(0, np.int64)]).astype(np.int64)])
+        self._bare = read[~self._known[read]]  # entries of parameters that a layer reads, and that are units of nothing else
+        self._known[self._bare] = True
         self._roles = self._unit_roles()
         self.counted: dict[str, Axes] = {}
         self._place: dict[int, tuple[int, int]] = {}
@@ -103,7 +106,7 @@ class Resolved:
         for atoms in self._atoms.output:
             for unit in np.unique(self._labels[atoms]).tolist():
                 roles.setdefault(unit, "output")
-        for atoms in self._atoms.pinned:
+        for atoms in [*self._atoms.pinned, self._bare]:
             for unit in np.unique(self._labels[atoms]).tolist():
                 roles.setdefault(unit, "input")
         return roles

@@ -100,7 +100,7 @@ def _flatten(tracing: Tracing, node: fx.Node) -> Layout:
 
 def _view(tracing: Tracing, node: fx.Node) -> Layout:
     layout, shape = tracing.only_input(node), shape_of(node)
-    given = node.args[1:]
+    given = node.args[1:] or (node.kwargs.get("shape", node.kwargs.get("size")),)
     sizes = given[0] if len(given) == 1 and not isinstance(given[0], int) else given
     result = _viewed(tracing, node, layout, shape)
     source = cast(fx.Node, node.args[0])
@@ -114,7 +114,7 @@ def _view(tracing: Tracing, node: fx.Node) -> Layout:
 
     def rewrite(resolved: Resolved) -> None:
         new = _sizes(tracing, resolved, node, source, layout, result, written)
-        node.args = (source, cast("fx.node.Argument", new))
+        node.args, node.kwargs = (source, cast("fx.node.Argument", new)), {}
         node.target = "reshape" if node.target == "view" else node.target
 
     tracing.late.append(rewrite)

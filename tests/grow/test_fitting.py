@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -89,6 +90,56 @@ def test_frozen_layers_keep_their_weights_and_kept_ones_their_connections() -> N
     assert result.network.topology.connections == round(0.5 * POSSIBLE)
 
 
+def test_layers_that_need_no_gradient_stay_as_they_are_even_in_a_sparse_seed() -> None:
+    start = model()
+    start[2].requires_grad_(False)
+    result = grow.fit(start, *loaders(), density=0.7, initial="erk", steps=20)
+    assert result.network.topology.layer("2").index is None
+    assert torch.equal(result.network.layers["2"].dense_weight(), start[2].weight)
+    assert result.network.topology.connections == round(0.7 * POSSIBLE)
+    assert [parameter.requires_grad for parameter in result.network.layers["2"].parameters()] == [False, False]
+
+
+def test_schedules_that_retrain_between_prunings_replace_nothing() -> None:
+    for schedule in ("one_shot", "iterative"):
+        result = grow.fit(model(), *loaders(), density=0.3, schedule=schedule, steps=20)
+        assert _replaced(result.history) == {"0.0 %"}
+    assert _replaced(grow.fit(model(), *loaders(), density=0.3, schedule="one_shot", steps=20, drop_fraction=0.3).history) != {"0.0 %"}
+
+
+def _replaced(history: pd.DataFrame) -> set[str]:
+    return set(history.query("what == 'prune_connections'")["why"].str.extract(r"wanted, (.*) of them replaced")[0])
+
+
+def test_a_density_that_is_not_reached_is_told() -> None:
+    narrow = nn.Sequential(nn.Linear(10, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with pytest.warns(UserWarning, match=r"density is .* at the end, but 0.03571 was asked for"):
+        result = grow.fit(narrow, *loaders(), density=0.03, steps=20)
+    assert result.network.topology.connections >= 3
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [(1, torch.rand(40, 1)), (1, torch.rand(40)), (1, torch.zeros(40, dtype=torch.int64)), (2, torch.rand(40, 2))],
+    ids=["regression", "one target", "one class", "shares"],
+)
+def test_an_accuracy_that_is_not_defined_is_refused_before_the_training(outputs: int, targets: torch.Tensor) -> None:
+    batches, seen = [(torch.randn(40, 10), targets)], []
+    with pytest.raises(ValueError, match=r"^targets have shape .* say what counts as right: correct="):
+        grow.fit(nn.Sequential(nn.Linear(10, outputs)), batches, batches, density=0.5, steps=3, progress=seen.append)
+    assert not seen
+
+
+def test_of_maps_the_share_that_is_right_counts() -> None:
+    inputs = torch.randn(6, 1, 4, 4)
+    batches = [(inputs, (inputs[:, 0] > 0).long())]
+    module = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    result = grow.fit(module, batches, batches, density=1.0, steps=1)
+    shares = (result.network.eval()(inputs).argmax(1) == batches[0][1]).float().mean()
+    assert 0 <= result.accuracy <= 1
+    assert result.accuracy == pytest.approx(float(shares), abs=1e-6)
+
+
 def test_the_same_seed_gives_the_same_network_and_the_model_is_left_alone() -> None:
     start, made = model(), []
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
@@ -139,19 +190,43 @@ def test_progress_is_told_after_every_step() -> None:
         ({"density": 0.1, "end": 0.9}, "updates_end is 0.75, but must be at least end, 0.9"),
         ({"density": 0.1, "pruning": "magnitud"}, "criterion is 'magnitud', .* did you mean 'magnitude'"),
         ({"density": 0.1, "schedule": "cubical"}, "schedule is 'cubical', but must be one of cubic"),
-        ({"density": 0.1, "initial": "ekr"}, "seed is 'ekr', .* did you mean 'erk'"),
-        ({"density": 0.5, "initial": "minimal", "schedule": "iterative"}, "end_value is 328, but must be above 0 and at most start_value"),
+        ({"density": 0.1, "initial": "ekr"}, "initial is 'ekr', .* did you mean 'erk'"),
+        (
+            {"density": 0.5, "initial": "minimal", "schedule": "iterative"},
+            "schedule is 'iterative', but must be cubic, linear or one_shot where initial is 'minimal'",
+        ),
         ({"density": 0.1, "birth": "gradmx"}, "birth is 'gradmx', .* did you mean 'gradmax'"),
         ({"density": 0.1, "pattern": "2of4"}, "pattern is '2of4', but must be one of"),
         ({"density": 0.1, "kept": ("conv",)}, "layer is 'conv', but must be one of 0, 2, 4"),
         ({"density": 0.1, "epochs": 0}, "epochs is 0, but must be above 0"),
-        ({"tolerance": -1.0}, "points is -1.0, but must be at least 0"),
-        ({"density": 0.1, "average": 1.0}, r"decay is 1.0, but must be in \[0, 1\)"),
+        ({"tolerance": -1.0}, "tolerance is -1.0, but must be at least 0"),
+        ({"density": 0.1, "average": 1.0}, r"average is 1.0, but must be in \[0, 1\)"),
+        ({"density": "0.1"}, r"density is '0.1', but must be in \(0, 1\]"),
+        ({"density": 0.1, "update_interval": 0}, "update_interval is 0, but must be at least 1"),
+        ({"density": 0.1, "kept": "4"}, r"kept is '4', but must be several names; pass \('4',\)"),
+        ({"density": 0.1, "apoptosis": 1.0}, r"apoptosis is 1.0, but must be in \[0, 1\)"),
+        ({"density": 0.1, "device": "cuda:99"}, "device is 'cuda:99', but must be one that torch can use here"),
+        (
+            {"density": 0.1, "kept": ("2",)},
+            r"density is 0.1, but must be at least 0.5884 where 2 is left as it is: 384 connections are there",
+        ),
+        ({"density": 0.2, "initial": "erk", "schedule": "cyclic"}, "schedule is 'cyclic', but must be cubic, .* there is nothing to prune"),
+        ({"density": 0.7, "initial": "minimal", "kept": ("2",)}, "initial is 'minimal', but must leave the units of '2', since layer '2'"),
+        ({"tolerance": 1.0, "schedule": "cyclic"}, "schedule is 'cyclic', but must be left out where a tolerance is given"),
+        ({"tolerance": 1.0, "initial": "erk"}, "initial is 'erk', but must be left out where a tolerance is given"),
     ],
 )
 def test_what_is_wrong_with_a_setting_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         grow.fit(model(), *loaders(), **settings)
+
+
+def test_a_metric_of_another_shape_and_empty_validation_data_are_named() -> None:
+    training, validation = loaders()
+    with pytest.raises(ValueError, match=r"^correct gave the shape \(2, 1\), but must give one value per sample, \(2,\)"):
+        grow.fit(model(), training, validation, density=0.5, correct=lambda outputs, targets: outputs[:, :1])
+    with pytest.raises(ValueError, match=r"^validation has no batches"):
+        grow.fit(model(), training, [], density=0.5)
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

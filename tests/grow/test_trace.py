@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from grow.axes import NO_SPACE, Segment
 from grow.layers import SparseConv2d, SparseLinear
@@ -443,3 +444,58 @@ def test_what_cannot_be_followed_is_an_error_that_names_it_and_the_remedy(
         trace(module, torch.zeros(1, *shape))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------------- what a replacement must not lose
+
+
+def test_what_is_not_to_be_trained_stays_so() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(4, 6), nn.TransformerEncoderLayer(6, 2, 8))
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("0." not in name and "self_attn" not in name)
+    with torch.no_grad():  # views made here need no gradient, whatever they are views of
+        network = Network(module, torch.zeros(1, 2, 4, 4))
+    trained = {name: parameter.requires_grad for name, parameter in network.module.named_parameters()}
+    assert {name for name, needed in trained.items() if not needed} == {
+        *("0.weight", "0.bias"),
+        *(f"4.attention.{layer}.{leaf}" for layer in ["q", "k", "v", "out"] for leaf in ("weight", "bias")),
+    }
+
+
+@pytest.mark.parametrize("change", ["weight norm", "spectral norm", "masks", "hook"])
+def test_a_layer_that_is_more_than_its_tensors_is_refused(change: str) -> None:
+    layer = nn.Linear(4, 3)
+    if change == "weight norm":
+        torch.nn.utils.parametrizations.weight_norm(layer)
+    elif change == "spectral norm":
+        torch.nn.utils.spectral_norm(layer)
+    elif change == "masks":
+        prune.random_unstructured(layer, "weight", 0.5)
+    else:
+        layer.register_forward_hook(lambda *_: None)
+    what = "a parametrization" if change == "weight norm" else "hooks"
+    with pytest.raises(TraceError, match=rf"module '0' has {what}.*, which its replacement would lose, but must have none; "):
+        trace(nn.Sequential(layer, nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4))
+
+
+def test_a_layer_may_read_the_columns_of_a_parameter_which_then_are_fixed() -> None:
+    module = Computed(lambda self, x: self.head(torch.relu(self.body(x) @ self.mix)), body=nn.Linear(4, 5), head=nn.Linear(3, 2))
+    module.mix = nn.Parameter(torch.randn(5, 3))
+    x = torch.randn(6, 4)
+    network = Network(module, x[:1])
+    torch.testing.assert_close(network(x), module(x))
+    network.remove_units("body", [2])
+    module.mix.data[2] = 0
+    torch.testing.assert_close(network(x), module(x))
+    assert network.topology.space("mix").role == "input"
+
+
+def test_sizes_given_by_name_follow_as_well() -> None:
+    module = Computed(
+        lambda self, x: self.head(torch.reshape(self.conv(x), shape=(-1, 16))), conv=nn.Conv2d(2, 4, 3), head=nn.Linear(16, 2)
+    )
+    x = torch.randn(3, 2, 4, 4)
+    network = Network(module, x[:1])
+    torch.testing.assert_close(network(x), module(x))
+    network.remove_units("conv", [1])
+    assert network(x).shape == (3, 2)

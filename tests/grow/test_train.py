@@ -185,6 +185,35 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
+def test_a_checkpoint_of_another_kind_of_training_is_refused(tmp_path: Path) -> None:
+    """Of a schedule where a tolerance was wanted, of a network without a training, of another version."""
+    saved = checkpoint.capture_session(make_session(History()))
+    other = make_session(History(), learning_rate=0.01)
+    other.policy = controller.Tolerance(1.0, 0, 5, 20)
+    other.state = controller.begin(other.policy)
+    before = checkpoint.capture_session(other)
+    lone = checkpoint.capture(other.network, other.optimizer)
+    later = replace(saved, meta={**saved.meta, "schema_version": checkpoint.SCHEMA_VERSION + 1})
+    for given, message in (
+        (saved, "checkpoint has of the training .*next_update"),
+        (lone, r"checkpoint has of the training \[\], but must have"),
+    ):
+        with pytest.raises(checkpoint.CheckpointError, match=message):
+            checkpoint.restore_session(other, given)
+    with pytest.raises(checkpoint.CheckpointError, match="schema_version is 2, but must be 1; use the version of grow that wrote"):
+        checkpoint.restore(other.network, later)
+    after = checkpoint.capture_session(other)
+    assert after.meta == before.meta
+    assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
+
+
+def test_a_scheduler_that_wants_a_metric_is_refused() -> None:
+    session = make_session(History())
+    session.learning_rate = torch.optim.lr_scheduler.ReduceLROnPlateau(session.optimizer)
+    with pytest.raises(ValueError, match=r"^learning_rate is a ReduceLROnPlateau, but must be a scheduler that goes by the step alone"):
+        finish(session)
+
+
 def test_a_diverging_training_says_so() -> None:
     with pytest.raises(DivergedError, match=r"^loss is (nan|inf) at step \d+, but must be finite; lower learning_rate"):
         finish(make_session(History(), learning_rate=1e6))
