@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from grow.fitting import fit as fit
+    from grow.retraining import retrain as retrain
 
-__all__ = ["fit"]
+__all__ = ["fit", "retrain"]
+
+_HOMES = {"fit": "grow.fitting", "retrain": "grow.retraining"}
 
 
 def __getattr__(name: str) -> object:
     """Import the engine when it is asked for: a command line that does not train must not wait for torch."""
-    if name == "fit":
-        from importlib import import_module
-
-        return import_module("grow.fitting").fit
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'grow' has no attribute {name!r}")

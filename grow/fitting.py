@@ -5,13 +5,15 @@ What it builds, a `Network` and a `Session`, can be built by hand just as well; 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from math import cos, isfinite, pi
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,8 +22,9 @@ from grow import controller, optim, schedules
 from grow.allocate import allocation
 from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
-from grow.births import birth
-from grow.controller import AnyPolicy, Tolerance
+from grow.axes import IntArray
+from grow.births import Given, birth
+from grow.controller import AnyPolicy, Search, Tolerance
 from grow.criteria import criterion
 from grow.criteria.units import unit_criterion
 from grow.follow import Follower
@@ -64,6 +67,7 @@ RULES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("learning_rate", "above 0", lambda value: value > 0),
     ("momentum", "in [0, 1)", lambda value: 0 <= value < 1),
     ("weight_decay", "at least 0", lambda value: value >= 0),
+    ("rewind", "in [0, 1); it is a share of the training", lambda value: 0 <= value < 1),
     ("average", "in [0, 1); 0.999 averages over about a thousand steps", lambda value: 0 <= value < 1),
 )
 """Of settings that are numbers: name, rule, and whether a value keeps it."""
@@ -94,6 +98,8 @@ class Settings:
     - *layers*: kept are left as they are, frozen are not even trained. So are layers whose weight needs no gradient.
     - *training*: optimizer by name, learning_rate (its peak), momentum (of SGD), weight_decay, average (decay of the averaged weights that
       are evaluated, and that the network has at the end), device.
+    - *afterwards*: rewind, the share of the training after which the weights are remembered for `grow.retrain`; it must be before the
+      first update.
     """
 
     density: float | None = None
@@ -135,6 +141,8 @@ class Settings:
     average: float | None = None
     device: str = "cpu"
 
+    rewind: float | None = None
+
     def __post_init__(self) -> None:
         if self.density is not None and self.tolerance is not None:
             raise ValueError(
@@ -170,11 +178,20 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
+class Early:
+    """Weights of a step before the first edit, by name. survivors: by hidden space, which of the units that were there then are left."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    survivors: Mapping[str, IntArray]
+
+
+@dataclass(frozen=True, eq=False)
 class Fit:
     """What came out.
 
     history: one row an edit. accuracy: share of the validation samples. density: connections as a share of those that the given model
-    has, units that are gone included.
+    has, units that are gone included. early: where ``rewind`` was set.
     """
 
     network: Network
@@ -182,6 +199,8 @@ class Fit:
     accuracy: float
     density: float
     session: Session
+    settings: Settings
+    early: Early | None
 
 
 def fit(
@@ -201,14 +220,21 @@ def fit(
     the validation data. progress: called after every step. ValueError names what is wrong with a setting, before anything is trained.
     """
     session = prepare(model, training, validation, example=example, loss=loss, correct=correct, **settings)
+    chosen, network = _settings(settings), session.network
+    early = _remembered(session, chosen)
     for made in train(session):
+        if early is not None and made.step == early.step:
+            early = replace(early, tensors=_tensors(network))
         if progress is not None:
             progress(made)
     if session.average is not None:
         session.average.adopt()
-    possible, connections = Network(model, session.network.example).topology.possible, session.network.topology.connections
+    if early is not None:
+        early = replace(early, survivors=dict(network.parts or {}))
+        network.assign(None)
+    possible, connections = Network(model, network.example).topology.possible, network.topology.connections
     _warn_of_density(session, connections, possible)
-    return Fit(session.network, session.history.frame(), accuracy(session), connections / possible, session)
+    return Fit(network, session.history.frame(), accuracy(session), connections / possible, session, chosen, early)
 
 
 def prepare(
@@ -227,18 +253,57 @@ def prepare(
     task = LoaderTask(training, validation, chosen.seed, loss, correct)
     torch.manual_seed(chosen.seed)
     network = _traced(model, example, task, chosen)
-    dense = network.topology
     kept = _frozen(network, chosen)
-    steps = chosen.steps if chosen.steps is not None else max(1, round(chosen.epochs * task.steps_per_epoch))
-    plant(network, chosen.initial, 1.0 if chosen.density is None else chosen.density, chosen.seed, kept=kept)
+    plan = _planted(network, chosen, task, kept)
+    methods = _methods(chosen, kept)
+    _check_births(network, plan, methods, task)
+    optimizer, average = attached(network, chosen)
+    followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(chosen.pruning).needs else {}
+    for follower in followers.values():
+        network.attach(follower)
+    return Session(
+        network,
+        optimizer,
+        task,
+        plan,
+        methods,
+        _learning_rate(chosen, plan),
+        chosen.seed,
+        History() if history is None else history,
+        controller.begin(plan),
+        average=average,
+        followers=followers,
+    )
+
+
+def attached(network: Network, chosen: Settings) -> tuple[torch.optim.Optimizer, WeightAverage | None]:
+    """The optimizer and the average of the weights, which follow the network's edits."""
     optimizer = optim.make(chosen.optimizer, network.parameters(), chosen.learning_rate, chosen.momentum, chosen.weight_decay)
     network.attach(optimizer)
     average = None if chosen.average is None else WeightAverage(network, chosen.average)
-    followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(chosen.pruning).needs else {}
-    for follower in (*followers.values(), *([] if average is None else [average])):
-        network.attach(follower)
-    plan = _tolerance(chosen, steps) if chosen.tolerance is not None else policy(_plan(chosen, steps), dense, network.topology, kept)
-    methods = Methods(
+    if average is not None:
+        network.attach(average)
+    return optimizer, average
+
+
+def rate(chosen: Settings, steps: int) -> Schedule:
+    """A short rise and half a cosine."""
+    return schedules.warm_cosine(chosen.learning_rate, max(1, round(WARM_UP * steps)), steps)
+
+
+def _planted(network: Network, chosen: Settings, task: LoaderTask, kept: frozenset[str]) -> AnyPolicy:
+    """Turn the network into the seed; how it goes on from there."""
+    dense = network.topology
+    steps = chosen.steps if chosen.steps is not None else max(1, round(chosen.epochs * task.steps_per_epoch))
+    if chosen.tolerance is not None:
+        return _tolerance(chosen, steps)
+    assert chosen.density is not None
+    plant(network, chosen.initial, chosen.density, chosen.seed, kept=kept)
+    return policy(_plan(chosen, steps), dense, network.topology, kept)
+
+
+def _methods(chosen: Settings, kept: frozenset[str]) -> Methods:
+    return Methods(
         criterion(chosen.growth),
         criterion(chosen.pruning),
         batches=chosen.batches,
@@ -250,21 +315,40 @@ def prepare(
         pattern=None if chosen.pattern is None else pattern(chosen.pattern),
         birth=birth(chosen.birth),
     )
-    rate = _learning_rate(chosen, steps, plan)
-    kept_history = History() if history is None else history
-    return Session(
-        network,
-        optimizer,
-        task,
-        plan,
-        methods,
-        rate,
-        chosen.seed,
-        kept_history,
-        controller.begin(plan),
-        average=average,
-        followers=followers,
-    )
+
+
+def _check_births(network: Network, plan: AnyPolicy, methods: Methods, task: LoaderTask) -> None:
+    """Let one unit be born in every space that is to grow, in a copy: where a method is not defined shows before anything is trained."""
+    if isinstance(plan, Tolerance) or methods.birth.name == "random":
+        return
+    growing = [space for space, wanted in plan.units.items() if round(wanted(plan.steps)) > network.topology.units[space]]
+    inputs, targets = task.train_batch(0)
+    batch = (inputs[:TRIED].to(network.device), targets[:TRIED].to(network.device))
+    with torch.random.fork_rng():
+        for space in growing:
+            methods.birth.add(copy.deepcopy(network), space, 1, Given([batch], task.loss, torch.Generator().manual_seed(0), 1, 1))
+
+
+def _remembered(session: Session, chosen: Settings) -> Early | None:
+    """The weights as they are before the first step, and the step at which those to rewind to will be; units are numbered until then."""
+    if chosen.rewind is None:
+        return None
+    policy, state = session.policy, session.state
+    step = round(chosen.rewind * policy.steps)
+    first = policy.warm_up if isinstance(state, Search) and isinstance(policy, Tolerance) else getattr(state, "next_update", policy.steps)
+    if chosen.initial == "minimal" or step > first:
+        raise ValueError(
+            f"rewind is {chosen.rewind}, but must be at most {first / policy.steps:.4g}, before the first update, of a network whose units "
+            "are all there from the start; leave it out, or raise update_interval"
+        )
+    session.network.assign({space.name: np.arange(space.units) for space in session.network.topology.hidden})
+    return Early(step, _tensors(session.network), {})
+
+
+def _tensors(network: Network) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers that have axes, by name."""
+    held = dict(network.module.named_parameters()) | dict(network.module.named_buffers())
+    return {name: held[name].detach().clone() for name in network.axes}
 
 
 def _warn_of_density(session: Session, connections: int, possible: int) -> None:
@@ -291,7 +375,8 @@ def _traced(model: nn.Module, example: Tensor | None, task: LoaderTask, chosen: 
     first = next(task.validation(), None)
     if first is None:
         raise ValueError("validation has no batches, but must have at least one; pass a loader with data")
-    network = Network(model, (first[0][:1] if example is None else example).cpu())
+    held = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    network = Network(model, (first[0][:1] if example is None else example).to(held))
     try:
         network = network.to(chosen.device)
     except (AssertionError, RuntimeError) as error:
@@ -336,15 +421,15 @@ def _tolerance(chosen: Settings, steps: int) -> Tolerance:
     return Tolerance(chosen.tolerance, round(REFERENCE * steps), max(1, round(RETRAIN * steps)), steps)
 
 
-def _learning_rate(chosen: Settings, steps: int, plan: AnyPolicy) -> Schedule:
+def _learning_rate(chosen: Settings, plan: AnyPolicy) -> Schedule:
     """A short rise and half a cosine; under a tolerance half a cosine again in every retraining (Renda et al. 2020, arXiv 2003.02389)."""
     if not isinstance(plan, Tolerance):
-        return schedules.warm_cosine(chosen.learning_rate, max(1, round(WARM_UP * steps)), steps)
-    first = schedules.warm_cosine(chosen.learning_rate, max(1, round(WARM_UP * plan.warm_up)), plan.warm_up)
+        return rate(chosen, plan.steps)
+    first = rate(chosen, plan.warm_up)
 
-    def rate(step: int) -> float:
+    def following(step: int) -> float:
         if step < plan.warm_up:
             return first(step)
         return chosen.learning_rate * (1 + cos(pi * ((step - plan.warm_up) % plan.retrain) / plan.retrain)) / 2
 
-    return rate
+    return following

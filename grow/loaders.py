@@ -63,6 +63,10 @@ class LoaderTask:
         if not self._steps:
             raise ValueError("training has no batches, but must have at least one; pass a loader with data")
 
+    def reseeded(self, seed: int) -> LoaderTask:
+        """The same data in another order."""
+        return LoaderTask(self._training, self._validation, seed, self._loss, self._correct, self._test)
+
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one pass over the training data."""
