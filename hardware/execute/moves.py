@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hardware.execute.exchange import HaloPlan, Peers, resized
+from hardware.execute.exchange import HaloPlan, Peers, Pending, resized
 
 
 @dataclass
@@ -222,7 +222,7 @@ class Halo:
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of the needed units."""
-        sections = exchange_sections(self.peers, self.sent(x), self.plan.receives, self.at)
+        sections = self.begin(self.sent(x), self.plan.receives).finish()
         return torch.cat([x, *sections, x.new_zeros(resized(x, self.at, self.plan.padding))], self.at)
 
     def sent(self, x: Tensor) -> list[Tensor]:
@@ -233,7 +233,7 @@ class Halo:
         """Gradients of the halo, summed up at the owner."""
         plan = self.plan
         own, *halo, _ = torch.split(gradient, [plan.own, *plan.receives, plan.padding], self.at)
-        sections = exchange_sections(self.peers, halo, [len(entries) for entries in plan.sends], self.at)
+        sections = self.begin(halo, [len(entries) for entries in plan.sends]).finish()
         return self.added(own.clone(memory_format=torch.contiguous_format), sections)
 
     def added(self, total: Tensor, sections: Sequence[Tensor]) -> Tensor:
@@ -243,11 +243,10 @@ class Halo:
                 total.index_add_(self.at, entries, section)
         return total
 
-
-def exchange_sections(peers: Peers, sections: Sequence[Tensor], receives: Sequence[int], at: int) -> list[Tensor]:
-    """Sections (B, entries) to every rank; what comes back, ``receives[r]`` entries from rank r."""
-    peers.halo_bytes += sum(section.numel() * section.element_size() for section in sections)
-    return peers.exchange(sections, [resized(sections[0], at, count) for count in receives])
+    def begin(self, sections: Sequence[Tensor], receives: Sequence[int]) -> Pending:
+        """Sections (B, entries) set out to every rank; what comes back has ``receives[r]`` entries from rank r."""
+        self.peers.halo_bytes += sum(section.numel() * section.element_size() for section in sections)
+        return self.peers.begin(sections, [resized(sections[0], self.at, count) for count in receives])
 
 
 class Kept(nn.Module):

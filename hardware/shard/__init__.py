@@ -40,12 +40,15 @@ def shard(
     choose: ChooseKernel = by_density,
     device: torch.device | None = None,
     seed: int = 0,
+    overlap: bool | None = None,
 ) -> Shard:
     """The local module of one rank.
 
     strategy: its name or a layout of every space. ``parts`` gives the part of every unit of the spaces that are ``units``; a part may be
     empty. ``choose`` picks the kernel of each local layer anew. ``seed`` is dropout's, the same on every rank. The network itself is only
     read, and shares no tensor. ValueError names what the strategy cannot divide.
+
+    overlap: whether layers compute while their halo is under way; by default on GPUs.
     """
     work = Workload.of_network(network)
     layouts = layout.strategy(work, strategy) if isinstance(strategy, str) else dict(strategy)
@@ -55,7 +58,9 @@ def shard(
     elif set(layouts.values()) == {"whole"}:
         raise ValueError(f"strategy is 'single' with {peers.count} ranks, but must have 1; use 'data' or 'model'")
     divided = _checked_parts(network, layouts, parts, peers.count)
-    return Builder(network, layouts, divided, peers, batch, choose, device or network.device, seed).build()
+    device = device or network.device
+    overlapping = device.type == "cuda" if overlap is None else overlap
+    return Builder(network, layouts, divided, peers, batch, choose, device, seed, overlapping).build()
 
 
 def _checked_parts(network: Network, layouts: Strategy, parts: Mapping[str, IntArray] | None, count: int) -> dict[str, IntArray]:

@@ -30,6 +30,7 @@ from hardware.execute.exchange import HaloPlan, Peers, halo_plans
 from hardware.execute.gradients import GradientSum
 from hardware.execute.layer_norm import GlobalLayerNorm
 from hardware.execute.moves import Batch, Begin, Bias, CutSamples, Halo, JoinSamples, Kept, Moved, SumGradient, SumParts, ToSamples, ToUnits
+from hardware.execute.overlap import OverlappedLayer
 from hardware.layout import Strategy
 from hardware.shard.held import Held
 from hardware.shard.layers import ChooseKernel, entries_read, local_layer
@@ -53,9 +54,10 @@ class Builder:
         choose: ChooseKernel,
         device: torch.device,
         seed: int,
+        overlap: bool,
     ) -> None:
         self.network, self.layouts, self.parts, self.peers = network, layouts, parts, peers
-        self.samples, self.choose, self.device, self.seed = batch, choose, device, seed
+        self.samples, self.choose, self.device, self.seed, self.overlap = batch, choose, device, seed, overlap
         self.topology, self.axes = network.topology, network.axes
         self.own = {space: _or_dummy(np.flatnonzero(part == peers.rank)) for space, part in parts.items()}
         self.batch = Batch()
@@ -156,6 +158,8 @@ class Builder:
             call = self.calls[layer.layer]
             call.replace_input_with(source, moved)
             self._place(layer, call, columns, partial=self.states[source] == "units" and target == "whole")
+        if self.overlap and len(layers) == 1:
+            self._overlap(layers[0], moved)
 
     def _move(self, source: fx.Node, held: State, target: State, layers: Sequence[Connections]) -> tuple[fx.Node, IntArray]:
         """The node that layers read from, and the entries that it gives, -1 at padding."""
@@ -256,6 +260,21 @@ class Builder:
             local.bias = None if bias is None else nn.Parameter(bias, whole.bias is None or whole.bias.requires_grad)
             return
         self._total(layer, call, bias, whole)
+
+    def _overlap(self, layer: Connections, moved: fx.Node) -> None:
+        """Let the only layer that reads a halo compute while the halo is under way."""
+        exchange, local = self.modules.get(str(moved.target)), self.modules[layer.layer]
+        if not (isinstance(exchange, Moved) and isinstance(exchange.move, Halo) and isinstance(local, SparseLayer)):
+            return
+        plan = exchange.move.plan
+        if local.storage != "dense" or plan.own == 0 or sum(plan.receives) + plan.padding == 0:
+            return
+        self.modules[layer.layer] = OverlappedLayer(local, exchange.move)
+        for leaf in ("weight", "bias"):
+            if f"{layer.layer}.{leaf}" in self.held:
+                self.held[f"{layer.layer}.layer.{leaf}"] = self.held.pop(f"{layer.layer}.{leaf}")
+        self.calls[layer.layer].replace_input_with(moved, moved.all_input_nodes[0])
+        self.graph.erase_node(moved)
 
     def _total(self, layer: Connections, call: fx.Node, bias: Tensor | None, whole: SparseLayer) -> None:
         name = layer.layer.replace(".", "_")
