@@ -21,6 +21,7 @@ from grow.axes import Axes, entry_units
 from grow.network import Network
 from grow.norms import LayerNorm
 from grow.topology import Connections, Topology
+from grow.trace.spaces import VALUE
 
 IntArray: TypeAlias = NDArray[np.int64]
 
@@ -172,10 +173,11 @@ def _others(network: Network) -> Iterator[OtherParameter]:
 
 
 def _norms(network: Network, layers: Sequence[LayerWork]) -> Iterator[NormWork]:
+    values = {str(node.target): node.meta[VALUE] for node in network.module.graph.nodes if node.op == "call_module"}
     for path, module in network.module.named_modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, LayerNorm)):
-            axes = next((network.axes[name] for name in (f"{path}.weight", f"{path}.running_mean") if name in network.axes), ())
-            space = _space_along(axes)
+            normalised = range(-module.dims, 0) if isinstance(module, LayerNorm) else (1,)
+            space = _space_along(tuple(values[path].axes[dim] for dim in normalised))
             if isinstance(module, LayerNorm):
                 positions = [r.values // r.entries for layer in layers for r in layer.reads if r.space == space]
                 yield NormWork(path, space, network.topology.units.get(space, 0), "units", max(positions, default=1))

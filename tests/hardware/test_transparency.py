@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 from grow import optim
 from grow.axes import IntArray
 from grow.network import Network
-from grow.norms import LayerNorm
 from grow.topology import Topology
 from hardware import layout
 from hardware.execute.exchange import Peers
@@ -246,7 +242,7 @@ def train_all(rank: Rank, cases: list[tuple[Case, StrategyName, int]]) -> list[O
 
 
 def handed_bytes(case: Case, layouts: Strategy, ranks: int, stored: Mapping[str, int]) -> dict[str, int]:
-    """What all ranks hand in, by the table of transitions, and for the norms across units."""
+    """What all ranks hand in, by the table of transitions."""
     work, element, batch = Workload.of_network(case.network), case.inputs.element_size(), len(case.targets)
     found = {"halo": 0, "exchange": 0, "gather": 0, "sum": 0}
     for transition in transitions(work, layouts, Partition(case.parts, ranks), ranks, batch, element):
@@ -254,14 +250,7 @@ def handed_bytes(case: Case, layouts: Strategy, ranks: int, stored: Mapping[str,
             kind = "halo" if (transition.source, transition.target) == ("units", "units") else move.collective
             found[kind if kind in found else "sum"] += move.bytes
     found["sum"] += sum(total.move.bytes for total in parameter_sums(work, layouts, ranks, element, stored))
-    found["sum"] += sum(move.move.bytes for pair in norm_sums(work, layouts, ranks, element) for move in pair)
-    module = copy.deepcopy(case.network.module).eval()
-    ShapeProp(module).propagate(case.network.example)  # type: ignore[no-untyped-call]
-    for node in module.graph.nodes:
-        norm = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(norm, LayerNorm) and any(layouts[segment.space] == "units" for axis in node.meta["value"].axes for segment in axis):
-            positions = prod(node.meta["tensor_meta"].shape[: -norm.dims])
-            found["sum"] += ranks * 2 * (ranks - 1) * 2 * batch * positions * element  # 2 moments there, 2 sums back
+    found["sum"] += sum(move.move.bytes for pair in norm_sums(work, layouts, ranks, batch, element) for move in pair)
     return found
 
 
