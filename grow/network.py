@@ -195,10 +195,14 @@ class Network(nn.Module):
         """Label the units of hidden spaces with the part that they belong to. Labels follow every edit; None removes them.
 
         ``place`` says where new units go, given the topology after the edit and the labels with -1 for what is new; None: to the part
-        that has the fewest. ``ways`` (k, k): what it costs to send a unit from part to part, where not all ways cost the same.
+        that has the fewest. ``ways`` (k, k): what it costs to send a unit from part to part, where not all ways cost the same. Both
+        stay when only other parts are assigned.
         """
-        self._place, self.ways = place, ways
-        self.parts = None if parts is None else checked_parts(self.topology, parts)
+        if parts is None:
+            self.parts = self._place = self.ways = None
+            return
+        self.parts = checked_parts(self.topology, parts)
+        self._place, self.ways = place or self._place, self.ways if ways is None else ways
 
     def placed(self, topology: Topology, parts: Mapping[str, IntArray]) -> dict[str, IntArray]:
         """Parts after an edit, given those with -1 for new units."""

@@ -471,10 +471,15 @@ def test_who_knows_better_says_where_new_units_go() -> None:
     network.assign({"0": np.array([0, 0, 1, 1, 1, 0]), "2": np.array([0, 1, 0, 1])}, last)
     network.remove_units("0", [0, 5])
     assert not asked  # nothing is new
+    assert network.parts is not None
+    network.assign(network.parts)  # which changes nothing of who is asked
     network.add_units("0", 2, torch.Generator().manual_seed(0), 1, 1)
     assert asked == [{"0": [0, 1, 1, 1, -1, -1], "2": [0, 1, 0, 1]}]
-    assert network.parts is not None
     assert network.parts["0"].tolist() == [0, 1, 1, 1, 1, 1]
+    network.assign(None)
+    network.assign({"0": np.zeros(6, np.int64), "2": np.array([0, 1, 0, 1])})
+    network.add_units("0", 1, torch.Generator().manual_seed(0), 1, 1)
+    assert len(asked) == 1
 
 
 def test_setting_connections_keeps_the_weights_of_those_that_stay() -> None:
