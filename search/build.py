@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,7 +54,10 @@ class Material:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a trained network is and costs. accuracy: share of the validation samples. grown, pruned: connections, in all."""
+    """What a trained network is and costs. accuracy: share of the validation samples. grown, pruned: connections, in all.
+
+    word: simulated where the throughput is of a machine that is elsewhere.
+    """
 
     accuracy: float
     density: float
@@ -65,6 +69,7 @@ class Figures:
     grown: int
     pruned: int
     predicted_samples_per_s: float
+    word: Literal["predicted", "simulated"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +152,7 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
         training.history.total("grow_connections", "add_units"),
         training.history.total("prune_connections", "remove_units", "merge_units"),
         predicted.samples_per_s,
+        predicted.word,
     )
 
 

@@ -27,7 +27,7 @@ class Options:
 
     study: an installed name, or the absolute path of a file and a name in it. gpus: devices to plan for. trials: the budget, a
     total that counts the two baselines. tolerance: accepted loss of validation accuracy against trial 0, in points.
-    settings: recipe fields that the user fixed.
+    settings: recipe fields that the user fixed. hardware: a preset or the absolute path of a profile, None for this machine's own.
     """
 
     study: str
@@ -37,6 +37,7 @@ class Options:
     seed: int = 0
     tolerance: float = 1.0
     device: DeviceChoice = "auto"
+    hardware: str | None = None
     throughput: ThroughputChoice = "predicted"
     data_dir: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -44,6 +45,12 @@ class Options:
     def __post_init__(self) -> None:
         _require("gpus", self.gpus, self.gpus >= 1, "at least 1")
         _require("trials", self.trials, self.trials >= 2, "at least 2, which are the two baselines")
+        _require(
+            "throughput",
+            self.throughput,
+            self.throughput == "predicted" or self.hardware is None,
+            "predicted with --hardware: nothing is timed",
+        )
         _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
         _require("tolerance", self.tolerance, isfinite(self.tolerance) and self.tolerance >= 0, "at least 0 points")
 
@@ -78,7 +85,8 @@ class Plan:
     """What preparation found, once and for all of the run.
 
     settings: recipe fields that are fixed. ranges, first_guesses: what is searched, and what is tried first. data: name, sha256,
-    folder and samples of each split. kind, device_names: where it runs.
+    folder and samples of each split. kind: of the devices that train. device_names: those that are planned for; elsewhere: the
+    machine that they are of, None if it is this one.
     """
 
     network: str
@@ -88,6 +96,7 @@ class Plan:
     data: Mapping[str, object]
     kind: Literal["cpu", "cuda"]
     device_names: Sequence[str]
+    elsewhere: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

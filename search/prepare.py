@@ -12,7 +12,8 @@ from pathlib import Path
 
 from grow.topology import Topology
 from hardware.devices import discover
-from hardware.profile import obtain
+from hardware.presets import hardware
+from hardware.profile import Profile, obtain
 from search import build
 from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
@@ -30,13 +31,15 @@ def prepare(run: RunFolder) -> Plan:
     definition = StudyReference(options.study, record.study_sha256).load().fixing(options.settings)
     network = definition.network_name(options.network)
     _check_devices(options)
-    found = discover(options.device, options.gpus)
+    machine = _machine(options)
+    found = discover(options.device, options.gpus if machine is None else 1)
     ranges = definition.ranges(options.gpus)
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
     _check_units(_start_topology(definition, source, options, network), options.gpus, definition)
-    if found.note is not None:
+    if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
         _say(found.note)
-    obtain(found.devices, progress=_say).save(run.hardware)
+    profile = obtain(found.devices, progress=_say) if machine is None else machine
+    profile.save(run.hardware)
     return Plan(
         network=network,
         settings=dict(definition.settings),
@@ -44,8 +47,20 @@ def prepare(run: RunFolder) -> Plan:
         first_guesses=definition.guesses(options.gpus),
         data={**asdict(source), "folder": None if source.folder is None else str(source.folder)},
         kind=found.kind,
-        device_names=[device.name for device in found.devices],
+        device_names=[device.name for device in profile.devices[: options.gpus]],
+        elsewhere=None if machine is None else machine.described,
     )
+
+
+def _machine(options: Options) -> Profile | None:
+    """The machine that is planned for, where it is another one than this."""
+    if options.hardware is None:
+        return None
+    found = hardware(options.hardware).for_devices(options.gpus)
+    if found.word == "predicted":
+        return None
+    _say(f"planning for {found.described}, which is not this machine: throughput is simulated, and nothing is measured")
+    return found
 
 
 def _say(text: str) -> None:

@@ -45,7 +45,7 @@ def finished(number: int, result: Mapping[str, object], *, feasible: bool) -> st
     facts = [
         f"validation accuracy {_percent(result.get('accuracy'))}",
         f"density {_percent(result.get('density'))}",
-        f"predicted {_short(result.get('predicted_samples_per_s'))} samples/s",
+        f"{result.get('word', 'predicted')} {_short(result.get('predicted_samples_per_s'))} samples/s",
     ]
     return f"trial {number} complete: {', '.join(facts)}" + ("" if feasible else "; outside the tolerance")
 

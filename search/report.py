@@ -48,12 +48,26 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
 def devices_in_words(document: RunDocument) -> str:
     """What the figures were taken on.
 
-    >>> devices_in_words({"devices": {"requested": 2, "kind": "cpu", "names": []}})
+    >>> devices_in_words({"devices": {"requested": 2, "kind": "cpu", "names": [], "elsewhere": None}})
     '2 CPU workers'
     """
     devices = document["devices"]
+    if devices["elsewhere"] is not None:
+        return f"{devices['requested']} of {devices['elsewhere']}"
     kind = {"cpu": "CPU worker", "cuda": "GPU", None: "device"}[devices["kind"]]
     return f"{devices['requested']} {kind}{'s' if devices['requested'] > 1 else ''}"
+
+
+def _planned(trial: TrialDocument) -> float | None:
+    rates = trial["throughput"]
+    return rates["predicted_samples_per_s"] or rates["simulated_samples_per_s"]
+
+
+def _word(document: RunDocument) -> str:
+    """What the cost model's figures are called; both words where the run went on on another machine."""
+    rates = [trial["throughput"] for trial in document["trials"]]
+    words = [word for word in ("predicted", "simulated") if any(rate[f"{word}_samples_per_s"] for rate in rates)]  # type: ignore[literal-required]
+    return " or\n".join(words) or "predicted"
 
 
 _COLUMNS = (
@@ -61,7 +75,7 @@ _COLUMNS = (
     "role",
     "validation\naccuracy",
     "test\naccuracy",
-    "predicted\nsamples/s",
+    "{word}\nsamples/s",
     "measured\nsamples/s",
     "measured\nagainst\ntrial 0",
     "density",
@@ -90,9 +104,10 @@ def _facts(title: str, document: RunDocument, trials: Sequence[TrialDocument]) -
     """One wide table, or two narrow ones where the terminal has no room for it."""
     dense = document["trials"][0]["throughput"]["measured_samples_per_s"] if document["trials"] else None
     rows = [_row(trial, dense, trial["number"] in document["pareto"]) for trial in trials]
+    named = tuple(column.format(word=_word(document)) for column in _COLUMNS)
     if not sys.stdout.isatty() or Console().width >= NEEDED:
-        return [table(title, _COLUMNS, rows, text=("role", "strategy"))]
-    halves = ((_COLUMNS[:7], [row[:7] for row in rows]), (_COLUMNS[:1] + _COLUMNS[7:], [(row[0], *row[7:]) for row in rows]))
+        return [table(title, named, rows, text=("role", "strategy"))]
+    halves = ((named[:7], [row[:7] for row in rows]), (named[:1] + named[7:], [(row[0], *row[7:]) for row in rows]))
     return [table(title, columns, part, text=("role", "strategy")) for columns, part in halves]
 
 
@@ -104,14 +119,14 @@ def all_trials_table(document: RunDocument) -> Table:
             trial["state"],
             _role(trial),
             percent(trial["accuracy"]),
-            rate(trial["throughput"]["predicted_samples_per_s"]),
+            rate(_planned(trial)),
             percent(trial["density"]),
             trial["strategy"],
             trial["failure"] or "",
         )
         for trial in document["trials"]
     ]
-    columns = ("trial", "state", "role", "validation\naccuracy", "predicted\nsamples/s", "density", "strategy", "failure")
+    columns = ("trial", "state", "role", "validation\naccuracy", f"{_word(document)}\nsamples/s", "density", "strategy", "failure")
     return table(f"{document['run']}: all trials, {document['state']}", columns, rows, text=("state", "role", "strategy", "failure"))
 
 
@@ -126,7 +141,7 @@ def _row(trial: TrialDocument, dense: float | None, member: bool) -> Sequence[st
         _role(trial),
         percent(trial["accuracy"]),
         percent(trial["test_accuracy"]),
-        rate(trial["throughput"]["predicted_samples_per_s"]),
+        rate(_planned(trial)),
         rate(measured),
         f"{measured / dense:.2f}x" if measured and dense else "-",
         percent(trial["density"]),

@@ -17,9 +17,10 @@ TrialState: TypeAlias = Literal["complete", "infeasible", "failed", "stopped_ear
 
 
 class Throughput(TypedDict):
-    """Training samples per second, by the cost model and by the clock."""
+    """Training samples per second, by the cost model (simulated: of a machine that is elsewhere) and by the clock."""
 
     predicted_samples_per_s: float | None
+    simulated_samples_per_s: float | None
     measured_samples_per_s: float | None
 
 
@@ -57,11 +58,12 @@ class DataDocument(TypedDict):
 
 
 class DevicesDocument(TypedDict):
-    """The devices that were asked for; kind None until the run is prepared."""
+    """The devices that were asked for; kind (of those that train) None until the run is prepared. elsewhere: the machine planned for."""
 
     requested: int
     kind: str | None
     names: list[str]
+    elsewhere: str | None
 
 
 class RunDocument(TypedDict):
@@ -93,6 +95,7 @@ def document(folder: RunFolder) -> RunDocument:
             "requested": options.gpus,
             "kind": None if plan is None else plan.kind,
             "names": [] if plan is None else list(plan.device_names),
+            "elsewhere": None if plan is None else plan.elsewhere,
         },
         "trials": [_trial(trial, folder.trial(trial.number)) for trial in trials],
         "pareto": pareto(trials),
@@ -123,6 +126,7 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
     result: dict[str, Any] = read_json_if_valid(files.result) or {}
     measured: dict[str, Any] = read_json_if_valid(files.measured) or {}
     test: dict[str, Any] = read_json_if_valid(files.test) or {}
+    simulated = result.get("word") == "simulated"
     return {
         "number": trial.number,
         "state": _state(trial),
@@ -130,7 +134,8 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
         "accuracy": result.get("accuracy"),
         "test_accuracy": test.get("accuracy"),
         "throughput": {
-            "predicted_samples_per_s": result.get("predicted_samples_per_s"),
+            "predicted_samples_per_s": None if simulated else result.get("predicted_samples_per_s"),
+            "simulated_samples_per_s": result.get("predicted_samples_per_s") if simulated else None,
             "measured_samples_per_s": measured.get("samples_per_s"),
         },
         "density": result.get("density"),
@@ -171,6 +176,8 @@ def fastest(found: RunDocument) -> TrialDocument | None:
 
     def throughput(trial: TrialDocument) -> float:
         rates = trial["throughput"]
-        return (rates["measured_samples_per_s"] if by_clock else rates["predicted_samples_per_s"]) or 0.0
+        return (
+            rates["measured_samples_per_s"] if by_clock else rates["predicted_samples_per_s"] or rates["simulated_samples_per_s"]
+        ) or 0.0
 
     return max(members, key=throughput, default=None)

@@ -83,10 +83,22 @@ def resume(folder: RunFolder) -> RunFolder:
             gone = lock.taken_over_from
             _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")
         _note(folder, "run_resumed")
+        if record.plan is not None and record.plan.elsewhere is None:
+            _compare_machine(folder)
         if record.plan is None:
             _prepare(folder, signals)
         _work(folder, signals)
     return folder
+
+
+def _compare_machine(folder: RunFolder) -> None:
+    """Say so where the run was planned on another machine: its predictions are of that one, what is measured from now on of this one."""
+    from hardware.profile import Profile
+
+    profile = Profile.load(folder.hardware)
+    changed = profile.differences()
+    if changed:
+        _say(f"planned for {profile.described}, which is not this machine: {', '.join(changed)}; its throughput is simulated from now on")
 
 
 def resume_command(folder: RunFolder) -> str:
@@ -129,7 +141,8 @@ def _work(folder: RunFolder, signals: Signals) -> None:
     with open_progress(options.trials) as view:
         _Search(folder, options, record, study, signals, view).run()
         members = pareto(read_trials(folder.journal))
-        _measure(folder, sorted({0, DATA_PARALLEL, *members}), members, signals, view)
+        timed = [] if record.plan.elsewhere is not None else sorted({0, DATA_PARALLEL, *members})
+        _measure(folder, timed, members, signals, view)
     _set_state(folder, "complete")
 
 
@@ -139,7 +152,8 @@ def _measure(folder: RunFolder, timed: Sequence[int], tested: Sequence[int], sig
     test_them = [n for n in tested if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).test.exists()]
     if not time_them and not test_them:
         return
-    view.say(f"measuring trials {', '.join(map(str, sorted({*time_them, *test_them})))} on the devices")
+    numbers = ", ".join(map(str, sorted({*time_them, *test_them})))
+    view.say(f"measuring trials {numbers} on the devices" if time_them else f"reading the test accuracy of trials {numbers}")
     arguments = [str(folder.path), "--time", *map(str, time_them), "--test", *map(str, test_them)]
     with view.aside():
         code = wait(spawn("search.measure", arguments, stdout=subprocess.DEVNULL), signals)
@@ -171,7 +185,8 @@ class _Search:
         self.signals, self.progress = signals, view
         self.ranges: Mapping[str, Range] = from_json(plan.ranges)
         # A clock that is the objective must not be disturbed by a neighbour, so then trials take turns.
-        self.slots = slots(plan.kind, options.gpus if options.throughput == "predicted" else 1)
+        here = options.gpus if plan.elsewhere is None or plan.kind == "cpu" else 1
+        self.slots = slots(plan.kind, here if options.throughput == "predicted" else 1)
         self.jobs: list[Job] = []
         self.ended: list[int] = []  # trained, not yet told
         self.failures: list[str] = []  # reasons of the search trials that failed since one succeeded

@@ -30,7 +30,7 @@ BATCHES = (16, 128, 1024, 8192)
 CONV_WIDTHS = (16, 64, 256, 1024, 4096)
 CONV_BATCHES = (64, 1024, 16384, 262144)
 DENSITIES = (0.001, 0.01, 0.1, 0.5)
-SIZES = tuple(2**power for power in range(3, 31))
+SIZES = tuple(2**power for power in range(3, 31, 3))
 VALUE_BYTES, INDEX_BYTES = 4, 4
 LAUNCHES = 10
 """Kernels of a layer step: three products, sum of the bias gradient, activation both ways, and four of the optimizer."""

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from search.errors import ConfigurationError
 from search.options import DeviceChoice
 
+if TYPE_CHECKING:
+    from hardware.profile import Profile
+
+Flag = Parameter(negative="")
+
 
 def profile(
     *,
     gpus: int = 2,
     device: DeviceChoice = "auto",
-    anew: Annotated[bool, Parameter(negative="")] = False,
+    hardware: str | None = None,
+    anew: Annotated[bool, Flag] = False,
+    full: Annotated[bool, Flag] = False,
     save: Path | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    picture: Path | None = None,
+    json: Annotated[bool, Flag] = False,
 ) -> int:
     """Measure the devices and the links between them, as a run does before its first trial; cached until something changes.
 
-    Example: grow profile --gpus 2
+    Example: grow profile --gpus 2 --save here.json --picture here.html
 
     Parameters
     ----------
@@ -30,30 +39,55 @@ def profile(
         Devices to profile.
     device
         auto takes GPUs when there are enough, and lets CPU workers stand in otherwise.
+    hardware
+        Show this machine instead: a file of --save, or pcie-2, pcie-4, nvlink-8 or infiniband-2x8.
     anew
         Measure even where there is a profile of these devices.
+    full
+        Measure many more sizes, which takes minutes.
     save
         Write the profile to this file as well.
+    picture
+        Draw the device graph, its bandwidths and its collectives as an HTML page.
     json
         Print it as one JSON object.
     """
+    from search.cli.output import print_error_line, print_json
+
+    if hardware is None:
+        found = _measured(gpus, device, anew=anew, full=full, say=print_error_line)
+    else:
+        from hardware.presets import hardware as named
+
+        found = named(hardware)
+    if save is not None:
+        _written("save", save, found.save)
+    if picture is not None:
+        from search.profile_report import draw
+
+        _written("picture", picture, lambda path: draw(found, path))
+    if json:
+        print_json({"word": "simulated" if hardware is not None and found.word == "simulated" else "measured", **asdict(found)})
+    else:
+        from search import profile_report, report
+
+        report.show(*profile_report.tables(found))
+    return 0
+
+
+def _measured(gpus: int, device: DeviceChoice, *, anew: bool, full: bool, say: Callable[[str], None]) -> Profile:
     from hardware.devices import discover
     from hardware.profile import obtain
-    from search import report
-    from search.cli.output import print_error_line, print_json
 
     devices = discover(device, gpus)
     if devices.note is not None:
-        print_error_line(devices.note)
-    found = obtain(devices.devices, anew=anew, progress=print_error_line)
-    if save is not None:
-        try:
-            found.save(save)
-        except OSError as error:
-            reason = error.strerror or "not writable"
-            raise ConfigurationError(f"save is {str(save)!r}, but must be a file that can be written ({reason}); choose another") from error
-    if json:
-        print_json(asdict(found))
-    else:
-        report.show(*report.tables_of("measured profile", asdict(found)))
-    return 0
+        say(devices.note)
+    return obtain(devices.devices, anew=anew, full=full, progress=say)
+
+
+def _written(name: str, path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        reason = error.strerror or "not writable"
+        raise ConfigurationError(f"{name} is {str(path)!r}, but must be a file that can be written ({reason}); choose another") from error

@@ -24,6 +24,7 @@ def run(
     name: str | None = None,
     tolerance: float = 1.0,
     device: DeviceChoice = "auto",
+    hardware: str | None = None,
     throughput: ThroughputChoice = "predicted",
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
@@ -52,6 +53,9 @@ def run(
         Accepted loss of validation accuracy against trial 0, in points.
     device
         auto takes GPUs when there are enough, and lets CPU workers stand in otherwise.
+    hardware
+        Plan for this machine instead, and measure nothing: a file of `grow profile --save`, or pcie-2, pcie-4, nvlink-8 or
+        infiniband-2x8. Throughput is then simulated.
     throughput
         What the search maximises: the cost model's prediction, or the clock.
     runs_dir
@@ -75,6 +79,7 @@ def run(
         seed=seed,
         tolerance=tolerance,
         device=device,
+        hardware=hardware if hardware is None or not Path(hardware).is_file() else str(Path(hardware).resolve()),
         throughput=throughput,
         data_dir=None if data_dir is None else str(data_dir.resolve()),
         settings=dict(parse_setting(text) for text in settings),

@@ -26,6 +26,9 @@ from tests.search.conftest import Grow
         (("run", "--study", "digits", "--gpus", "2", "--set", "density=1.3"), 2, "density is 1.3, but must be in (0, 1]"),
         (("run", "--study", "digits", "--gpus", "2", "--set", "densty=0.1"), 2, "did you mean 'density'"),
         (("run", "--study", "digits", "--gpus", "2", "--name", "../up"), 2, "name is '../up'"),
+        (("run", "--study", "digits", "--gpus", "2", "--hardware", "pcie-2", "--throughput", "measured"), 2, "throughput is measured"),
+        (("profile", "--hardware", "nowhere"), 2, "hardware is 'nowhere', but must be a file"),
+        (("profile", "--hardware", "pcie-2", "--picture", "/proc/picture.html"), 2, "picture is '/proc/picture.html'"),
         (("run", "--study", "digits", "--gpus", "2", "--runs-dir", "/proc/runs"), 2, "runs_dir is '/proc/runs'"),
         (("resume", "nothing"), 4, "run is 'nothing'"),
         (("show", "nothing"), 4, "run is 'nothing'"),
@@ -51,6 +54,8 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
         (("--study", "digits", "--gpus", "2", "--network", "mlp-64x3"), "did you mean 'mlp-64x2'"),
         (("--study", "digits", "--gpus", "2", "--set", "batch_size=100000"), "batch_size is 100000"),
         (("--study", "digits", "--gpus", "65", "--runs-dir", "a/b/c"), "gpus is 65, but must be at most 64"),
+        (("--study", "digits", "--gpus", "2", "--hardware", "absent.json"), "hardware is 'absent.json', but must be a file"),
+        (("--study", "digits", "--gpus", "9", "--hardware", "nvlink-8"), "gpus is 9, but must be in 1..8"),
     ],
 )
 def test_what_preparation_refuses_leaves_nothing_behind(arguments: tuple[str, ...], message: str, grow: Grow, tmp_path: Path) -> None:
