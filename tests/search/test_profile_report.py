@@ -69,6 +69,7 @@ def test_a_run_for_another_machine_measures_nothing_and_says_simulated(grow: Gro
     assert "planning for 8 x NVIDIA H100 SXM (nvlink-8), which is not this machine" in done.stderr
     found = json.loads(done.stdout)
     assert found["devices"]["elsewhere"] == "8 x NVIDIA H100 SXM (nvlink-8)"
-    for trial in found["trials"]:
+    assert found["trials"][0]["state"] == found["trials"][1]["state"] == "complete"
+    for trial in found["trials"][:2]:
         assert trial["throughput"]["simulated_samples_per_s"] > 0
         assert trial["throughput"]["predicted_samples_per_s"] is trial["throughput"]["measured_samples_per_s"] is None
