@@ -195,7 +195,6 @@ class Profile:
     contention: tuple[Contention, ...] = ()
     halos: tuple[HaloTime, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
-    copy_bytes_per_s: float = 1e10
     coefficients: Coefficients = Coefficients()
     calibration: Calibration | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -292,9 +291,11 @@ class Profile:
             return None
         return self.seconds(table, case.rows, case.columns, case.density, case.batch)
 
-    def copy_seconds(self, size_bytes: float) -> float:
-        """Time to read and write so many bytes in one device's memory."""
-        return size_bytes / self.copy_bytes_per_s
+    def kernel(self, case: KernelCase) -> str:
+        """The engine's kernel that was measured to be the fastest; one that has all its connections is dense."""
+        from grow.kernels import KERNELS, fastest
+
+        return fastest(case, self.timings, KERNELS) if case.density < 1 else "dense"
 
     def halo_seconds(self, ranks: int, own_bytes: float, halo_bytes: float) -> float:
         """Time that a step spends on the halo of one space, there and back: picking, sending and joining values.
@@ -308,7 +309,7 @@ class Profile:
         if known:
             constant, own, remote = map(float, self._halo_rates[max(known)])
             return self.coefficients.halo * (exchanged + constant + own * own_bytes + remote * halo_bytes)
-        return self.coefficients.halo * (exchanged + self.copy_seconds(2 * (own_bytes + 2 * halo_bytes)))
+        return self.coefficients.halo * exchanged
 
     def _exchange_s(self, ranks: int, size_bytes: float) -> float:
         return self.collective_seconds("exchange", ranks, size_bytes)

@@ -6,13 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from grow import train
-from grow.kernels import KERNELS, KernelCase, fastest
 from hardware.execute.measure import Job, measure_made
 from hardware.profile import Profile
 from search import build
@@ -34,15 +32,10 @@ def measure(run: RunFolder, numbers: Sequence[int]) -> None:
         ranks=max(recipe.devices for recipe in recipes),
         kind=recipes[0].device,
         threads=recipes[0].threads,
-        choose=partial(choose, profile),
+        choose=profile.kernel,
     )
     for number, throughput in zip(numbers, found, strict=True):
         write_json(run.trial(number).measured, {"measured_with": [n for n in numbers if n != number], **asdict(throughput)})
-
-
-def choose(profile: Profile, case: KernelCase) -> str:
-    """The kernel that the run's profile has found the fastest."""
-    return fastest(case, profile.timings, KERNELS) if case.density < 1 else "dense"
 
 
 def job(recipe_path: str) -> Job:
@@ -96,6 +89,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from search.measure import main as importable  # `choose` must be found by its name in other processes, where this is no main
+    from search.measure import main as importable  # `job` must be found by its name in other processes, where this is no main
 
     sys.exit(exit_code_of(importable))

@@ -41,10 +41,7 @@ def tables(profile: Profile) -> list[RenderableType]:
 def facts(profile: Profile) -> RenderableType:
     """What is single."""
     rows = [("made at", profile.made_at or "-"), *profile.machine.items(), ("dtype", profile.dtype), ("key", profile.key)]
-    rows += [
-        ("step without layers", duration(profile.step_overhead_s)),
-        ("copies", f"{profile.copy_bytes_per_s / 1e9:.3g} GB/s"),
-    ]
+    rows.append(("step without layers", duration(profile.step_overhead_s)))
     if len(profile.devices) > 1:
         rows.append(("computation under communication", f"{profile.slowdown(len(profile.devices)):.2f} times as long"))
     calibration = profile.calibration

@@ -19,6 +19,7 @@ from hardware.profile import (
     SCHEMA_VERSION,
     Collective,
     CollectiveTime,
+    HaloTime,
     KernelTime,
     MeasuredLink,
     Profile,
@@ -100,7 +101,7 @@ class Machine:
             without_input_gradient=dict.fromkeys((row.kernel for row in kernels), 2 / 3),  # two products of three
             collectives=tuple(self._collectives()),
             step_overhead_s=self.step_overhead_s,
-            copy_bytes_per_s=chip.memory_bytes_per_s,
+            halos=tuple(self._halos()),
             sources=self.sources,
         )
 
@@ -119,6 +120,13 @@ class Machine:
         names: tuple[Collective, ...] = ("exchange", "sum", "gather")
         for count, name, size in product(sorted(counts | {self.count}), names, SIZES):
             yield CollectiveTime(name, count, size, self.collective_seconds(name, count, size))
+
+    def _halos(self) -> Iterator[HaloTime]:
+        """Two exchanges, and both ways the own values read and written, the remote ones twice, by three kernels."""
+        for count, own, share in product(sorted({2, self.count}), SIZES, (1 / 16, 1)):
+            remote = max(1, round(own * share))
+            copied = 4 * (own + 2 * remote) / self.chip.memory_bytes_per_s + 2 * 3 * self.chip.launch_s
+            yield HaloTime(count, own, remote, 2 * self.collective_seconds("exchange", count, remote) + copied)
 
     def collective_seconds(self, name: Collective, ranks: int, size_bytes: float) -> float:
         """Rings for sums and gathers, whose every wire carries the same; all pairs at once for exchanges."""

@@ -44,7 +44,6 @@ class Measured:
     kernels: tuple[KernelTime, ...]
     without_input_gradient: Mapping[str, float]
     step_overhead_s: float
-    copy_bytes_per_s: float
     contention: tuple[Contention, ...] = ()
     messages: tuple[MessageTime, ...] = ()
     collectives: tuple[CollectiveTime, ...] = ()
@@ -80,7 +79,6 @@ def measure(
         contention=first.contention,
         halos=first.halos,
         overlaps=first.overlaps,
-        copy_bytes_per_s=first.copy_bytes_per_s,
     )
 
 
@@ -103,9 +101,9 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
 
     torch.manual_seed(0)
     bench = Bench(rank.device, getattr(torch, dtype), grid)
-    alone = Measured((), {}, 0.0, 0.0)
+    alone = Measured((), {}, 0.0)
     if rank.number == 0:
-        alone = Measured(bench.kernels(), bench.without_input_gradient(), bench.overhead(), bench.copy_bytes_per_s())
+        alone = Measured(bench.kernels(), bench.without_input_gradient(), bench.overhead())
     if rank.count == 1:
         return alone
     distributed.barrier()
@@ -113,7 +111,6 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
         alone.kernels,
         alone.without_input_gradient,
         alone.step_overhead_s,
-        alone.copy_bytes_per_s,
         measure_contention(rank, bench),
         measure_messages(rank, grid),
         measure_collectives(rank, grid),

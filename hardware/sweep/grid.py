@@ -27,13 +27,13 @@ class Grid:
 
 
 QUICK = Grid(
-    rows=(16, 128, 1024),
-    columns=(64, 256, 1024),
-    batches=(64, 256),
+    rows=(16, 256, 2048),
+    columns=(64, 512, 2048),
+    batches=(64, 512),
     densities=(0.01, 0.05, 0.2),
     conv_rows=(16, 64),
     conv_columns=(25, 400),
-    conv_batches=(1024, 16384),
+    conv_batches=(1024, 8192),
     sizes=(8, 64, 512, 2**12, 2**15, 2**18, 2**21, 2**24, 2**26),
     exchanged_bytes=2**24,
     repeats=30,

@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, grid: Grid) -> None:
         self.device, self.dtype, self.grid = device, dtype, grid
-        self.patience = Patience(15, grid.budget_s)
+        self.patience = Patience(15, grid.budget_s, fewest=2, warm_up=1)
 
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""
@@ -78,13 +78,6 @@ class Bench:
             optimizer.step()
 
         return own_work(step, self.device, Patience(40)).seconds
-
-    def copy_bytes_per_s(self) -> float:
-        """Bytes read and written per second, of values that no cache holds."""
-        source = torch.zeros(2**22, device=self.device, dtype=self.dtype)
-        target = torch.empty_like(source)
-        seconds = own_work(lambda: target.copy_(source), self.device, Patience(10)).seconds
-        return 2 * source.numel() * source.element_size() / seconds
 
     def linear_step(self, kernel: str, rows: int, columns: int, batch: int, density: float, *, input_gradient: bool = True) -> Step:
         """One linear layer with its activation, through autograd and SGD with momentum; at density 1 without a mask."""

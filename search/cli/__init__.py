@@ -19,6 +19,7 @@ _COMMANDS = {
     "best": "Show the best network of a run and how to use it.",
     "studies": "List the studies and their start networks.",
     "profile": "Measure the devices and the links between them.",
+    "calibrate": "Compare predictions with the clock, and correct them.",
 }
 
 

@@ -43,7 +43,6 @@ def test_a_measured_table_has_every_kernel_at_every_point() -> None:
     assert all(np.isfinite(found.seconds(kernel, 20, 20, density, 20)) for kernel, density in product(kernels, (0.2, 1.0)))
     assert 0 < bench.overhead() < 0.1
     assert all(0 < share <= 1 for share in bench.without_input_gradient().values())
-    assert 1e7 < bench.copy_bytes_per_s() < 1e13
 
 
 def test_a_kernel_is_measured_in_its_own_dtypes_only() -> None:

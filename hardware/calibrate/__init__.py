@@ -1,0 +1,143 @@
+"""Predictions against the clock: coefficients fitted on some cases, errors found on others.
+
+The cost model's parts are measured one by one (`hardware.sweep`). What a step takes beyond them has few causes, each with one coefficient:
+
+    alone, together   computation on one device and on all: caches and memory that a whole step shares
+    halo, sum         communication within a step: waiting for the slowest device, whose reasons are many
+
+Legend: predicted and measured are seconds of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from datetime import UTC, datetime
+from statistics import median
+
+import numpy as np
+
+from hardware.calibrate.cases import Case, cases, job
+from hardware.cost import predict
+from hardware.execute.measure import measure_made
+from hardware.profile import Calibration, Coefficients, Profile, Progress, calibrated
+from hardware.tables import FloatArray
+from hardware.trust import quantities
+
+__all__ = ["Case", "Comparison", "calibrate", "cases", "compare", "fit", "summary"]
+
+TOGETHER = 10
+"""Cases that are timed in turns: more would need more memory, and be further apart in time."""
+STIFFNESS = 0.05
+"""How much a coefficient of e costs, in squared logarithmic errors a case: what the cases do not tell stays 1."""
+LIMITS = (0.5, 4.0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A case by the cost model and by the clock. lowest_s, highest_s: the range over the rounds."""
+
+    case: Case
+    predicted_s: float
+    measured_s: float
+    lowest_s: float
+    highest_s: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured."""
+        return self.predicted_s / self.measured_s
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction."""
+        return abs(self.ratio - 1)
+
+
+def predicted_s(profile: Profile, case: Case) -> float:
+    """Seconds of a step by the cost model."""
+    return predict(case.work, case.strategy, case.partition, profile, case.batch, case.devices).total_s
+
+
+def compare(
+    profile: Profile, chosen: Sequence[Case], *, seconds_per_case: float = 1.0, rounds: int = 7, progress: Progress = lambda message: None
+) -> list[Comparison]:
+    """Time some cases, in turns, with the kernels that the profile finds fastest, and predict them."""
+    found = []
+    for begin in range(0, len(chosen), TOGETHER):
+        some = chosen[begin : begin + TOGETHER]
+        progress(f"timing cases {begin + 1} to {begin + len(some)} of {len(chosen)}")
+        timed = measure_made(
+            job,
+            [case.text for case in some],
+            ranks=max(case.devices for case in some),
+            kind=profile.devices[0].kind,
+            seconds_per_job=seconds_per_case,
+            rounds=rounds,
+            choose=profile.kernel,
+        )
+        for case, result in zip(some, timed, strict=True):
+            ends = (case.batch / result.highest_samples_per_s, case.batch / result.lowest_samples_per_s)
+            found.append(Comparison(case, predicted_s(profile, case), result.step_s, *ends))
+    return found
+
+
+def fit(profile: Profile, compared: Sequence[Comparison]) -> Coefficients:
+    """The coefficients with which the profile comes nearest to the measured steps, in logarithms, and stays near 1 where it can."""
+    from scipy.optimize import least_squares
+
+    measured = np.log([comparison.measured_s for comparison in compared])
+    stiffness = np.sqrt(STIFFNESS)
+
+    def misses(logarithms: FloatArray) -> FloatArray:
+        tried = replace(profile, coefficients=Coefficients(*map(float, np.exp(logarithms))))
+        missed = np.log([predicted_s(tried, comparison.case) for comparison in compared]) - measured
+        return np.concatenate([missed, stiffness * logarithms])
+
+    begin = np.log(np.clip(astuple(profile.coefficients), LIMITS[0] * 1.01, LIMITS[1] * 0.99))
+    found = least_squares(misses, begin, bounds=(np.log(LIMITS[0]), np.log(LIMITS[1])), loss="soft_l1", f_scale=0.1, diff_step=1e-3)
+    return Coefficients(*map(float, np.exp(found.x)))
+
+
+def calibrate(
+    profile: Profile, *, seconds_per_case: float = 1.0, rounds: int = 7, progress: Progress = lambda message: None
+) -> tuple[Profile, list[Comparison]]:
+    """The profile with fitted coefficients and its errors, and the held-out cases that these are of."""
+    if profile.word != "predicted":
+        differences = ", ".join(profile.differences())
+        raise ValueError(f"profile is of {profile.described}, but must be of this machine ({differences}); measure it with `grow profile`")
+    for_fit, held = cases(len(profile.devices))
+    plain = replace(profile, coefficients=Coefficients(), calibration=None)
+    timed = compare(plain, [*for_fit, *held], seconds_per_case=seconds_per_case, rounds=rounds, progress=progress)
+    coefficients = fit(plain, timed[: len(for_fit)])
+    fitted = replace(plain, coefficients=coefficients)
+    compared = [replace(comparison, predicted_s=predicted_s(fitted, comparison.case)) for comparison in timed[len(for_fit) :]]
+    return calibrated(plain, coefficients, summary(compared)), compared
+
+
+def summary(compared: Sequence[Comparison]) -> Calibration:
+    """Errors, order and range of some comparisons."""
+    from scipy.stats import kendalltau
+
+    errors = [comparison.error for comparison in compared]
+    tau = kendalltau([c.predicted_s for c in compared], [c.measured_s for c in compared]).statistic
+    ranges = [quantities(c.case.work, c.case.batch, c.case.devices) for c in compared]
+    return Calibration(
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        cases=len(compared),
+        median_error=median(errors),
+        worst_error=max(errors),
+        kendall_tau=float(tau),
+        strategies=tuple(dict.fromkeys(_names(compared))),
+        low={name: min(found[name] for found in ranges) for name in ranges[0]},
+        high={name: max(found[name] for found in ranges) for name in ranges[0]},
+    )
+
+
+def _names(compared: Sequence[Comparison]) -> Iterator[str]:
+    """Names of the strategies, the older ones of recipes among them."""
+    from hardware.layout import OLD_NAMES
+
+    for comparison in compared:
+        yield comparison.case.strategy
+        yield from (old for old, new in OLD_NAMES.items() if new == comparison.case.strategy)
