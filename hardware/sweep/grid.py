@@ -29,7 +29,7 @@ class Grid:
 QUICK = Grid(
     rows=(16, 256, 2048),
     columns=(64, 512, 2048),
-    batches=(64, 512),
+    batches=(64, 256),
     densities=(0.01, 0.05, 0.2),
     conv_rows=(16, 64),
     conv_columns=(25, 400),
@@ -37,7 +37,7 @@ QUICK = Grid(
     sizes=(8, 64, 512, 2**12, 2**15, 2**18, 2**21, 2**24, 2**26),
     exchanged_bytes=2**24,
     repeats=30,
-    budget_s=0.04,
+    budget_s=0.03,
 )
 """Measured before a run, in seconds."""
 
