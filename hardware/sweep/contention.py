@@ -31,11 +31,9 @@ def measure_contention(rank: Rank, bench: Bench) -> tuple[Contention, ...]:
     found = []
     for convolution, shapes in ((False, SHAPES), (True, CONV_SHAPES)):
         make = bench.conv_step if convolution else bench.linear_step
-        for name, kernel in KERNELS.items():
-            if bench.dtype not in kernel.dtypes:
-                continue
+        for name in bench.names:
             for rows, columns, batch in shapes:
-                step = make(name, rows, columns, batch, 1.0 if kernel.storage == "dense" else DENSITY)
+                step = make(name, rows, columns, batch, 1.0 if KERNELS[name].storage == "dense" else DENSITY)
                 ratio = _together_over_alone(rank, bench, step)
                 size = touched_bytes(rows, columns, batch, bench.dtype.itemsize)
                 found.append(Contention(table_name(name, convolution=convolution), rank.count, size, ratio))

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows, columns, batches and densities of the layer steps; sizes in bytes of what ranks send, which
+    """Kernels; rows, columns, batches and densities of the layer steps; sizes in bytes of what ranks send, which
     reach ``exchanged_bytes`` where the bytes are not those of gradients.
 
     Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts.
     """
 
+    kernels: tuple[str, ...]
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     batches: tuple[int, ...]
@@ -27,6 +28,7 @@ class Grid:
 
 
 QUICK = Grid(
+    kernels=("dense", "csr"),  # connections at random leave no column unread, which others live on
     rows=(16, 256, 2048),
     columns=(64, 512, 2048),
     batches=(64, 256),
@@ -42,6 +44,7 @@ QUICK = Grid(
 """Measured before a run, in seconds."""
 
 FULL = Grid(
+    kernels=("dense", "csr", "columns"),
     rows=(16, 64, 256, 1024, 4096),
     columns=(16, 64, 256, 1024, 4096),
     batches=(32, 128, 512),

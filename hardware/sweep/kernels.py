@@ -31,6 +31,11 @@ class Bench:
         self.device, self.dtype, self.grid = device, dtype, grid
         self.patience = Patience(15, grid.budget_s, fewest=2, warm_up=1)
 
+    @property
+    def names(self) -> list[str]:
+        """Kernels that are measured: those of the grid that know the dtype."""
+        return [name for name in self.grid.kernels if self.dtype in KERNELS[name].dtypes]
+
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""
         return tuple(self._table(convolution=False)) + tuple(self._table(convolution=True))
@@ -47,10 +52,8 @@ class Bench:
 
     def _variants(self) -> Iterator[tuple[str, str, float]]:
         """Kernel, name of the table, density."""
-        for name, kernel in KERNELS.items():
-            if self.dtype not in kernel.dtypes:
-                continue
-            if kernel.storage == "dense":
+        for name in self.names:
+            if KERNELS[name].storage == "dense":
                 yield name, name, 1.0
                 yield name, name + MASKED, MASKED_DENSITY
             else:
@@ -59,7 +62,7 @@ class Bench:
     def without_input_gradient(self) -> dict[str, float]:
         """Per kernel, the time of a step without the gradient of the input over the time with it."""
         found = {}
-        for name in dict.fromkeys(kernel for kernel, _, _ in self._variants()):
+        for name in self.names:
             found[table_name(name, convolution=True)] = 2 / 3  # three products of equal size, of which one is left out
             steps = [self.linear_step(name, 512, 512, 256, 0.1, input_gradient=needed) for needed in (True, False)]
             with_it, without = (own_work(step, self.device, self.patience).seconds for step in steps)

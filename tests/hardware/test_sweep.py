@@ -17,6 +17,7 @@ from hardware.sweep.messages import fitted, links_of
 from tests.hardware.test_profile import made_up_profile
 
 SMALL = Grid(
+    kernels=("dense", "csr"),
     rows=(16, 32),
     columns=(16, 32),
     batches=(16, 32),
