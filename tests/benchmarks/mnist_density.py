@@ -1,12 +1,12 @@
 """How small can a network on the full MNIST be, and how well does it do?
 
-    python -m tests.benchmarks.mnist_density --network lenet-300-100 --density 0.02 [--seeds 3] [--validate] [--data-dir DIR] [--json]
+    python -m tests.benchmarks.mnist_density --network lenet-300-100 --density 0.02 [--seeds 3] [--validate] [--labels] [--json]
     python -m tests.benchmarks.mnist_density --network lenet-300-100 --density minimal
 
 Trains the network of one row of the table of figures by that row's recipe, which is data below. With ``--validate`` it trains on
 50,000 of the training digits and reports the error on the other 10,000: by this the recipes were chosen. Without, it trains on all
 60,000 and reads the test digits, once per network, at the end. ``--teachers`` names a folder in which the answers of a dense teacher
-are kept, so that not every call trains it anew.
+are kept, so that not every call trains it anew; ``--labels`` does without one.
 
 Density is counted over the weights of the whole network as it started, dense. Nothing augments the digits.
 """
@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--validate", action="store_true", help="train on 50,000 digits and report the error on the other 10,000")
+    parser.add_argument("--labels", action="store_true", help="the same recipe without a teacher")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--teachers", type=Path, help="folder in which the logits of dense teachers are kept")
     parser.add_argument("--json", action="store_true")
@@ -342,6 +343,8 @@ def main() -> None:
     if recipe is None:
         known = ", ".join(row for network, row in ROWS if network == arguments.network)
         parser.error(f"density is {arguments.density}, but must be one of {known} for {arguments.network}")
+    if arguments.labels:
+        recipe = replace(recipe, taught_by=None, teacher=0.0)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     source = mnist.find(arguments.data_dir)
