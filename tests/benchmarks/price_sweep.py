@@ -1,6 +1,6 @@
 """What does the price buy? Accuracy, communication volume and throughput over a range of prices.
 
-    python -m tests.benchmarks.price_sweep [--data-dir DIR] [--prices 0 4 16 64 256 1024] [--parts 2] [--steps 800] [--seeds 1]
+    python -m tests.benchmarks.price_sweep [--data-dir DIR] [--prices 0 4 16 64 256 1024] [--parts 2] [--steps 600] [--seeds 1]
         [--hardware FILE_OR_PRESET] [--save FOLDER] [--json]
 
 Trains the recipe of `tests.benchmarks.price` once for every price and seed: same start, density, pattern and partition to begin with.
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--prices", type=float, nargs="+", default=[0, 4, 16, 64, 256, 1024])
     parser.add_argument("--parts", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--hardware")

@@ -11,7 +11,7 @@ from hardware.partition import Partition
 from hardware.partitioners import Partitioner
 from hardware.partitioners.local_search import FloatArray
 from hardware.workload import Workload
-from tests.contracts.topologies import branched, concatenated, convolutional, mlp, residual
+from tests.contracts.topologies import branched, concatenated, convolutional, mlp, residual, with_heads
 
 
 def sparse(topology: Topology, density: float, seed: int = 0) -> Topology:
@@ -62,7 +62,7 @@ class PartitionerContract:
         work = Workload.of(sparse(mlp(7, *widths, 5), density))
         check(work, divide(work, parts, imbalance), parts, imbalance)
 
-    @pytest.mark.parametrize("topology", [mlp(8, 12, 12, 4), convolutional(), branched(), residual(), concatenated()])
+    @pytest.mark.parametrize("topology", [mlp(8, 12, 12, 4), convolutional(), branched(), residual(), concatenated(), with_heads()])
     @pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
     def test_all_kinds_of_networks_are_divided(self, divide: Partitioner, topology: Topology, density: float) -> None:
         work = Workload.of(topology if density == 1.0 else sparse(topology, density))
