@@ -22,10 +22,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeVar, TypeVarTuple, cast
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
 
 if TYPE_CHECKING:
     import torch
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -34,6 +35,9 @@ Kind = Literal["cpu", "cuda"]
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from hardware.execute.ranks import _serve; _serve(sys.argv[2])"
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 """glibc gives freed gradients back to the system and has them paged in again, 2,000 faults or 3 % of a dense step; here it keeps them."""
+NO_LIMIT_S = 30 * 24 * 3600.0
+"""What stands for no time limit, since torch wants one."""
+_LOOK_S = 3600.0  # the system's own limit of a wait is 24 days
 _GRACE_S = 0.3  # after the first failure: time for the others to tell theirs, so that the cause is named and not its echo
 
 
@@ -48,6 +52,9 @@ class Rank:
     number: int
     count: int
     device: torch.device
+    store: Store
+    """Where the ranks met: what a `hardware.execute.watch.Watch` needs, as is ``lost``, which ends this process."""
+    lost: Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class _Failure(NamedTuple):
     reason: str
     trace: str
     at: float  # time.monotonic(), one clock for all processes of a host
+    rank: int | None = None  # whose failure it is, where that is not the rank that tells of it
 
 
 @dataclass
@@ -92,13 +100,14 @@ def run_ranks(
     ranks: int,
     kind: Kind = "cpu",
     threads: int = 1,
-    timeout_s: float = 300.0,
+    timeout_s: float | None = 300.0,
 ) -> list[T]:
     """Call ``target(rank, *arguments)`` on ``ranks`` processes and return their results, in the order of the ranks.
 
     ``target`` is found by its name in its module; arguments and results travel pickled through pipes between our own processes.
     The default process group is gloo on CPU, and on GPUs nccl, or gloo where two ranks share a GPU. Whatever ends the call
-    (a result, an error of a rank, the time limit, Ctrl-C), all ranks have ended before it returns. Raises RankError.
+    (a result, an error of a rank, the time limit, Ctrl-C), all ranks have ended before it returns. Without a time limit the ranks
+    should watch each other, see `hardware.execute.watch`. Raises RankError.
     """
     if ranks < 1:
         raise ValueError(f"ranks is {ranks}, but must be at least 1; one rank is one process")
@@ -107,16 +116,17 @@ def run_ranks(
             f"target is {target.__module__}.{target.__qualname__}, but must be importable by name; move it to the top of a module"
         )
     work = pickle.dumps((target, arguments), protocol=pickle.HIGHEST_PROTOCOL)
-    deadline = time.monotonic() + timeout_s
+    limit_s = NO_LIMIT_S if timeout_s is None else timeout_s
+    deadline = time.monotonic() + limit_s
     children: list[_Child] = []
     with tempfile.TemporaryDirectory(prefix="grow-ranks-") as folder:
         try:
             for number in range(ranks):
                 cores = cores_of(number, threads, available_cores())
-                children.append(_start(number, ranks, kind, threads, cores, os.path.join(folder, "store"), timeout_s))
+                children.append(_start(number, ranks, kind, threads, cores, os.path.join(folder, "store"), limit_s))
             for child in children:
                 _hand_over(child, work)
-            return cast("list[T]", _collect(children, deadline, timeout_s))
+            return cast("list[T]", _collect(children, deadline, limit_s))
         finally:
             _end(children)
 
@@ -175,8 +185,9 @@ def _collect(children: list[_Child], deadline: float, timeout_s: float) -> list[
         for child in children:
             selector.register(child.results, selectors.EVENT_READ, child)
         while selector.get_map():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
+            left = deadline - time.monotonic()
+            ready = selector.select(min(_LOOK_S, max(0.0, left)))
+            if not ready and left <= _LOOK_S:
                 break
             for key, _ in ready:
                 child = key.data
@@ -191,10 +202,11 @@ def _collect(children: list[_Child], deadline: float, timeout_s: float) -> list[
                         deadline = min(deadline, time.monotonic() + _GRACE_S)
                     failures[child.number] = failure
     if failures:
-        number = min(failures, key=lambda rank: (failures[rank].at, rank))
-        error = RankError(f"rank {number} of {len(children)} {failures[number].reason}")
-        if failures[number].trace:
-            error.add_note(failures[number].trace)
+        told = min(failures, key=lambda rank: (failures[rank].at, rank))
+        number = told if failures[told].rank is None else failures[told].rank
+        error = RankError(f"rank {number} of {len(children)} {failures[told].reason}")
+        if failures[told].trace:
+            error.add_note(failures[told].trace)
         raise error
     missing = [child.number for child in children if child.number not in outcomes]
     if missing:
@@ -227,6 +239,11 @@ def _serve(text: str) -> None:
     except BaseException as error:  # whatever it is, the parent must hear of it
         reason = f"failed with {type(error).__name__}: {error}"
         answer = pickle.dumps((None, _Failure(reason, traceback.format_exc(), time.monotonic())))
+    _answer(setting, answer)
+
+
+def _answer(setting: _Setting, answer: bytes) -> NoReturn:
+    """Tell the parent the outcome, and end this process."""
     with open(setting.results, "wb") as stream:
         stream.write(answer)
     sys.stderr.flush()
@@ -244,16 +261,21 @@ def _work(setting: _Setting, work: bytes) -> object:
     device = torch.device("cuda", setting.number % gpus) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
+    store = distributed.FileStore(setting.store, setting.count)  # type: ignore[attr-defined]
     distributed.init_process_group(
         "nccl" if gpus >= setting.count else "gloo",  # NCCL refuses two ranks on one GPU
-        store=distributed.FileStore(setting.store, setting.count),  # type: ignore[attr-defined]
+        store=store,
         rank=setting.number,
         world_size=setting.count,
         timeout=timedelta(seconds=setting.timeout_s),
     )
     settle_gloo()
     target, arguments = pickle.loads(work)
-    return target(Rank(setting.number, setting.count, device), *arguments)
+
+    def lost(rank: int, reason: str) -> None:
+        _answer(setting, pickle.dumps((None, _Failure(reason, "", time.monotonic(), rank))))
+
+    return target(Rank(setting.number, setting.count, device, store, lost), *arguments)
 
 
 def settle_gloo() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from pathlib import Path
 from typing import TypeAlias
@@ -30,6 +31,7 @@ from grow.train import DivergedError, report
 from hardware.execute.broadcast import broadcast_checkpoint, broadcast_json, broadcast_tensors
 from hardware.execute.exchange import Peers
 from hardware.execute.local import Local
+from hardware.execute.watch import Watch
 from hardware.shard import ChooseKernel, StrategyName, by_density, shard
 
 Parts: TypeAlias = Mapping[str, IntArray]
@@ -42,7 +44,7 @@ class Training:
     """A session that all ranks train together.
 
     Every rank passes a session of its own for the same network; that of rank 0 counts, its history too. ``divide`` says after every
-    edit how the units are divided, ``choose`` picks the kernels of the local layers.
+    edit how the units are divided, ``choose`` picks the kernels of the local layers, ``watch`` is told of every step.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class Training:
         *,
         choose: ChooseKernel = by_density,
         device: torch.device | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.session, self.peers, self.strategy = session, peers, strategy
         self._divide, self._choose, self._device = divide, choose, device or session.network.device
+        self._watch = watch
         self._local: Local | None = None
         self._shares: list[Tensor] = []
 
@@ -67,11 +71,14 @@ class Training:
         """
         session = self.session
         while True:
-            until = self._agree()
+            with self.busy("editing"):
+                until = self._agree()
             if until is None:
                 return
             while session.step < until:
                 self._step()
+                if self._watch is not None:
+                    self._watch.made(session.step)
                 yield session.step
             self.losses()
             self.collect()
@@ -100,8 +107,16 @@ class Training:
         if self._local is not None:
             self._local.collect_weights(self.session)
 
+    def busy(self, doing: str) -> AbstractContextManager[None]:
+        """What is no step, and may take its time on one rank while the others wait."""
+        return nullcontext() if self._watch is None else self._watch.busy(doing)
+
     def save(self, folder: Path) -> None:
         """Write a numbered checkpoint: that of one process, whatever the number of ranks and the strategy. Rank 0 writes."""
+        with self.busy("saving"):
+            self._save(folder)
+
+    def _save(self, folder: Path) -> None:
         self.collect()
         if self.peers.rank == 0:
             checkpoint.save_session(folder, self.session)
