@@ -42,7 +42,12 @@ _GRACE_S = 0.3  # after the first failure: time for the others to tell theirs, s
 
 
 class RankError(RuntimeError):
-    """A rank raised, died or did not finish. The message names the rank and the reason; a note holds the rank's traceback."""
+    """A rank raised, died or did not finish. The message names the rank and the reason; a note holds the rank's traceback.
+
+    refused: it raised a ValueError, so what it was given is wrong.
+    """
+
+    refused = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class _Failure(NamedTuple):
     trace: str
     at: float  # time.monotonic(), one clock for all processes of a host
     rank: int | None = None  # whose failure it is, where that is not the rank that tells of it
+    refused: bool = False
 
 
 @dataclass
@@ -205,6 +211,7 @@ def _collect(children: list[_Child], deadline: float, timeout_s: float) -> list[
         told = min(failures, key=lambda rank: (failures[rank].at, rank))
         number = told if failures[told].rank is None else failures[told].rank
         error = RankError(f"rank {number} of {len(children)} {failures[told].reason}")
+        error.refused = failures[told].refused
         if failures[told].trace:
             error.add_note(failures[told].trace)
         raise error
@@ -238,7 +245,7 @@ def _serve(text: str) -> None:
         answer = pickle.dumps((_work(setting, work), None), protocol=pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # whatever it is, the parent must hear of it
         reason = f"failed with {type(error).__name__}: {error}"
-        answer = pickle.dumps((None, _Failure(reason, traceback.format_exc(), time.monotonic())))
+        answer = pickle.dumps((None, _Failure(reason, traceback.format_exc(), time.monotonic(), None, isinstance(error, ValueError))))
     _answer(setting, answer)
 
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "runs": "List the runs.",
     "show": "Show a run, or one of its trials.",
     "best": "Show the best network of a run and how to use it.",
+    "train": "Train one recipe on several devices, growing and pruning on the way.",
     "studies": "List the studies and their start networks.",
     "profile": "Measure the devices and the links between them.",
     "calibrate": "Compare predictions with the clock, and correct them.",

@@ -1,0 +1,218 @@
+"""`grow train`: one recipe on several ranks, what it leaves, and what happens when a rank dies or stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from grow import checkpoint
+from grow.history import History
+from grow.train import accuracy, train
+from search import build
+from search.definition import StudyReference
+from search.recipe import Recipe
+from search.rundir import read_lines
+from tests.search.conftest import Grow
+
+STEPS = 600
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    source = StudyReference("digits").load().data(None)
+    return Recipe(
+        study="digits",
+        network="mlp-64x2",
+        data_dir=None if source.folder is None else str(source.folder),
+        data_sha256=source.sha256,
+        number=2,
+        role="search",
+        steps=STEPS,
+        batch_size=64,
+        update_interval=30,
+        density=0.2,
+        optimizer="sgd",
+        learning_rate=0.05,
+        devices=2,
+        strategy="units",
+        partitioner="contiguous",
+        checkpoint_interval=20,
+    )
+
+
+@pytest.fixture
+def file(recipe: Recipe, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe.to_json()))
+    return path
+
+
+@contextmanager
+def started(environment: dict[str, str], *command: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command under way, which is ended at last with all that it started."""
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            child.kill()
+        process.kill()
+        process.communicate()
+
+
+def await_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoint/[0-9]*[0-9]")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def rank_process(parent: int, number: int) -> psutil.Process:
+    (found,) = [child for child in psutil.Process(parent).children() if f'"number": {number},' in " ".join(child.cmdline())]
+    return found
+
+
+def edits(folder: Path) -> list[dict[str, object]]:
+    return [{key: value for key, value in line.items() if not key.startswith("loss")} for line in read_lines(folder / "history.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("absent.json",), 4, "recipe is 'absent.json', but must be a recipe's JSON file or a trial's folder"),
+        (("recipe.json", "--gpus", "0"), 2, "gpus is 0, but must be at least 1"),
+        (("recipe.json", "--strategy", "unit"), 2, "strategy is 'unit', but must be one of"),
+        (("recipe.json", "--strategy", "single"), 2, "strategy is 'single', but must be another on 2 devices"),
+        (("recipe.json", "--resume", "--folder", "new"), 4, "must hold a training to go on with"),
+        (("recipe.json", "--folder", "."), 2, "folder is '{folder}', but must be new"),
+        (("recipe.json", "--hardware", "absent.json"), 4, "hardware is 'absent.json', but must be a profile's file"),
+        (("recipe.json", "--folder", "/proc/new"), 2, "folder is '/proc/new', but must be writable"),
+    ],
+)
+def test_bad_input_is_one_line_and_starts_nothing(
+    arguments: tuple[str, ...], code: int, message: str, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.cli import main
+
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setattr(sys, "argv", ["grow", "train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == code
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert message.format(folder=file.parent) in said.err
+    assert list(file.parent.iterdir()) == [file]
+    assert not psutil.Process().children()
+
+
+def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on_to_the_same_end(
+    recipe: Recipe, file: Path, grow: Grow, environment: dict[str, str]
+) -> None:
+    folder = file.parent / "out"
+    with started(environment, sys.executable, "-m", "search.cli", "train", "recipe.json", "--folder", "out", cwd=file.parent) as process:
+        await_checkpoint(folder, process)
+        ranks = psutil.Process(process.pid).children()
+        rank_process(process.pid, 1).send_signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert out == ""
+    assert "rank 1 of 2 was killed by SIGKILL; remove the cause and go on from the last checkpoint with --resume" in err
+    assert not any(rank.is_running() for rank in ranks)
+    assert not (folder / "result.json").exists()
+
+    resumed = grow("train", "recipe.json", "--folder", "out", "--gpus", "1", "--resume", "--json", cwd=file.parent)
+    assert resumed.returncode == 0, resumed.stderr
+    result = json.loads(resumed.stdout)
+    expected = build.session(build.material(recipe), None, History(file.parent / "history.jsonl"))
+    for _ in train(expected):
+        pass
+    assert edits(folder) == edits(file.parent)
+    assert result["connections"] == expected.network.topology.connections
+    assert result["accuracy"] == pytest.approx(accuracy(expected), abs=0.01)
+    assert read_lines(folder / "metrics.jsonl")[-1]["step"] == STEPS
+    network = build.start_network(build.material(recipe))
+    checkpoint.restore(network, checkpoint.read(folder / "network"))
+    for name, parameter in expected.network.module.named_parameters():
+        torch.testing.assert_close(dict(network.module.named_parameters())[name], parameter, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stopped_rank_is_named_within_half_a_minute(number: int, file: Path, environment: dict[str, str]) -> None:
+    folder = file.parent / "out"
+    with started(environment, sys.executable, "-m", "search.cli", "train", "recipe.json", "--folder", "out", cwd=file.parent) as process:
+        await_checkpoint(folder, process)
+        ranks = psutil.Process(process.pid).children()
+        rank_process(process.pid, number).send_signal(signal.SIGSTOP)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"rank {number} of 2 has given no sign of life for" in err
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def torchrun(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *arguments, "-m", "search.cli", "train", "recipe.json", "--folder", "out"]
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_starts_train_and_go_on_after_a_death(file: Path, environment: dict[str, str]) -> None:
+    command = [*torchrun("--nproc-per-node", "2", "--max-restarts", "1", "--standalone"), "--json"]
+    with started(environment, *command, cwd=file.parent) as process:
+        await_checkpoint(file.parent / "out", process)
+        ranks = psutil.Process(process.pid).children()
+        assert len(ranks) == 2
+        ranks[1].send_signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert (result["state"], result["ranks"], result["strategy"]) == ("complete", 2, "units")
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_comes_is_named(file: Path, environment: dict[str, str]) -> None:
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "search.cli", "train", "recipe.json", "--meeting-s", "3"]
+    done = subprocess.run(
+        command, cwd=file.parent, env={**environment, **launcher}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert f"rank 1 of 2 has not come to 127.0.0.1:{launcher['MASTER_PORT']} within 3 s, but must; start it" in done.stderr
+    alone = {**launcher, "RANK": "1"}
+    done = subprocess.run(command, cwd=file.parent, env={**environment, **alone}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"rank 0 at 127.0.0.1:{launcher['MASTER_PORT']} cannot be reached within 3 s, but must be; start rank 0 first" in done.stderr
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_environment_variable_of_a_launcher_that_is_missing_is_named() -> None:
+    from hardware.execute.meeting import Meeting
+
+    assert Meeting.from_environment({}) is None
+    with pytest.raises(ValueError, match="MASTER_ADDR is not set, but must be where RANK is"):
+        Meeting.from_environment({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "29500"})
+    with pytest.raises(ValueError, match=r"RANK is 2, but must be in 0\.\.1"):
+        Meeting.from_environment({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"})
+    assert os.environ.get("RANK") is None
