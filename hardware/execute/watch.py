@@ -27,7 +27,7 @@ from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed o
 
 BEAT_S = 0.5
 SILENT_S = 12.0
-SILENT_BUSY_S = 60.0
+SILENT_BUSY_S = 24.0
 STUCK_S = 20.0
 FIRST_STEP_S = 120.0
 """Time that the first step may take: kernels are prepared, libraries loaded."""
@@ -77,7 +77,7 @@ class Watch:
     def __enter__(self) -> Watch:
         self._sign()
         for other in range(self._count):  # nobody asks for a sign that was never given
-            self._store.wait([str(other)], timedelta(seconds=SILENT_BUSY_S))
+            self._store.wait([str(other)], timedelta(seconds=FIRST_STEP_S))
         for work in (self._exchange, self._judge):
             threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
         return self
