@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +53,7 @@ class Methods:
     stand_ins: int | None = None
     pattern: Pattern | None = None
     birth: Birth = RANDOM_BIRTH
+    divide: Callable[[Network], None] | None = None
 
     def __post_init__(self) -> None:
         if self.batches < 1:

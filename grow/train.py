@@ -21,7 +21,8 @@ from grow.task import Batch
 from grow.topology import unconnected
 
 __all__ = [
-    "DivergedError", "Methods", "Progress", "Session", "accuracy", "birth_degrees", "carry_out", "choose_kernels", "evaluate", "report",
+    "DivergedError", "Methods", "Progress", "Session", "accuracy", "birth_degrees", "carry_out", "choose_kernels", "evaluate",
+    "next_training", "report",
     "train", "train_step",
 ]  # fmt: skip
 
@@ -43,22 +44,28 @@ def train(session: Session) -> Iterator[Progress]:
 
     Raises DivergedError when the loss is no longer finite.
     """
+    while isinstance(decision := next_training(session), Train):
+        while session.step < decision.until:
+            yield Progress(session.step + 1, train_step(session))
+
+
+def next_training(session: Session) -> Train | Stop:
+    """Decide and edit until it is time to train, or to stop; after edits the units are divided anew, if the methods say how."""
     if isinstance(session.learning_rate, ReduceLROnPlateau):
         raise ValueError(
             "learning_rate is a ReduceLROnPlateau, but must be a scheduler that goes by the step alone; pass a function of the step, "
             "or step it yourself between two steps"
         )
+    before = session.network.topology
     while True:
         told = report(session)
         decision, session.state = controller.decide(session.policy, told, session.state)
-        match decision:
-            case Stop():
-                return
-            case Train(until):
-                while session.step < until:
-                    yield Progress(session.step + 1, train_step(session))
-            case _:
-                carry_out(session, decision, told.accuracy)
+        if isinstance(decision, (Train, Stop)):
+            break
+        carry_out(session, decision, told.accuracy)
+    if session.methods.divide is not None and session.network.topology is not before:
+        session.methods.divide(session.network)
+    return decision
 
 
 def train_step(session: Session) -> float:

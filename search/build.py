@@ -28,7 +28,7 @@ from grow.train import Methods, Session
 from hardware.cost import predict
 from hardware.partition import Partition, communication_volume, crossing_units
 from hardware.partitioners import PARTITIONERS
-from hardware.partitioners.incremental import place, repartition
+from hardware.partitioners.incremental import moving_price, place, repartition
 from hardware.partitioners.local_search import FloatArray
 from hardware.profile import Profile
 from hardware.workload import IntArray, Workload
@@ -125,7 +125,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
         optimizer,
         material.task,
         planned,
-        _methods(recipe, timings),
+        _methods(recipe, timings, _costs(recipe, profile)),
         rate,
         recipe.seed,
         history,
@@ -199,7 +199,7 @@ def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
         raise ConfigurationError(str(error)) from error
 
 
-def _methods(recipe: Recipe, timings: Timings | None) -> Methods:
+def _methods(recipe: Recipe, timings: Timings | None, costs: FloatArray | None) -> Methods:
     return Methods(
         criterion(recipe.growth),
         criterion(recipe.pruning),
@@ -210,7 +210,28 @@ def _methods(recipe: Recipe, timings: Timings | None) -> Methods:
         apoptosis=recipe.apoptosis if recipe.apoptosis > 0 else None,
         pattern=None if recipe.pattern in ("unstructured", "source_group") else pattern(recipe.pattern),
         birth=birth(recipe.birth),
+        divide=Repartition(recipe, costs) if recipe.repartition and recipe.strategy == "units" else None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Repartition:
+    """Divides the units anew after an update, as far as it pays until the next one."""
+
+    recipe: Recipe
+    costs: FloatArray | None
+
+    def __call__(self, network: Network) -> None:
+        """Label the units with the parts that they had, but for what must move or pays."""
+        assert network.parts is not None
+        found = repartitioned(self.recipe, Workload.of(network.topology), network.parts, self.recipe.devices, self.costs)
+        network.assign(found.parts, Placing(self.recipe.devices, self.recipe.imbalance, self.costs), self.costs)
+
+
+def repartitioned(recipe: Recipe, work: Workload, old: Mapping[str, IntArray], parts: int, costs: FloatArray | None = None) -> Partition:
+    """The recipe's partition after an edit, given the parts of before, -1 for new units."""
+    price = moving_price(recipe.batch_size, recipe.update_interval, 2 if recipe.optimizer.startswith("adam") else 1)
+    return repartition(work, old, parts, PARTITIONERS[recipe.partitioner], recipe.imbalance, recipe.seed, costs, price=price)
 
 
 def _partition(work: Workload, recipe: Recipe, costs: FloatArray | None) -> Partition:

@@ -31,7 +31,8 @@ class Recipe:
     between updates. drop_fraction: share of the live connections replaced at one update. price: of one more halo unit, in
     median saliencies. schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of
     evidence at every update. birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
-    devices, strategy, partitioner, imbalance: how the final network is split. threads: of the worker.
+    devices, strategy, partitioner, imbalance: how the final network is split. repartition: whether units are divided anew after every
+    update, as far as it pays. threads: of the worker.
     Raises ConfigurationError (a ValueError) that names the field, its value and the rule.
 
     >>> Recipe(study="digits", network="mlp", data_sha256="", number=2, role="search", density=1.3)
@@ -76,6 +77,7 @@ class Recipe:
     strategy: Literal["single", "data", "units"] = "single"
     partitioner: Literal["contiguous", "metis", "mtkahypar"] = "mtkahypar"
     imbalance: Share = 0.03
+    repartition: bool = False
 
     steps: Count = 1000
     batch_size: Count = 128

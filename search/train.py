@@ -25,23 +25,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import distributed
 
 from grow import checkpoint
 from grow.history import History
-from grow.network import Network
 from grow.train import DivergedError, Session, accuracy
 from hardware.execute.exchange import Peers
 from hardware.execute.ranks import Rank
-from hardware.execute.train import Divide, Parts, Training
+from hardware.execute.train import Training
 from hardware.execute.watch import Watch
 from hardware.partition import Partition, communication_volume, crossing_units
-from hardware.partitioners import PARTITIONERS
 from hardware.profile import Profile
 from hardware.shard import by_density
 from hardware.workload import Workload
 from search import build
+from search.divide import Divider
 from search.errors import ConfigurationError, RunLockedError
 from search.measure import choose
 from search.recipe import Recipe
@@ -86,8 +84,8 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
         training = Training(
             session,
             Peers(rank.number, rank.count),
-            order.strategy,  # type: ignore[arg-type]  # checked where it is used
-            divider(recipe, rank.count),
+            order.strategy,
+            Divider(session.network, recipe, rank.count),
             choose=by_density if profile is None else partial(choose, profile),
             device=rank.device,
             watch=watch,
@@ -106,20 +104,6 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
             result["network"] = str(files.path / "network")
         write_json(files.result, result)
         return result
-
-
-def divider(recipe: Recipe, ranks: int) -> Divide:
-    """How units are divided: along the recipe's own parts where there are as many ranks, by its partitioner otherwise."""
-
-    def divide(network: Network) -> Parts | None:
-        if ranks == 1:
-            return None
-        parts = network.parts
-        if parts is not None and recipe.devices == ranks and all(len(np.unique(part)) == ranks for part in parts.values()):
-            return parts
-        return PARTITIONERS[recipe.partitioner](Workload.of(network.topology), ranks, recipe.imbalance, recipe.seed).parts
-
-    return divide
 
 
 @contextmanager

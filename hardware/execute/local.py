@@ -170,18 +170,15 @@ def _movement_step(shard: Shard, moved: dict[str, Tensor]):  # type: ignore[no-u
 def take(network: Network, held: Held, values: Tensor) -> Tensor:
     """The local part, shaped like the local tensor, of ``values`` shaped like the network's; zero where nothing is held."""
     layer = _layer(network, held.name)
-    stored = layer.positions if layer is not None and layer.storage == "compressed" else None
-    if held.positions is None:
-        whole = values if stored is None else expand(values, stored, held.shape)
-        return whole.detach().reshape(held.shape).clone()
+    if layer is None or layer.storage == "dense":
+        return held.take(values)
+    stored = _positions(layer)
+    if held.positions is None or not len(stored):
+        return held.take(expand(values, stored, held.shape))
     flat = torch.from_numpy(held.positions.reshape(-1)).to(values.device)
-    source, slots, present = values.detach().reshape(-1), flat, flat >= 0
-    if not len(source):
-        return source.new_zeros(held.positions.shape)
-    if stored is not None:
-        slots = torch.searchsorted(stored, flat).clamp(max=len(stored) - 1)
-        present = stored[slots] == flat
-    return torch.where(present, source[slots.clamp(min=0)], source.new_zeros(())).reshape(held.positions.shape)
+    slots = torch.searchsorted(stored, flat).clamp(max=len(stored) - 1)
+    found = torch.where(stored[slots] == flat, values.detach()[slots], values.new_zeros(()))
+    return found.reshape(held.positions.shape)
 
 
 def _layer(network: Network, name: str) -> SparseLayer | None:

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from grow import checkpoint, controller
+from grow import checkpoint
 from grow.axes import IntArray
-from grow.controller import Stop, Train
-from grow.edits import carry_out
+from grow.controller import Train
 from grow.network import Network
 from grow.session import Session
-from grow.train import DivergedError, report
+from grow.train import DivergedError, next_training
 from hardware.execute.broadcast import broadcast_checkpoint, broadcast_json, broadcast_tensors
 from hardware.execute.exchange import Peers
 from hardware.execute.local import Local
@@ -87,10 +86,9 @@ class Training:
         """Losses of the steps since it was last asked, on every rank. DivergedError, on every rank, where one is not finite."""
         if not self._shares:
             return []
-        shares = torch.stack(self._shares)
+        assert self._local is not None
+        found: list[float] = self._local.shard.total(torch.stack(self._shares)).tolist()
         self._shares = []
-        total = self.peers.sum(shares) if self.strategy == "data" and self.peers.count > 1 else shares
-        found: list[float] = total.tolist()
         for number, loss in enumerate(found):
             if not isfinite(loss):
                 step = self.session.step - len(found) + number + 1
@@ -127,7 +125,8 @@ class Training:
         parts: Parts | None = None
         if self.peers.rank == 0:
             before = self.session.network.topology
-            until = _decide(self.session)
+            decision = next_training(self.session)
+            until = decision.until if isinstance(decision, Train) else None
             edited = self._local is None or self.session.network.topology is not before
             if edited and until is not None:
                 parts = self._divide(self.session.network)
@@ -162,6 +161,7 @@ class Training:
             batch=self.session.task.batch_size,
             choose=self._choose,
             device=self._device,
+            seed=self.session.seed,
         )
         local.module.train()
         self._local = Local.of(self.session, local)
@@ -177,24 +177,10 @@ class Training:
         for mine, whole in zip(local.optimizer.param_groups, session.optimizer.param_groups, strict=True):
             mine.update({key: value for key, value in whole.items() if key != "params"})
         inputs, targets = session.task.train_batch(session.step)
-        share = local.shard.step(local.optimizer, inputs.to(self._device), targets.to(self._device), session.task.loss)
+        share = local.shard.step(local.optimizer, inputs.to(self._device), targets.to(self._device), session.task.loss, session.step)
         if isinstance(rate, LRScheduler):
             with warnings.catch_warnings(action="ignore"):  # it asks whether its own optimizer has stepped; here the local one has
                 rate.step()
         local.average(session)
         self._shares.append(share.detach())
         session.step += 1
-
-
-def _decide(session: Session) -> int | None:
-    """Decide and edit as `grow.train.train` does. The step to train to, None at the end."""
-    while True:
-        told = report(session)
-        decision, session.state = controller.decide(session.policy, told, session.state)
-        match decision:
-            case Stop():
-                return None
-            case Train(until):
-                return until
-            case _:
-                carry_out(session, decision, told.accuracy)

@@ -26,7 +26,6 @@ from grow.train import DivergedError, train
 from hardware.execute.exchange import Peers
 from hardware.execute.ranks import Rank, run_ranks
 from hardware.execute.train import Parts, Training
-from hardware.shard import StrategyName
 
 STEPS, INTERVAL = 36, 6
 
@@ -35,13 +34,15 @@ STEPS, INTERVAL = 36, 6
 class Case:
     """What is trained, and how it is divided."""
 
-    strategy: StrategyName
+    strategy: str
     optimizer: optim.Name = "sgd"
     kernel: str = "dense"
     average: bool = False
     movement: bool = False
     grown: bool = False
     inserted: bool = False
+    rotated: bool = False
+    convolutional: bool = False
     learning_rate: float = 0.05
 
 
@@ -54,27 +55,42 @@ class Outcome:
 
 
 CASES = [
-    Case("units"),
-    Case("data"),
-    Case("units", "adam", grown=True),
+    Case("units", rotated=True),
+    Case("owt", convolutional=True),
+    Case("units", "adam", grown=True, rotated=True),
     Case("data", "adam", "csr", grown=True),
     Case("units", "sgd", "csr", average=True, movement=True),
     Case("data", "rmsprop", average=True, movement=True, inserted=True),
 ]
 
 
-def samples(count: int, seed: int) -> Samples:
+def samples(count: int, seed: int, shape: tuple[int, ...]) -> Samples:
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 6, generator=generator, dtype=torch.float64)
-    return Samples(inputs, (inputs[:, 0] * inputs[:, 1] > 0).long())
+    inputs = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    return Samples(inputs, (inputs.flatten(1)[:, 0] * inputs.flatten(1)[:, 1] > 0).long())
+
+
+def module(convolutional: bool) -> nn.Module:
+    if convolutional:
+        layers = [nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 12)]
+    else:
+        layers = [nn.Linear(6, 14, bias=False), nn.BatchNorm1d(14), nn.ReLU(), nn.Linear(14, 12)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(12, 2)).double()
+
+
+def rotate(network: Network) -> None:
+    """Every unit moves to the other part."""
+    assert network.parts is not None
+    network.assign({space: 1 - part for space, part in network.parts.items()})
 
 
 def make_session(case: Case, history: History) -> Session:
     """A small training whose every update removes and adds connections and, where ``grown``, adds units."""
     torch.manual_seed(0)
-    task = Classification(samples(300, 1), samples(100, 2), lambda: samples(10, 3), batch_size=20, seed=4)
-    module = nn.Sequential(nn.Linear(6, 14, bias=False), nn.BatchNorm1d(14), nn.ReLU(), nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 2))
-    network = Network(module.double(), torch.zeros(1, 6, dtype=torch.float64))
+    shape = (1, 4, 4) if case.convolutional else (6,)
+    train, valid, test = (samples(count, seed, shape) for seed, count in enumerate((300, 100, 10)))
+    task = Classification(train, valid, lambda: test, batch_size=20, seed=4)
+    network = Network(module(case.convolutional), torch.zeros(1, *shape, dtype=torch.float64))
     possible = network.topology.connections
     units = {}
     if case.grown:
@@ -92,7 +108,8 @@ def make_session(case: Case, history: History) -> Session:
     wanted = schedules.cubic(network.topology.connections, round(0.4 * possible), 0, 24)
     insertions = ((12, Insertion("3", "extra", "identity")),) if case.inserted else ()
     policy = controller.Policy(STEPS, INTERVAL, 30, wanted, schedules.cosine(0.3, 30), units, insertions=insertions)
-    methods = Methods(CRITERIA["gradient"], CRITERIA["movement" if case.movement else "magnitude"])
+    pruning = CRITERIA["movement" if case.movement else "magnitude"]
+    methods = Methods(CRITERIA["gradient"], pruning, divide=rotate if case.rotated else None)
     return Session(
         network,
         optimizer,

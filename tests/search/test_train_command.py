@@ -47,6 +47,9 @@ def recipe() -> Recipe:
         devices=2,
         strategy="units",
         partitioner="contiguous",
+        repartition=True,
+        pattern="source_group",
+        price=0.5,
         checkpoint_interval=20,
     )
 

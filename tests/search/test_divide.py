@@ -1,0 +1,71 @@
+"""How units are divided among ranks after edits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grow.history import History
+from grow.train import train
+from hardware.partition import Partition, imbalance
+from hardware.workload import Workload
+from search import build
+from search.definition import StudyReference
+from search.divide import Divider
+from search.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    source = StudyReference("digits").load().data(None)
+    return Recipe(
+        study="digits",
+        network="mlp-64x2",
+        data_dir=None if source.folder is None else str(source.folder),
+        data_sha256=source.sha256,
+        number=2,
+        role="search",
+        steps=40,
+        update_interval=10,
+        density=0.2,
+        devices=2,
+        strategy="units",
+        partitioner="contiguous",
+        imbalance=0.1,
+    )
+
+
+def test_as_many_ranks_as_parts_use_the_parts_that_the_network_grows_along(recipe: Recipe) -> None:
+    network = build.session(build.material(recipe), None, History()).network
+    assert Divider(network, recipe, 2)(network) is network.parts
+    assert Divider(network, recipe, 1)(network) is None
+
+
+def test_parts_of_another_number_of_ranks_follow_edits_and_stay_balanced(recipe: Recipe) -> None:
+    network = build.session(build.material(recipe), None, History()).network
+    divide = Divider(network, recipe, 3)
+    before = divide(network)
+    assert before is not None
+    before = dict(before)
+    assert all(sorted(set(part.tolist())) == [0, 1, 2] for part in before.values())
+    network.remove_units("fc1", [5, 40])
+    again = divide(network)
+    assert again is not None
+    kept = np.delete(before["fc1"], [5, 40])
+    assert (again["fc1"] != kept).sum() <= 2  # what balance asks for, no more
+    np.testing.assert_array_equal(again["fc2"], before["fc2"])
+    assert network.parts is not None
+    assert max(part.max() for part in network.parts.values()) == 1  # its own labels are as they were
+    work = Workload.of(network.topology)
+    assert imbalance(work, Partition(again, 3), "fc1") <= 0.1
+
+
+def test_repartition_after_every_update_keeps_the_parts_balanced(recipe: Recipe) -> None:
+    session = build.session(build.material(replace(recipe, repartition=True, pattern="source_group", price=1.0)), None, History())
+    for _ in train(session):
+        pass
+    work, parts = Workload.of(session.network.topology), session.network.parts
+    assert parts is not None
+    assert all(imbalance(work, Partition(parts, 2), space) <= 0.1 + 1e-9 for space in work.hidden)
