@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ from hardware.workload import Workload
 from search import build
 from search.divide import Divider
 from search.errors import ConfigurationError, RunLockedError
-from search.measure import choose
 from search.recipe import Recipe
 from search.rundir import TrialFolder, append_line, read_lines, write_json, write_text
 from search.worker import EVALUATIONS, METRICS, metrics
@@ -86,7 +84,7 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
             Peers(rank.number, rank.count),
             order.strategy,
             Divider(session.network, recipe, rank.count),
-            choose=by_density if profile is None else partial(choose, profile),
+            choose=by_density if profile is None else profile.kernel,
             device=rank.device,
             watch=watch,
         )
