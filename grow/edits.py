@@ -87,12 +87,15 @@ def probe(session: Session) -> float:
     topology = network.topology
     if session.probed is not None and session.probed[:2] == (session.step, topology):
         return session.probed[2]
-    inputs, targets = next(iter(session.task.validation()))
+    if session.probing is None:  # once: a loader may start processes every time that it is gone through
+        inputs, targets = next(iter(session.task.validation()))
+        session.probing = (inputs[:PROBE_SAMPLES].clone(), targets[:PROBE_SAMPLES].clone())
+    inputs, targets = session.probing
     training = network.training
     network.eval()
-    outputs = network(inputs[:PROBE_SAMPLES].to(network.device))
+    outputs = network(inputs.to(network.device))
     network.train(training)
-    loss = session.task.loss(outputs, targets[:PROBE_SAMPLES].to(network.device)).item()
+    loss = session.task.loss(outputs, targets.to(network.device)).item()
     session.probed = (session.step, topology, loss)
     return loss
 

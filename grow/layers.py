@@ -198,7 +198,13 @@ def sparse_layer(module: nn.Linear | nn.Conv2d) -> SparseLinear | SparseConv2d:
     bias = None if module.bias is None else module.bias
     if isinstance(module, nn.Linear):
         return SparseLinear(module.weight, bias)
-    assert not isinstance(module.padding, str)  # the tracer refuses it
-    stride, padding, dilation = ((value[0], value[1]) for value in (module.stride, module.padding, module.dilation))
+    stride, padding, dilation = ((value[0], value[1]) for value in (module.stride, _padding(module), module.dilation))
     multiplier = 0 if module.groups == 1 else module.out_channels // module.in_channels
     return SparseConv2d(module.weight, bias, stride, padding, dilation, multiplier)
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, ...]:
+    """Pixels on each side; the tracer refuses 'same' where it differs between the sides."""
+    if module.padding == "same":
+        return tuple(dilation * (taps - 1) // 2 for dilation, taps in zip(module.dilation, module.kernel_size, strict=True))
+    return (0, 0) if isinstance(module.padding, str) else module.padding

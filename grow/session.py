@@ -22,7 +22,7 @@ from grow.kernels import Timings
 from grow.network import Network
 from grow.schedules import Schedule
 from grow.structured import Pattern
-from grow.task import Task
+from grow.task import Batch, Task
 from grow.topology import Topology
 
 RANDOM_BIRTH = BIRTHS["random"]
@@ -84,6 +84,8 @@ class Session:
     accepted: Checkpoint | None = None
     probed: tuple[int, Topology, float] | None = field(default=None, repr=False)
     """Step, topology and loss that were last probed: the loss after one edit is the one before the next."""
+    probing: Batch | None = field(default=None, repr=False)
+    """The validation samples that are probed."""
 
     @property
     def kept_spaces(self) -> frozenset[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import operator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
 from grow.attention import AttentionError, without_torch_attention
@@ -22,7 +24,7 @@ from grow.trace.atoms import Layout, along, group_of
 from grow.trace.errors import TraceError, unknown, where
 from grow.trace.modules import MODULES
 from grow.trace.spaces import INPUT, VALUE, Resolved, Site
-from grow.trace.state import Outcome, Tracing, parameter_layout, shape_of
+from grow.trace.state import Outcome, Tracing, argument, parameter_layout, shape_of
 
 FUNCTIONS = {**functions.FUNCTIONS, **views.FUNCTIONS}
 METHODS = {**functions.METHODS, **views.METHODS}
@@ -76,6 +78,7 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
         tracer = _Tracer()
         graph = tracer.trace(without_torch_attention(copy.deepcopy(module)))
         traced = fx.GraphModule(tracer.root, graph, type(module).__name__)
+        _open_gates(traced)
     except AttentionError as error:
         raise TraceError(str(error)) from error
     except Exception as error:
@@ -91,6 +94,23 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
     for node in traced.graph.nodes:
         node.type = None  # annotations mean nothing here, and need not be known where the graph is taken
     return copy.deepcopy(traced)
+
+
+def _open_gates(traced: fx.GraphModule) -> None:
+    """Gated linear units as what they are: one half times the sigmoid of the other. Dauphin et al. 2017, arXiv 1612.08083."""
+    for node in list(traced.graph.nodes):
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, nn.GLU) and node.target is not functional.glu:
+            continue
+        dim = module.dim if isinstance(module, nn.GLU) else argument(node, 1, "dim", -1)
+        graph = traced.graph
+        with graph.inserting_before(node):
+            halves = graph.call_function(torch.chunk, (node.args[0], 2, cast(int, dim)))
+            value, gate = (graph.call_function(operator.getitem, (halves, half)) for half in range(2))
+            opened = graph.call_function(operator.mul, (value, graph.call_function(torch.sigmoid, (gate,))))
+        node.replace_all_uses_with(opened)
+        graph.erase_node(node)
+    traced.recompile()
 
 
 def _check_alone(path: str, module: nn.Module) -> None:

@@ -6,7 +6,7 @@ Legend: H heads, d entries of a head, N positions.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias, cast
 
@@ -43,7 +43,7 @@ def frozen_dropout(tracing: Tracing, node: fx.Node) -> Layout:
 def elementwise(tracing: Tracing, node: fx.Node) -> Layout:
     """Entries at equal places of all operands meet, so that their units are one."""
     layouts = [layout for value in (*node.args, *node.kwargs.values()) if (layout := tracing.layout(value)) is not None]
-    if not layouts:
+    if not layouts or "shape" not in node.meta:
         raise unknown(node, node.name)
     return meet(tracing, node, layouts, shape_of(node))
 
@@ -189,6 +189,27 @@ def softmax(tracing: Tracing, node: fx.Node) -> Layout:
     return replace(reduced, shape=layout.shape)
 
 
+def extreme(tracing: Tracing, node: fx.Node) -> Outcome:
+    """Maximum or minimum: of two tensors; along one dimension, with the places where it was found; of all entries."""
+    if "shapes" not in node.meta:
+        two = sum(tracing.layout(value) is not None for value in (*node.args, *node.kwargs.values())) == 2
+        return elementwise(tracing, node) if two else reduced(tracing, node)
+    layout, dim = tracing.only_input(node), argument(node, 1, "dim")
+    if not isinstance(dim, int):
+        raise TraceError(f"{where(node)} has dim={dim}, but must have a number; name the dimension")
+    values, places = (tuple(shape) for shape in node.meta["shapes"])
+    result = across(tracing, layout, [layout.dim(dim)])
+    if len(values) < len(layout.shape):
+        result = dropped(result, [layout.dim(dim)])
+    return replace(result, shape=values), Layout(places, batch=result.batch)
+
+
+def to_module(tracing: Tracing, node: fx.Node) -> Layout:
+    """A layer as a function of its tensors: only a module's own tensors can be edited."""
+    name = MODULE_OF[node.target]
+    raise TraceError(f"{where(node)} is functional.{getattr(node.target, '__name__', name)}, but must be a module; use nn.{name}")
+
+
 def reduced(tracing: Tracing, node: fx.Node) -> Layout:
     """Mean, sum, maximum or variance over some dimensions."""
     layout = tracing.only_input(node)
@@ -203,6 +224,7 @@ def reduced(tracing: Tracing, node: fx.Node) -> Layout:
 
 
 ACTIVATIONS = (functional.relu, functional.relu6, functional.leaky_relu, functional.elu, functional.gelu, functional.silu)
+OTHERS = (functional.selu, functional.celu, functional.logsigmoid, functional.softsign)
 BOUNDED = (functional.hardtanh, functional.hardswish, functional.hardsigmoid, functional.mish, functional.softplus)
 NUMBERWISE = (torch.relu, torch.tanh, torch.sigmoid, torch.exp, torch.sqrt, torch.rsqrt, torch.abs, torch.square, torch.clamp)
 POOLS = (
@@ -212,27 +234,49 @@ POOLS = (
     functional.adaptive_max_pool2d,
     functional.interpolate,
 )
+COMPARISONS = (operator.gt, operator.ge, operator.lt, operator.le, torch.gt, torch.ge, torch.lt, torch.le)
 PAIRWISE = (operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.pow)
+
+MODULE_OF: Mapping[object, str] = {
+    functional.linear: "Linear",
+    functional.conv1d: "Conv1d",
+    functional.conv2d: "Conv2d",
+    functional.conv_transpose2d: "ConvTranspose2d",
+    functional.batch_norm: "BatchNorm2d",
+    functional.layer_norm: "LayerNorm",
+    functional.group_norm: "GroupNorm",
+    functional.instance_norm: "InstanceNorm2d",
+    functional.rms_norm: "RMSNorm",
+    functional.embedding: "Embedding",
+    functional.prelu: "PReLU",
+}
 
 SCALING = {operator.mul, operator.imul, operator.truediv, torch.mul, torch.div, "mul", "mul_", "div"}
 """Operators through which a unit without value stays without."""
 
 FUNCTIONS: dict[object, Handler] = {
-    **dict.fromkeys((*ACTIVATIONS, *BOUNDED, *NUMBERWISE, operator.neg), unitwise),
+    **dict.fromkeys((*ACTIVATIONS, *OTHERS, *BOUNDED, *NUMBERWISE, operator.neg), unitwise),
     **dict.fromkeys(POOLS, pooled),
     functional.dropout: frozen_dropout,
+    **dict.fromkeys((*COMPARISONS, torch.maximum, torch.minimum, torch.where), elementwise),
+    **dict.fromkeys((torch.max, torch.min), extreme),
+    **dict.fromkeys(MODULE_OF, to_module),
     **dict.fromkeys((*PAIRWISE, torch.add, torch.sub, torch.mul, torch.div, torch.pow), elementwise),
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), product),
     functional.scaled_dot_product_attention: attention,
-    **dict.fromkeys((functional.softmax, torch.softmax), softmax),
-    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.var, torch.std), reduced),
+    **dict.fromkeys((functional.softmax, torch.softmax, functional.log_softmax, torch.log_softmax), softmax),
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, torch.var, torch.std), reduced),
 }
 
 METHODS: dict[str, Handler] = {
+    **dict.fromkeys(("relu_", "tanh_", "sigmoid_"), unitwise),
     **dict.fromkeys(("relu", "tanh", "sigmoid", "contiguous", "clone", "detach", "float", "to", "type_as"), unitwise),
     **dict.fromkeys(("exp", "sqrt", "rsqrt", "abs", "square", "clamp", "neg"), unitwise),
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div", "pow", "masked_fill"), elementwise),
     **dict.fromkeys(("matmul", "bmm"), product),
-    "softmax": softmax,
-    **dict.fromkeys(("mean", "sum", "amax", "var", "std"), reduced),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "maximum", "minimum", "where"), elementwise),
+    "expand_as": elementwise,
+    **dict.fromkeys(("max", "min"), extreme),
+    **dict.fromkeys(("softmax", "log_softmax"), softmax),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "var", "std"), reduced),
 }

@@ -59,8 +59,8 @@ def _convolution(tracing: Tracing, node: fx.Node) -> Layout:
     assert isinstance(module, nn.Conv2d)
     if len(layout.shape) != 4:
         raise TraceError(f"module {path!r} reads a tensor of {len(layout.shape)} dimensions, but must read (B, C, H, W)")
-    if isinstance(module.padding, str):
-        raise TraceError(f"module {path!r} has padding={module.padding!r}, but must have a number of pixels; write it out")
+    if module.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)):
+        raise TraceError(f"module {path!r} has padding='same', but must have a kernel of odd sizes then; write the padding out")
     if module.padding_mode != "zeros":
         raise TraceError(f"module {path!r} has padding_mode={module.padding_mode!r}, but must have 'zeros'")
     if module.groups not in (1, module.in_channels):
@@ -159,8 +159,22 @@ def _channel_norm(tracing: Tracing, node: fx.Node) -> Layout:
     return replace(layout, shape=shape_of(node))
 
 
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
-BOUNDED = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus)
+def _prelu(tracing: Tracing, node: fx.Node) -> Layout:
+    """One slope for all units, or one for each."""
+    path, layout = str(node.target), tracing.only_input(node)
+    weight = tracing.module.get_submodule(path).weight
+    if len(weight) == 1:  # type: ignore[arg-type]
+        tracing.tensor(f"{path}.weight", (None,))
+        return layout
+    atoms, layout = tracing.axis(node, layout, 1)
+    tracing.tensor(f"{path}.weight", (atoms,), SLOPE)
+    return layout
+
+
+SLOPE = 0.25
+"""Of torch's PReLU at the start (He et al. 2015, arXiv 1502.01852)."""
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.CELU)
+BOUNDED = (nn.LogSigmoid, nn.Softsign, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)
 
 MODULES: dict[type[nn.Module], Handler] = {
@@ -173,7 +187,8 @@ MODULES: dict[type[nn.Module], Handler] = {
     nn.GroupNorm: _group_norm,
     GroupNorm: _group_norm,
     nn.Embedding: _embedding,
-    nn.Softmax: softmax,
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax),
+    nn.PReLU: _prelu,
     nn.Flatten: _flattened,
     nn.Unflatten: _unflattened,
     **dict.fromkeys(POOLS, pooled),

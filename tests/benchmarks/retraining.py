@@ -33,7 +33,7 @@ from grow.axes import IntArray
 from grow.controller import Policy
 from grow.history import History
 from grow.network import Network
-from grow.seeds.scatter import scatter
+from grow.retraining import scatter_structure, take_structure
 from grow.session import Session
 from grow.train import evaluate, train
 from search import build
@@ -52,7 +52,6 @@ class Found:
     """A structure that pruning found. survivors: by hidden space, units of the start network. early: weights before the first edit."""
 
     session: Session
-    index: Mapping[str, IntArray | None]
     counts: Mapping[str, int]
     survivors: Mapping[str, IntArray]
     early: Mapping[str, Tensor]
@@ -89,13 +88,13 @@ def find(material: Material) -> Found:
     topology, survivors = network.topology, network.parts
     assert survivors is not None
     counts = {layer.layer: layer.count for layer in topology.layers}
-    return Found(session, {layer.layer: layer.index for layer in topology.layers}, counts, survivors, early)
+    return Found(session, counts, survivors, early)
 
 
 def structured(material: Material, draw: int, found: Found) -> Network:
     """A start network of another draw, with the units and connections found."""
     network = build.start_network(replace(material, recipe=replace(material.recipe, seed=draw)))
-    _keep(network, found)
+    take_structure(network, found.session.network.topology)
     return network
 
 
@@ -103,15 +102,14 @@ def rewound(material: Material, found: Found) -> Network:
     """The found structure with the weights of the early step."""
     network = build.start_network(material)
     network.load_state_dict(found.early)
-    _keep(network, found)
+    take_structure(network, found.session.network.topology, found.survivors)
     return network
 
 
 def scattered(material: Material, draw: int, found: Found) -> Network:
     """A start network of another draw, with as many connections in every layer as found, anywhere."""
     network = build.start_network(replace(material, recipe=replace(material.recipe, seed=draw)))
-    topology, generator = network.topology, np.random.default_rng(draw)
-    network.set_connections({c.layer: scatter(c, topology.units, found.counts[c.layer], generator) for c in topology.layers})
+    scatter_structure(network, found.counts, draw)
     return network
 
 
@@ -151,12 +149,6 @@ def outcomes(material: Material) -> list[dict[str, object]]:
     rows = [{**common, "side": side, "accuracy": value} for side, value in sides.items()]
     sys.stderr.write("".join(f"{row}\n" for row in rows))
     return rows
-
-
-def _keep(network: Network, found: Found) -> None:
-    for space, units in found.survivors.items():
-        network.remove_units(space, np.setdiff1d(np.arange(network.topology.units[space]), units))
-    network.set_connections(found.index)
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from grow.axes import NO_SPACE, Segment
+from grow.axes import NO_SPACE, Moves, Segment, reindex
+from grow.export import plain
 from grow.layers import SparseConv2d, SparseLinear
 from grow.network import Network
 from grow.topology import Space
@@ -352,7 +353,11 @@ REFUSED = {
         (4, 5, 5),
         "module '0' has padding_mode='reflect'",
     ),
-    "padding by a word": (nn.Sequential(nn.Conv2d(4, 4, 3, padding="same")), (4, 5, 5), "padding='same'.*; write"),
+    "uneven padding": (
+        nn.Sequential(nn.Conv2d(4, 4, 2, padding="same")),
+        (4, 5, 5),
+        "padding='same', but must have a kernel of odd.*; write",
+    ),
     "a literal batch": (
         Computed(lambda m, x: m.fc(m.conv(x).view(1, 8)), conv=nn.Conv2d(1, 2, 3), fc=nn.Linear(8, 3)),
         (1, 4, 4),
@@ -436,6 +441,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(("module", "shape", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_followed_is_an_error_that_names_it_and_the_remedy(
     module: nn.Module, shape: tuple[int, ...], message: str, capfd: pytest.CaptureFixture[str]
@@ -499,3 +505,60 @@ def test_sizes_given_by_name_follow_as_well() -> None:
     torch.testing.assert_close(network(x), module(x))
     network.remove_units("conv", [1])
     assert network(x).shape == (3, 2)
+
+
+# ---------------------------------------------------------------------- common operators beyond layers and sums
+
+COMMON = {
+    "logarithm of softmax": lambda m, x: torch.log_softmax(m.head(torch.relu(m.body(x))), 1),
+    "logarithm of softmax as a function": lambda m, x: nn.functional.log_softmax(m.head(m.body(x).tanh()), dim=1),
+    "gated by a function": lambda m, x: m.head(nn.functional.glu(torch.cat([m.body(x), m.side(x)], 1), 1)),
+    "maximum of two": lambda m, x: m.head(torch.maximum(m.body(x), m.side(x))),
+    "maximum over units": lambda m, x: m.head(m.body(x) - m.body_max(m.side(x)).max(1, keepdim=True)[0]),
+    "least over units": lambda m, x: m.head(m.body(x) - m.side(x).min(dim=1)[0].unsqueeze(1)),
+    "chosen by sign": lambda m, x: m.head(torch.where(m.body(x) > 0, m.side(x), -m.side2(x))),
+    "expanded": lambda m, x: m.head(m.side(x) * m.body(x).mean(1, keepdim=True).expand_as(m.side2(x))),
+    "in place": lambda m, x: m.head(m.body(x).relu_()),
+    "slopes": lambda m, x: m.head(m.slope(m.body(x)) + m.slopes(m.side(x))),
+}
+
+
+def common(compute: Callable[[Computed, Tensor], Tensor]) -> Computed:
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(4, 6) for name in ("body", "side", "side2")}
+    return Computed(compute, **layers, head=nn.Linear(6, 3), body_max=nn.Identity(), slope=nn.PReLU(), slopes=nn.PReLU(6)).double()
+
+
+@pytest.mark.parametrize("compute", COMMON.values(), ids=COMMON)
+def test_common_operators_are_followed(compute: Callable[[Computed, Tensor], Tensor]) -> None:
+    """The network equals its module; units in another order change nothing; without some it equals its own export."""
+    x = torch.randn(5, 4, dtype=torch.float64)
+    module = common(compute)
+    nn.init.uniform_(module.slopes.weight)
+    network = Network(module, x[:1])
+    torch.testing.assert_close(network(x), module(x))
+    for space in network.topology.hidden:
+        shuffled = copy.deepcopy(network)
+        moves = Moves({space.name: np.random.default_rng(0).permutation(space.units)}, {})
+        for name, tensor in [*shuffled.module.named_parameters(), *shuffled.module.named_buffers()]:
+            if name in shuffled.axes:
+                tensor.data = reindex(tensor.data, shuffled.axes[name], moves, network.topology.units)
+        torch.testing.assert_close(shuffled(x), network(x))
+        network.remove_units(space.name, [1, 3])
+    network(x).sum().backward()
+    torch.testing.assert_close(plain(network)(x), network(x))
+
+
+@pytest.mark.parametrize(("padding", "dilation"), [("same", 1), ("same", 2), ("valid", 1)])
+def test_padding_may_be_given_by_name(padding: str, dilation: int) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, (3, 5), padding=padding, dilation=dilation), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    x = torch.randn(2, 2, 12, 12)
+    module(x)
+    torch.testing.assert_close(Network(module, x[:1])(x), module(x))
+
+
+def test_a_layer_as_a_function_is_refused_with_the_module_to_use() -> None:
+    module = Computed(lambda m, x: nn.functional.linear(x, m.head.weight), head=nn.Linear(4, 2))
+    for shape in ((4,), (3, 4)):  # of a sequence it is not known yet which dimension is one of units
+        with pytest.raises(TraceError, match=r"node 'linear' is functional.linear, but must be a module; use nn.Linear"):
+            trace(module, torch.zeros(1, *shape))
