@@ -229,6 +229,16 @@ def test_a_metric_of_another_shape_and_empty_validation_data_are_named() -> None
         grow.fit(model(), training, [], density=0.5)
 
 
+def test_births_that_are_not_defined_show_before_the_training() -> None:
+    """A feature map that is pooled before it is read is no place for units with computed weights."""
+    inputs, seen = torch.randn(20, 1, 6, 6), []
+    batches = [(inputs, (inputs.mean((1, 2, 3)) > 0).long())]
+    pooled = nn.Sequential(nn.Conv2d(1, 12, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 2))
+    with pytest.raises(ValueError, match="space '0' is resized before layer '3', .*; use random or split"):
+        grow.fit(pooled, batches, batches, density=0.9, initial="minimal", units={"0": 12}, birth="gradmax", progress=seen.append)
+    assert not seen
+
+
 def test_importing_the_package_does_not_import_torch() -> None:
     subprocess.run(
         [sys.executable, "-c", "import sys, grow; assert 'torch' not in sys.modules"], check=True, cwd=Path(grow.__file__).parents[1]

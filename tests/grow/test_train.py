@@ -268,12 +268,20 @@ def test_torchs_scheduler_sets_the_rate_and_is_resumed(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_probed_once_between_two_edits_of_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    session, asked = make_session(History()), []
-    validation = session.task.validation
+    session, asked, probed = make_session(History()), [], []
+    validation, loss = session.task.validation, session.task.loss
+
+    def noted(self: Classification, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():  # neither training nor evidence
+            probed.append(session.step)
+        return loss(outputs, targets)
+
     monkeypatch.setattr(type(session.task), "validation", lambda self: asked.append(session.step) or validation())
+    monkeypatch.setattr(type(session.task), "loss", noted)
     finish(session)
     events = session.history.events
-    assert len(asked) == len(events) + len({event.step for event in events})  # not twice an event
+    assert len(probed) == len(events) + len({event.step for event in events})  # not twice an event
+    assert len(asked) == 1  # going through the validation data may cost much more than the loss
     for one, other in pairwise(events):
         if one.step == other.step:
             assert other.loss_before == one.loss_after
