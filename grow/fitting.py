@@ -84,7 +84,8 @@ class Settings:
     """What `fit` may be told; all have defaults, but for one of the first two.
 
     density: connections at the end as a share of the model's. tolerance: instead, the acceptable loss of accuracy on validation data in
-    points; the sparsest network within it is looked for, and the longer the training, the more proposals there are. epochs, or steps: how long. seed: for whatever is drawn.
+    points; the sparsest network within it is looked for, and the longer the training, the more proposals there are. epochs,
+    or steps: how long. seed: for whatever is drawn.
 
     - *start*: initial, a name of `grow.seeds.SEEDS`; "dense" is the model as it comes.
     - *when*: schedule, with begin, end, updates_end as shares of the training, rounds, cycles (see `grow.plan.Plan`); update_interval in

@@ -234,7 +234,7 @@ def test_births_that_are_not_defined_show_before_the_training() -> None:
     inputs, seen = torch.randn(20, 1, 6, 6), []
     batches = [(inputs, (inputs.mean((1, 2, 3)) > 0).long())]
     pooled = nn.Sequential(nn.Conv2d(1, 12, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 2))
-    with pytest.raises(ValueError, match="space '0' is resized before layer '3', .*; use random or split"):
+    with pytest.raises(ValueError, match=r"space '0' is resized before layer '3', .*; use random or split"):
         grow.fit(pooled, batches, batches, density=0.9, initial="minimal", units={"0": 12}, birth="gradmax", progress=seen.append)
     assert not seen
 
