@@ -43,8 +43,8 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """What a checkpoint holds: ``meta`` is the JSON, ``tensors`` by name.
 
-    network.*, positions.*, parts.*, optimizer.*, random and, of a network on a GPU, random_cuda; of a training also followers/NAME/*
-    and, under accepted/, all of these of the network last accepted.
+    network.*, positions.*, parts.*, optimizer.*, random and, of a network on a GPU, random_cuda; of a training also followers/NAME/*,
+    splice/LAYER/* and, under accepted/, all of these of the network last accepted.
     """
 
     meta: Mapping[str, Any]
@@ -189,6 +189,8 @@ def capture_followed(session: Session, extra: Mapping[str, object] | None = None
         for name, follower in session.all_followers.items()
         for key, tensor in follower.tensors.items()
     }
+    if session.splice is not None:
+        followed |= {f"splice/{key}": tensor.detach().clone() for key, tensor in session.splice.tensors().items()}
     meta = {**taken.meta}
     if isinstance(session.learning_rate, LRScheduler):
         meta["learning_rate"] = session.learning_rate.state_dict()
@@ -200,8 +202,8 @@ def restore_followed(session: Session, checkpoint: Checkpoint) -> None:
     followed: dict[str, dict[str, Tensor]] = {}
     for name, tensor in checkpoint.tensors.items():
         if name.startswith("followers/"):
-            _, follower, key = name.split("/", 2)
-            followed.setdefault(follower, {})[key] = tensor
+            _, owner, key = name.split("/", 2)
+            followed.setdefault(owner, {})[key] = tensor
     if set(followed) != set(session.all_followers):
         raise CheckpointError(
             f"checkpoint has the followers {sorted(followed)}, but the training has {sorted(session.all_followers)}; start it with the same"
@@ -209,9 +211,12 @@ def restore_followed(session: Session, checkpoint: Checkpoint) -> None:
     if isinstance(session.learning_rate, LRScheduler) != ("learning_rate" in checkpoint.meta):
         raise CheckpointError("learning_rate is a scheduler in one of checkpoint and training, but must be in both; start it with the same")
     restore(session.network, checkpoint, session.optimizer)
-    for name, held in session.all_followers.items():
-        for key in held.tensors:
-            held.tensors[key] = followed[name][key].to(session.network.device, copy=True)
+    for name, follower in session.all_followers.items():
+        for key in follower.tensors:
+            follower.tensors[key] = followed[name][key].to(session.network.device, copy=True)
+    if session.splice is not None:
+        held = {name.removeprefix("splice/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("splice/")}
+        session.splice.load(held, session.network.device)
     if isinstance(session.learning_rate, LRScheduler):
         session.learning_rate.load_state_dict(checkpoint.meta["learning_rate"])
     set_random_state(session.network, checkpoint)

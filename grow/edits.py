@@ -12,8 +12,9 @@ import torch
 from grow import apoptosis, checkpoint, tolerance
 from grow.allocate import Allocation, shares
 from grow.births import Given
-from grow.controller import Accept, Edit, Grow, InsertLayer, Merge, Prune, PruneUnits, Restore, Tolerance
+from grow.controller import Accept, Edit, Grow, InsertLayer, Merge, Policy, Prune, PruneUnits, Restore, Tolerance
 from grow.criteria import Criterion
+from grow.criteria.gradient import GRADIENT
 from grow.criteria.units import choose_units
 from grow.evidence import Evidence, gather
 from grow.evidence.gather import DATA_FREE
@@ -21,7 +22,9 @@ from grow.history import Event, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
 from grow.network import LastPathError, Network
 from grow.patterns import Choice
+from grow.rounds import exponential, rounds_needed
 from grow.scoring import to_grow, to_prune
+from grow.splice import Splice, weights_of
 from grow.task import Batch
 from grow.topology import Topology
 from grow.unit_evidence import gather_units
@@ -114,8 +117,7 @@ def _edit(session: Session, decision: Edit, accuracy: float | None) -> What:
             _add_units(session, units)
             return "add_units"
         case Grow(connections=count):
-            growth = session.methods.growth
-            network.grow_connections(_chosen(session, growth, _evidence(session, growth), count, to_grow))
+            _grow(session, count)
             return "grow_connections"
         case Accept():
             _warn_of_noise(session, accuracy)
@@ -137,13 +139,54 @@ def _edit(session: Session, decision: Edit, accuracy: float | None) -> What:
 
 
 def _prune(session: Session, count: int) -> None:
+    """Remove ``count`` connections, in as many rounds as the criterion asks for."""
+    network, share = session.network, session.methods.pruning.round_share
+    start = network.topology.connections
+    left = max(1, start - count)
+    for after in exponential(start, left, rounds_needed(start, left, share)):
+        _prune_round(session, network.topology.connections - after)
+
+
+def _prune_round(session: Session, count: int) -> None:
     """Remove ``count`` connections; half as many, and so on, where that would cut the network in two."""
+    network, splice = session.network, session.splice
     evidence = _evidence(session, session.methods.pruning)
-    while count:
+    while count > 0:
+        choice = _chosen(session, session.methods.pruning, evidence, -count, to_prune)
+        weights = {} if splice is None else weights_of(network, choice)
         try:
-            return session.network.prune_connections(_chosen(session, session.methods.pruning, evidence, -count, to_prune))
+            network.prune_connections(choice)
         except LastPathError:
             count //= 2
+            continue
+        if splice is not None:
+            splice.note(choice, weights)
+        return
+
+
+def _grow(session: Session, count: int) -> None:
+    """Add ``count`` connections: first those that were pruned too early, then those that the criterion finds most worth having."""
+    network, growth = session.network, session.methods.growth
+    if session.splice is not None:
+        count -= _splice(session, session.splice, count)
+    network.grow_connections(_chosen(session, growth, _evidence(session, growth), count, to_grow))
+
+
+def _splice(session: Session, splice: Splice, count: int) -> int:
+    """Let connections come back that have risen above their threshold, ``count`` at most; how many."""
+    network, topology, methods = session.network, session.network.topology, session.methods
+    if not splice.held:
+        return 0
+    assert isinstance(session.policy, Policy)  # a tolerance adds no connections
+    rate = float(session.optimizer.param_groups[0]["lr"]) * session.policy.update_interval
+    splice.train(_evidence(session, GRADIENT), rate)
+    room = {layer.layer: layer.possible - layer.count for layer in topology.layers}
+    if methods.allocation is not None:
+        wanted = _per_layer(topology, topology.connections + count, methods.allocation, methods.kept)
+        room = {name: wanted[name] - topology.layer(name).count for name in wanted}
+    choice, values = splice.rising(network, room, count)
+    network.grow_connections(choice, values)
+    return sum(map(len, choice.values()))
 
 
 def _add_units(session: Session, units: Mapping[str, int]) -> None:

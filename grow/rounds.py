@@ -1,13 +1,8 @@
-"""Pruning in many rounds before or after training, each with evidence of what is left: what SynFlow needs."""
+"""Pruning in many rounds, each with evidence of what is left: what SynFlow needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from grow.criteria import Criterion
-from grow.evidence import Evidence
-from grow.network import Network
-from grow.scoring import to_prune
+from math import ceil, log
 
 
 def exponential(start: int, end: int, rounds: int) -> list[int]:
@@ -23,19 +18,10 @@ def exponential(start: int, end: int, rounds: int) -> list[int]:
     return [round(start * (end / start) ** (number / rounds)) for number in range(1, rounds + 1)]
 
 
-def prune_in_rounds(
-    network: Network,
-    criterion: Criterion,
-    connections: int,
-    rounds: int,
-    evidence: Callable[[], Evidence],
-    frozen: frozenset[str] = frozenset(),
-) -> None:
-    """Prune to ``connections`` in exponential steps; ``evidence`` is gathered anew for every round.
+def rounds_needed(start: int, end: int, share: float) -> int:
+    """The fewest rounds of which none takes more than ``share`` of what it finds.
 
-    Tanaka, Kunin, Yamins, Ganguli 2020, arXiv 2006.05467, use 100 rounds: in a single one whole layers vanish.
+    >>> rounds_needed(1000, 10, 0.045), rounds_needed(1000, 10, 1.0), rounds_needed(1000, 990, 0.045)
+    (101, 1, 1)
     """
-    for left in exponential(network.topology.connections, connections, rounds):
-        excess = network.topology.connections - left
-        if excess > 0:
-            network.prune_connections(to_prune(network, criterion, evidence(), excess, frozen=frozen))
+    return 1 if share >= 1 or end >= start else max(1, ceil(log(end / start) / log(1 - share)))

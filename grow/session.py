@@ -21,6 +21,7 @@ from grow.history import History
 from grow.kernels import Timings
 from grow.network import Network
 from grow.schedules import Schedule
+from grow.splice import Splice
 from grow.structured import Pattern
 from grow.task import Batch, Task
 from grow.topology import Topology
@@ -66,7 +67,8 @@ class Session:
 
     learning_rate: a function of the step; one of torch's schedulers, stepped after every step; or None, which leaves the optimizer's
     rate alone. average: what evaluation looks at instead of the last weights. followers: others that checkpoints shall bring back,
-    by name; like the average they must be attached to the network. accepted: the network to go back to, under a tolerance.
+    by name; like the average they must be attached to the network. splice: lets connections come back that were pruned too early; it must
+    be remembered by the network. accepted: the network to go back to, under a tolerance.
     """
 
     network: Network
@@ -81,6 +83,7 @@ class Session:
     step: int = 0
     average: WeightAverage | None = None
     followers: Mapping[str, Follower] = field(default_factory=dict)
+    splice: Splice | None = None
     accepted: Checkpoint | None = None
     probed: tuple[int, Topology, float] | None = field(default=None, repr=False)
     """Step, topology and loss that were last probed: the loss after one edit is the one before the next."""

@@ -56,7 +56,7 @@ class Recipe:
     growth: Literal["gradient", "momentum", "random"] = "gradient"
     pruning: Literal[
         "magnitude", "lamp", "taylor", "snip", "obd", "obd_fisher", "obd_mc_fisher", "obd_hutchinson", "obd_signed", "synflow", "grasp",
-        "movement", "gradient", "momentum", "random", "connectivity",
+        "movement", "gradient", "momentum", "random", "connectivity", "magnitude_then_obd", "taylor_then_obd",
     ] = "magnitude"  # fmt: skip
     pattern: Literal[
         "unstructured", "source_group", "block_2x2", "block_4x4", "block_8x8", "block_1x8", "1_of_2", "2_of_4", "1_of_4", "fan_in"

@@ -17,7 +17,7 @@ from grow.criteria.obd import OBD, OBD_FISHER, OBD_HUTCHINSON, OBD_MC_FISHER, OB
 from grow.criteria.random import RANDOM
 from grow.criteria.taylor import SNIP, TAYLOR
 
-__all__ = ["CRITERIA", "GROWTH", "Criterion", "RunningMean", "Score", "criterion", "smoothed", "two_stage", "weighted_sum"]
+__all__ = ["CRITERIA", "GROWTH", "TWO_STAGE", "Criterion", "RunningMean", "Score", "criterion", "smoothed", "two_stage", "weighted_sum"]
 
 _ALL = (
     MAGNITUDE,
@@ -41,6 +41,9 @@ _ALL = (
 CRITERIA: Mapping[str, Criterion] = {c.name: c for c in _ALL}
 """The criteria that a recipe may name."""
 
+TWO_STAGE: Mapping[str, Criterion] = {c.name: c for c in (two_stage(cheap, OBD, 2.0) for cheap in (MAGNITUDE, TAYLOR))}
+"""And these: a cheap one leaves twice as many candidates as are wanted to an expensive one. `two_stage` makes others."""
+
 GROWTH: frozenset[str] = frozenset({"gradient", "momentum", "random"})
 """Those that tell absent connections apart; to all others every absent connection is worth the same."""
 
@@ -51,7 +54,8 @@ def criterion(name: str) -> Criterion:
     >>> criterion("obd").needs
     frozenset({'curvature'})
     """
-    if name in CRITERIA:
-        return CRITERIA[name]
-    remedy = "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, CRITERIA, 1))
-    raise ValueError(f"criterion is {name!r}, but must be one of {', '.join(CRITERIA)}{remedy}")
+    known = {**CRITERIA, **TWO_STAGE}
+    if name in known:
+        return known[name]
+    remedy = "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, known, 1))
+    raise ValueError(f"criterion is {name!r}, but must be one of {', '.join(known)}{remedy}")

@@ -20,13 +20,15 @@ class Criterion:
     growth alike.
 
     needs: the evidence that ``score`` reads besides the weight; nothing else is gathered. prepare: for a criterion that must have
-    seen all candidates before it can score one; gives the candidates that are left, and what scores them.
+    seen all candidates before it can score one; gives the candidates that are left, and what scores them. round_share: largest share
+    of the existing connections that may go before evidence is gathered anew.
     """
 
     name: str
     needs: frozenset[Need]
     score: Score
     prepare: Callable[[Candidates], tuple[Candidates, Score]] | None = None
+    round_share: float = 1.0
 
     def ready(self, candidates: Candidates) -> tuple[Candidates, Score]:
         """The candidates among which to choose, and the function that scores them."""

@@ -16,8 +16,11 @@ def _grasp(evidence: LayerEvidence) -> Tensor:
     return evidence.weight * evidence["hessian_gradient"]
 
 
-SYNFLOW = Criterion("synflow", frozenset({"synflow"}), _synflow)
-"""|dR/dw w|, without data; meant for many rounds, see `grow.rounds` (Tanaka et al. 2020, arXiv 2006.05467)."""
+SYNFLOW = Criterion("synflow", frozenset({"synflow"}), _synflow, round_share=0.045)
+"""|dR/dw w|, without data (Tanaka et al. 2020, arXiv 2006.05467).
+
+In a single round whole layers vanish; 100 rounds from all connections to one in a hundred, the paper's setting, take 4.5 % each.
+"""
 
 GRASP = Criterion("grasp", frozenset({"hessian_gradient"}), _grasp)
 """w (H g): what the removal of w takes, to first order, from half the squared norm of the gradient.

@@ -12,7 +12,7 @@ from torch.nn import functional
 from grow.criteria import Criterion, criterion
 from grow.evidence import Effort, LayerEvidence, Need, gather
 from grow.network import Network
-from grow.rounds import exponential, prune_in_rounds
+from grow.rounds import exponential
 from grow.scoring import to_prune
 from grow.task import Batch
 
@@ -233,7 +233,8 @@ def test_synflow_in_rounds_leaves_no_layer_empty_and_meets_the_count() -> None:
     def evidence():  # type: ignore[no-untyped-def]
         return gather(network, [], half_square, frozenset({"synflow"}), torch.Generator())
 
-    prune_in_rounds(network, criterion("synflow"), 30, 20, evidence)
+    for left in exponential(network.topology.connections, 30, 20):
+        network.prune_connections(to_prune(network, criterion("synflow"), evidence(), network.topology.connections - left))
     assert network.topology.connections == 30
     after = gather(network, [], half_square, frozenset({"synflow"}), torch.Generator())
     assert float(after.layer("0")["synflow"].sum()) > 0  # a path from the input to the output is left

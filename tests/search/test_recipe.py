@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from grow.allocate import ALLOCATIONS
 from grow.births import BIRTHS
-from grow.criteria import CRITERIA, GROWTH
+from grow.criteria import CRITERIA, GROWTH, TWO_STAGE
 from grow.seeds import SEEDS
 from grow.structured import PATTERNS
 from search.errors import ConfigurationError
@@ -104,7 +104,7 @@ def test_a_recipe_of_before_a_field_was_added_takes_its_default() -> None:
 
 def test_a_recipe_may_name_every_criterion_and_seed_of_the_engine() -> None:
     for field, names in (
-        ("pruning", CRITERIA),
+        ("pruning", {**CRITERIA, **TWO_STAGE}),
         ("growth", GROWTH),
         ("initial", SEEDS),
         ("allocation", {*ALLOCATIONS, "global"}),
