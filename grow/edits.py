@@ -167,6 +167,8 @@ def _prune_round(session: Session, count: int) -> None:
 def _grow(session: Session, count: int) -> None:
     """Add ``count`` connections: first those that were pruned too early, then those that the criterion finds most worth having."""
     network, growth = session.network, session.methods.growth
+    free = [layer for layer in network.topology.layers if layer.layer not in session.methods.kept]
+    count = min(count, sum(layer.possible - layer.count for layer in free))  # less than wanted where many units died
     if session.splice is not None:
         count -= _splice(session, session.splice, count)
     network.grow_connections(_chosen(session, growth, _evidence(session, growth), count, to_grow))
@@ -255,7 +257,7 @@ def mergeable(session: Session) -> list[str]:
 
 def _evidence(session: Session, criterion: Criterion) -> Evidence:
     """Evidence on the batches of the coming steps."""
-    needed = session.methods.batches if criterion.needs - DATA_FREE else 0
+    needed = session.methods.batches if (criterion.needs | criterion.later) - DATA_FREE else 0
     batches = [_batch(session, session.step + later) for later in range(needed)]
     only = {name: None for name in session.network.layers if name not in session.methods.kept} if session.methods.kept else None
     return gather(session.network, batches, session.task.loss, criterion.needs, _generator(session), only=only)

@@ -5,7 +5,6 @@ What it builds, a `Network` and a `Session`, can be built by hand just as well; 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -23,20 +22,24 @@ from grow.allocate import allocation
 from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
 from grow.axes import IntArray
-from grow.births import Given, birth
+from grow.births import birth
 from grow.controller import AnyPolicy, Search, Tolerance
-from grow.criteria import criterion
+from grow.criteria import Criterion, RunningMean, criterion, smoothed
 from grow.criteria.units import unit_criterion
 from grow.follow import Follower
 from grow.history import History
+from grow.insertion import Insertion
 from grow.loaders import LoaderTask, largest_is_right
+from grow.memory import Memory
 from grow.movement import Movement
 from grow.network import Network
 from grow.plan import Plan, ScheduleName, plant, policy
+from grow.rehearsal import rehearse
 from grow.schedules import Schedule
 from grow.seeds import SEEDS
 from grow.session import Methods, Session
-from grow.structured import pattern
+from grow.splice import Splice
+from grow.structured import Pattern, pattern
 from grow.task import Batch
 from grow.train import Progress, accuracy, evaluate, train
 
@@ -67,6 +70,7 @@ RULES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("learning_rate", "above 0", lambda value: value > 0),
     ("momentum", "in [0, 1)", lambda value: 0 <= value < 1),
     ("weight_decay", "at least 0", lambda value: value >= 0),
+    ("smoothing", "in [0, 1); 0.9 averages over about ten updates", lambda value: 0 <= value < 1),
     ("rewind", "in [0, 1); it is a share of the training", lambda value: 0 <= value < 1),
     ("average", "in [0, 1); 0.999 averages over about a thousand steps", lambda value: 0 <= value < 1),
 )
@@ -74,7 +78,7 @@ RULES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 
 WITHOUT_TOLERANCE = (
     *("initial", "schedule", "begin", "end", "updates_end", "rounds", "cycles", "update_interval", "drop_fraction"),
-    *("growth", "units", "birth", "unit_pruning", "apoptosis", "merging"),
+    *("growth", "units", "birth", "unit_pruning", "apoptosis", "merging", "splicing", "insertions"),
 )
 """Settings that mean nothing where a tolerance decides when and how much is pruned."""
 
@@ -91,12 +95,15 @@ class Settings:
     - *when*: schedule, with begin, end, updates_end as shares of the training, rounds, cycles (see `grow.plan.Plan`); update_interval in
       steps (None: a fortieth of the training, 100 at most); drop_fraction, the share replaced at an update (None: 0.3, and 0 under
       the schedules that prune at once and retrain: one_shot, iterative, cyclic).
-    - *what*: pruning and growth, names of `grow.criteria.CRITERIA`; batches of evidence at an edit; allocation, a name of
-      `grow.allocate.ALLOCATIONS` (None: global); pattern, a name of `grow.structured.PATTERNS`.
+    - *what*: pruning and growth, names of `grow.criteria.CRITERIA` (pruning also of `TWO_STAGE`) or criteria of your own; smoothing, the
+      decay of a running mean of the scores of pruning; splicing, whether what was pruned too early comes back with its weight; batches of
+      evidence at an edit; allocation, a name of `grow.allocate.ALLOCATIONS` (None: global); pattern, a name of
+      `grow.structured.PATTERNS` or a pattern of your own.
     - *units*: final units by space; birth, a name of `grow.births.BIRTHS`; unit_pruning, a name of `grow.criteria.units.UNIT_CRITERIA`;
       apoptosis, the change of the next layer's pre-activations, as a share, up to which redundant units are merged at every update;
       merging, how they are found, a name of `grow.apoptosis.METHODS`.
-    - *layers*: kept are left as they are, frozen are not even trained. So are layers whose weight needs no gradient.
+    - *layers*: insertions, pairs of a step and a `grow.insertion.Insertion`, a new layer that comes at the first update from that step on;
+      kept are left as they are, frozen are not even trained. So are layers whose weight needs no gradient.
     - *training*: optimizer by name, learning_rate (its peak), momentum (of SGD), weight_decay, average (decay of the averaged weights that
       are evaluated, and that the network has at the end), device.
     - *afterwards*: rewind, the share of the training after which the weights are remembered for `grow.retrain`; it must be before the
@@ -119,18 +126,21 @@ class Settings:
     update_interval: int | None = None
     drop_fraction: float | None = None
 
-    pruning: str = "magnitude"
-    growth: str = "gradient"
+    pruning: str | Criterion = "magnitude"
+    growth: str | Criterion = "gradient"
+    smoothing: float | None = None
+    splicing: bool = False
     batches: int = 1
     allocation: str | None = None
 
-    pattern: str | None = None
+    pattern: str | Pattern | None = None
 
     units: Mapping[str, int] | None = None
     birth: str = "random"
     unit_pruning: str = "fan_in_norm"
     apoptosis: float | None = None
     merging: Merging = "dependent"
+    insertions: tuple[tuple[int, Insertion], ...] = ()
 
     kept: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
@@ -159,6 +169,8 @@ class Settings:
         for name in ("kept", "frozen"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be several names; pass ({getattr(self, name)!r},)")
+        if self.splicing and self.pattern is not None:
+            raise ValueError("splicing is True, but must be False with a pattern: connections come back one at a time; leave one out")
         if self.initial not in SEEDS:
             remedy = "".join(f"; did you mean {match!r}?" for match in get_close_matches(str(self.initial), SEEDS, 1))
             raise ValueError(f"initial is {self.initial!r}, but must be one of {', '.join(SEEDS)}{remedy}")
@@ -257,12 +269,18 @@ def prepare(
     kept = _frozen(network, chosen)
     plan = _planted(network, chosen, task, kept)
     methods = _methods(chosen, kept)
-    _check_births(network, plan, methods, task)
     optimizer, average = attached(network, chosen)
-    followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(chosen.pruning).needs else {}
+    followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in methods.pruning.needs else {}
+    if chosen.smoothing is not None:
+        memory = RunningMean(Memory(network), Memory(network))
+        followers |= {"smoothed_scores": memory.scores, "smoothed_weights": memory.weights}
+        methods = replace(methods, pruning=smoothed(methods.pruning, memory, chosen.smoothing))
     for follower in followers.values():
         network.attach(follower)
-    return Session(
+    splice = Splice() if chosen.splicing else None
+    if splice is not None:
+        network.remember(splice)
+    session = Session(
         network,
         optimizer,
         task,
@@ -274,7 +292,10 @@ def prepare(
         controller.begin(plan),
         average=average,
         followers=followers,
+        splice=splice,
     )
+    rehearse(session)
+    return session
 
 
 def attached(network: Network, chosen: Settings) -> tuple[torch.optim.Optimizer, WeightAverage | None]:
@@ -305,29 +326,17 @@ def _planted(network: Network, chosen: Settings, task: LoaderTask, kept: frozens
 
 def _methods(chosen: Settings, kept: frozenset[str]) -> Methods:
     return Methods(
-        criterion(chosen.growth),
-        criterion(chosen.pruning),
+        criterion(chosen.growth) if isinstance(chosen.growth, str) else chosen.growth,
+        criterion(chosen.pruning) if isinstance(chosen.pruning, str) else chosen.pruning,
         batches=chosen.batches,
         allocation=None if chosen.allocation is None else allocation(chosen.allocation),
         kept=kept,
         unit_pruning=unit_criterion(chosen.unit_pruning),
         apoptosis=chosen.apoptosis,
         merging=chosen.merging,
-        pattern=None if chosen.pattern is None else pattern(chosen.pattern),
+        pattern=pattern(chosen.pattern) if isinstance(chosen.pattern, str) else chosen.pattern,
         birth=birth(chosen.birth),
     )
-
-
-def _check_births(network: Network, plan: AnyPolicy, methods: Methods, task: LoaderTask) -> None:
-    """Let one unit be born in every space that is to grow, in a copy: where a method is not defined shows before anything is trained."""
-    if isinstance(plan, Tolerance) or methods.birth.name == "random":
-        return
-    growing = [space for space, wanted in plan.units.items() if round(wanted(plan.steps)) > network.topology.units[space]]
-    inputs, targets = task.train_batch(0)
-    batch = (inputs[:TRIED].to(network.device), targets[:TRIED].to(network.device))
-    with torch.random.fork_rng():
-        for space in growing:
-            methods.birth.add(copy.deepcopy(network), space, 1, Given([batch], task.loss, torch.Generator().manual_seed(0), 1, 1))
 
 
 def _remembered(session: Session, chosen: Settings) -> Early | None:
@@ -414,6 +423,7 @@ def _plan(chosen: Settings, steps: int) -> Plan:
         chosen.cycles,
         chosen.units,
         merge=chosen.apoptosis is not None,
+        insertions=chosen.insertions,
     )
 
 

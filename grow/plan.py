@@ -166,6 +166,11 @@ def _connections(plan: Plan, start: int, target: int, begin: int, end: int) -> S
 
 def _units(plan: Plan, dense: Topology, planted: Topology, connections: int, end: int) -> dict[str, Schedule]:
     if plan.units is not None:
+        for space, wanted in plan.units.items():
+            if planted.space(space).role != "hidden":
+                raise ValueError(f"units name the space {space!r}, but must name hidden ones: input and output are fixed; leave it out")
+            if wanted < 1:
+                raise ValueError(f"units of space {space!r} is {wanted}, but must be at least 1; no space may become empty")
         present = {space: planted.space(space).units for space in plan.units}
         return {space: schedules.cubic(present[space], wanted, 0, end) for space, wanted in plan.units.items()}
     if plan.initial != "minimal":

@@ -30,6 +30,8 @@ def to_prune(
 ) -> Choice:
     """The ``count`` least salient connections; every layer keeps its strongest one, every output unit its own strongest.
 
+    Fewer, if the others are fewer than that.
+
     ``price`` of a halo unit, in median scores; None: the network's parts play no role. ``frozen`` layers lose nothing. ``pattern``
     shapes what is left, and excludes a price.
     """
@@ -61,12 +63,13 @@ def to_grow(
 ) -> Choice:
     """The ``count`` absent connections most worth having, found block by block. ``frozen`` layers gain nothing.
 
+    ValueError if so many are not absent.
+
     With a ``pattern`` other than the unstructured one the scores of all absent connections are held at once.
     """
     topology = network.topology
     _check(price, pattern)
     asked = Candidates(evidence, False, count, check_frozen(topology, frozen))
-    count = min(count, sum(topology.layer(name).possible - topology.layer(name).count for name in asked.layers))
     candidates, score = criterion.ready(asked)
     if pattern is not None and pattern.name != "unstructured":
         return pattern.to_grow(candidates.scored(score), topology, count)

@@ -21,7 +21,7 @@ class Criterion:
 
     needs: the evidence that ``score`` reads besides the weight; nothing else is gathered. prepare: for a criterion that must have
     seen all candidates before it can score one; gives the candidates that are left, and what scores them. round_share: largest share
-    of the existing connections that may go before evidence is gathered anew.
+    of the existing connections that may go before evidence is gathered anew. later: evidence that ``prepare`` has gathered by itself.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Criterion:
     score: Score
     prepare: Callable[[Candidates], tuple[Candidates, Score]] | None = None
     round_share: float = 1.0
+    later: frozenset[Need] = frozenset()
 
     def ready(self, candidates: Candidates) -> tuple[Candidates, Score]:
         """The candidates among which to choose, and the function that scores them."""

@@ -62,7 +62,8 @@ def two_stage(cheap: Criterion, expensive: Criterion, multiple: float) -> Criter
         rows = {name: np.unique(positions // prod(topology.layer(name).shape[1:])) for name, positions in within.items() if len(positions)}
         return expensive.ready(candidates.narrowed(candidates.evidence.more(expensive.needs, rows), within))
 
-    return Criterion(f"{cheap.name}_then_{expensive.name}", cheap.needs, expensive.score, prepare)
+    later = expensive.needs | expensive.later
+    return Criterion(f"{cheap.name}_then_{expensive.name}", cheap.needs, expensive.score, prepare, later=later)
 
 
 class RunningMean:

@@ -22,8 +22,7 @@ def _alone(evidence: LayerEvidence) -> Tensor:
 def _prepare(candidates: Candidates) -> tuple[Candidates, Score]:
     evidence = candidates.evidence
     topology, parts = evidence.topology, evidence.parts
-    if parts is None:
-        raise ValueError("parts of the network is None, but connectivity is measured between parts; assign the units to parts first")
+    assert parts is not None  # gathered: "parts" is among the needs
     totals = np.zeros(key_count(topology, parts))
     for layer in topology.layers:
         for block in evidence.blocks(layer.layer):
@@ -46,7 +45,7 @@ def _positions(rows: np.ndarray, width: int) -> np.ndarray:
     return (rows[:, None] * width + np.arange(width)).reshape(-1)
 
 
-CONNECTIVITY = Criterion("connectivity", frozenset(), _alone, _prepare)
+CONNECTIVITY = Criterion("connectivity", frozenset({"parts"}), _alone, _prepare)
 """Sum of |w| over all connections from the same source unit into the same other part; what is not remote outlives what is, by |w|.
 
 For pruning, with the pattern of groups (a price, which may be 0): the pair that says least to each other goes first.

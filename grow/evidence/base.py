@@ -31,6 +31,7 @@ Need: TypeAlias = Literal[
     "synflow",
     "movement",
     "smoothed",
+    "parts",
 ]
 Layer: TypeAlias = SparseLinear | SparseConv2d
 
@@ -65,6 +66,7 @@ class LayerEvidence:
     - gradient: of the mean loss. momentum: the batches' gradients, the last one whole, each earlier one times ``Effort.decay``;
     - curvature: diagonal of the Gauss-Newton matrix of the mean loss. fisher, mc_fisher: its estimates by squared gradients of
       single samples, with their own labels (empirical Fisher) or labels drawn from the outputs (Monte-Carlo);
+    - parts: nothing here; that the network's units are assigned to parts, `Evidence.parts`;
     - for existing connections only, zero elsewhere: hutchinson, a random estimate of the Hessian's diagonal, which may be
       negative; taylor, the mean over the batches of |g w|; hessian_gradient, the Hessian times the gradient; synflow, dR/dw w;
       movement, what a `grow.movement.Movement` has accumulated; smoothed, a criterion's scores over several updates.

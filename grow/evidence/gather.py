@@ -22,7 +22,7 @@ from grow.task import Batch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-DATA_FREE: frozenset[Need] = frozenset({"synflow", "movement"})
+DATA_FREE: frozenset[Need] = frozenset({"synflow", "movement", "parts"})
 _OF_OUTPUTS: frozenset[Need] = frozenset({"gradient", "momentum", "curvature", "fisher", "mc_fisher"})
 
 
@@ -45,6 +45,8 @@ def gather(
     """
     if needs - DATA_FREE and not batches:
         raise ValueError("batches is empty, but must hold at least one batch; criteria that look at gradients need data")
+    if "parts" in needs and network.parts is None:
+        raise ValueError("parts of the network is None, but connectivity is measured between parts; assign the units to parts first")
     layers = network.layers
     none = torch.zeros(0, dtype=torch.int64).numpy()
     rows = {} if only is None else {name: only.get(name, none) for name in layers}

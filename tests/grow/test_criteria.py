@@ -32,7 +32,7 @@ def test_random_scores_differ_from_draw_to_draw() -> None:
 def test_a_misspelt_name_is_an_error_that_suggests_the_right_one() -> None:
     with pytest.raises(ValueError, match=r"criterion is 'magnitud', but must be one of magnitude, .*; did you mean 'magnitude'\?"):
         criterion("magnitud")
-    with pytest.raises(ValueError, match=r"must be one of magnitude, lamp, .*random$"):
+    with pytest.raises(ValueError, match=r"must be one of magnitude, lamp, .*random, magnitude_then_obd, taylor_then_obd$"):
         criterion("xyz")
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import grow
 from grow import checkpoint
+from grow.criteria import criterion, weighted_sum
 from grow.fitting import prepare
 from grow.history import History
+from grow.insertion import Insertion
 from grow.plan import Plan
+from grow.structured import blocks
 from grow.train import Progress, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:points is .* two standard errors")
@@ -51,6 +55,12 @@ POSSIBLE = 10 * 24 + 24 * 16 + 16 * 2
         {"density": 0.4, "initial": "minimal", "birth": "gradmax"},
         {"density": 0.4, "initial": "minimal", "birth": "split", "unit_pruning": "apoz"},
         {"density": 0.4, "initial": "minimal", "birth": "bridging", "batches": 2},
+        {"density": 0.2, "splicing": True, "optimizer": "sgd", "learning_rate": 0.1},
+        {"density": 0.2, "splicing": True, "allocation": "erk", "optimizer": "sgd", "learning_rate": 0.1},
+        {"density": 0.2, "pruning": "magnitude_then_obd", "smoothing": None},
+        {"density": 0.2, "pruning": "taylor", "smoothing": 0.9},
+        {"density": 0.2, "pruning": weighted_sum("both", [(criterion("magnitude"), 1.0), (criterion("taylor"), 2.0)])},
+        {"density": 0.25, "pattern": blocks(3, 2)},
         {"density": 0.25, "pattern": "block_2x2"},
     ],
 )
@@ -79,6 +89,79 @@ def test_redundant_units_are_merged() -> None:
     assert "merge_units" in set(result.history["what"])
     assert result.network.topology.units["2"] < 16
     assert result.accuracy > 0.9
+
+
+def test_synflow_before_training_takes_rounds_and_leaves_paths_at_a_density_at_which_one_round_leaves_next_to_none() -> None:
+    settings = {"density": 0.06, "schedule": "one_shot", "end": 0.0, "updates_end": 0.1, "drop_fraction": 0.0, "epochs": 1}
+    found = {}
+    for name, pruning in (("rounds", criterion("synflow")), ("one round", replace(criterion("synflow"), round_share=1.0))):
+        result = grow.fit(model(), *loaders(), pruning=pruning, **settings)
+        assert result.history["what"].iloc[0] == "prune_connections"
+        found[name] = result.network.topology
+    assert found["rounds"].connections == round(0.06 * POSSIBLE)
+    assert min(found["rounds"].units.values()) > 1
+    assert sum(found["rounds"].units.values()) > sum(found["one round"].units.values())
+
+
+def test_layers_come_at_their_steps() -> None:
+    insertions = ((5, Insertion("0", "deeper", "identity")), (9, Insertion("2", "side", "residual", units=6, fan_in=4, fan_out=4)))
+    result = grow.fit(model(), *loaders(), density=0.6, insertions=insertions, epochs=3, learning_rate=0.02)
+    assert {"deeper", "side_in", "side_out"} <= set(result.network.layers)
+    inserted = result.history.query("what == 'insert_layer'")
+    assert (inserted["loss_after"] - inserted["loss_before"]).abs().max() < 1e-6
+    assert result.accuracy > 0.8
+
+
+def test_twins_are_merged_where_the_method_asks_for_them() -> None:
+    start = model()
+    with torch.no_grad():
+        start[0].weight[5:10], start[0].bias[5:10] = 2 * start[0].weight[:5], 2 * start[0].bias[:5]
+    settings = {
+        "density": 1.0,
+        "update_interval": 1,
+        "updates_end": 0.6,
+        "steps": 5,
+        "learning_rate": 1e-6,
+        "apoptosis": 1e-3,
+        "drop_fraction": 0.0,
+    }
+    result = grow.fit(start, *loaders(), merging="twins", **settings)
+    assert result.history["what"].iloc[0] == "merge_units"
+    assert result.network.topology.units["0"] == 19
+
+
+def test_spaces_that_apoptosis_cannot_judge_are_passed_over_and_others_merged() -> None:
+    """A norm mixes the units of the first space, so that one unit less would change all others."""
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Linear(10, 24), nn.LayerNorm(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 2))
+    result = grow.fit(start, *loaders(), density=1.0, apoptosis=0.1, epochs=2, learning_rate=0.02)
+    assert result.network.topology.units["0"] == 24
+    assert result.network.topology.units["3"] < 16
+
+
+@pytest.mark.parametrize("method", ["splicing", "smoothing", "two-stage"])
+def test_what_methods_remember_is_resumed_bit_by_bit(method: str, tmp_path: Path) -> None:
+    settings = {"splicing": {"splicing": True}, "smoothing": {"smoothing": 0.9}, "two-stage": {"pruning": "magnitude_then_obd"}}[method]
+
+    def session() -> grow.session.Session:
+        return prepare(model(), *loaders(), density=0.2, steps=30, learning_rate=0.1, optimizer="sgd", update_interval=2, **settings)
+
+    whole, first, second = session(), session(), session()
+    for _ in train(whole):
+        pass
+    for made in train(first):
+        if made.step == 15:
+            checkpoint.save_session(tmp_path / "saved", first)
+            break
+    saved = checkpoint.latest(tmp_path / "saved")
+    assert saved is not None
+    second.history = first.history
+    checkpoint.restore_session(second, saved)
+    for _ in train(second):
+        pass
+    one, other = checkpoint.capture_followed(whole).tensors, checkpoint.capture_followed(second).tensors
+    assert set(one) == set(other)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_frozen_layers_keep_their_weights_and_kept_ones_their_connections() -> None:
@@ -199,6 +282,17 @@ def test_progress_is_told_after_every_step() -> None:
         ({"density": 0.1, "pattern": "2of4"}, "pattern is '2of4', but must be one of"),
         ({"density": 0.1, "kept": ("conv",)}, "layer is 'conv', but must be one of 0, 2, 4"),
         ({"density": 0.1, "epochs": 0}, "epochs is 0, but must be above 0"),
+        ({"density": 0.1, "units": {"output": 3}}, "units name the space 'output', but must name hidden ones"),
+        ({"density": 0.1, "units": {"0": 0}}, "units of space '0' is 0, but must be at least 1"),
+        ({"density": 0.1, "unit_pruning": "batch_norm", "units": {"0": 9}}, "space '0' has no batch norm with a scale"),
+        ({"density": 0.1, "pruning": "connectivity"}, "parts of the network is None, but connectivity is measured between parts"),
+        ({"density": 0.1, "splicing": True, "pattern": "fan_in"}, "splicing is True, but must be False with a pattern"),
+        ({"density": 0.1, "smoothing": 1.0}, r"smoothing is 1.0, but must be in \[0, 1\)"),
+        ({"density": 0.1, "apoptosis": 0.1, "merging": "x"}, "method is 'x', but must be 'dependent' or 'twins'"),
+        (
+            {"density": 0.1, "insertions": ((1, Insertion("output", "new", "identity")),)},
+            "space 'output' is the output, but must be hidden",
+        ),
         ({"tolerance": -1.0}, "tolerance is -1.0, but must be at least 0"),
         ({"density": 0.1, "average": 1.0}, r"average is 1.0, but must be in \[0, 1\)"),
         ({"density": "0.1"}, r"density is '0.1', but must be in \(0, 1\]"),

@@ -141,3 +141,14 @@ def test_growth_of_a_wide_layer_never_holds_its_dense_gradient(name: str, monkey
         chosen = to_grow(found, criterion(name), evidence(found, name), 500)
     assert sum(map(len, chosen.values())) == 500
     assert 0 < seen.values <= 16_000
+
+
+def test_growth_beyond_full_density_is_refused() -> None:
+    found = network()
+    absent = found.topology.possible - found.topology.connections
+    for price in (None, 0.5):
+        found.assign({space.name: np.arange(space.units) % 2 for space in found.topology.hidden})
+        chosen = to_grow(found, criterion("gradient"), evidence(found, "gradient"), absent, price)
+        assert sum(map(len, chosen.values())) == absent
+        with pytest.raises(ValueError, match=f"count is {absent + 1}, but must be between 0 and the number of candidates, {absent}"):
+            to_grow(found, criterion("gradient"), evidence(found, "gradient"), absent + 1, price)
