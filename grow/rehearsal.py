@@ -33,10 +33,11 @@ def rehearse(session: Session) -> None:
     generator = torch.Generator().manual_seed(0)
     if isinstance(policy, Policy) and not policy.last_update and policy.first_update is None:
         return  # no update will come
+    looked_at = {name: None for name in network.layers if name not in methods.kept}
     growing = isinstance(policy, Policy) and policy.regrow
     for criterion in (methods.pruning, methods.growth) if growing else (methods.pruning,):
         needs = criterion.needs | criterion.later
-        gather(network, batches if needs - DATA_FREE else [], loss, needs, generator)
+        gather(network, batches if needs - DATA_FREE else [], loss, needs, generator, only=looked_at)
     gather_units(network, batches, loss, methods.unit_pruning.needs, generator, _shrinking(session))
     for space in _spaces(session, 1):
         methods.birth.check(network, space, Given(batches, loss, generator))
