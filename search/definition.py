@@ -203,6 +203,13 @@ def _installed_study(name: str) -> EntryPoint:
     return points[name]
 
 
+def installed_network(name: str) -> NetworkFactory:
+    """The factory of an installed start network, without any study."""
+    points = _installed_networks()
+    _look_up(name, points, "network", "an installed start network")
+    return cast("NetworkFactory", points[name].load())
+
+
 def _installed_networks() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group="grow.networks")}
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "studies": "List the studies and their start networks.",
     "profile": "Measure the devices and the links between them.",
     "calibrate": "Compare predictions with the clock, and correct them.",
+    "plan": "Find the parallel strategy under which a network trains fastest.",
 }
 
 

@@ -1,0 +1,165 @@
+"""`grow plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from search.errors import ConfigurationError
+from search.options import DeviceChoice
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from hardware.profile import Profile
+
+SHOWN = 8
+"""Candidates in the table, beside the named ones."""
+
+
+def plan(
+    *,
+    network: str,
+    gpus: int = 2,
+    hardware: str | None = None,
+    batch: int = 128,
+    input: str | None = None,
+    device: DeviceChoice = "auto",
+    budget: float = 120.0,
+    picture: Path = Path("timeline.html"),
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Find the parallel strategy under which a start network trains fastest: a layout for each of its spaces.
+
+    Example: grow plan --network alexnet --gpus 4
+
+    Parameters
+    ----------
+    network
+        An installed start network.
+    gpus
+        Devices to plan for.
+    hardware
+        Plan for a machine that is elsewhere: a file that `grow profile --save` wrote, or the name of a preset. Without it, this machine
+        is profiled and the best candidates are timed.
+    batch
+        Samples of one training step.
+    input
+        Shape of one sample, as in 3x224x224. Without it, the smallest usual shape that the network can read.
+    device
+        auto takes GPUs when there are enough, and lets CPU workers stand in otherwise.
+    budget
+        Seconds that timing candidates may take; 0 times none.
+    picture
+        Write the timeline of the step to this HTML file.
+    json
+        Print one JSON object.
+    """
+    from search.cli.output import print_error_line, print_json
+    from search.example import shape_of
+
+    if gpus < 1 or batch < 1:
+        name, value = ("gpus", gpus) if gpus < 1 else ("batch", batch)
+        raise ConfigurationError(f"{name} is {value}, but must be at least 1; choose another with --{name}")
+    shape = None if input is None else shape_of(input)
+    if not picture.parent.is_dir():
+        raise ConfigurationError(f"picture is {str(picture)!r}, but must be in a folder that exists; choose another with --picture")
+    from hardware.presets import hardware as described
+    from search import planning, report, timeline
+
+    elsewhere = None if hardware is None else described(hardware).for_devices(gpus)
+    subject = planning.subject(network, shape, batch)
+    if shape is None:
+        print_error_line(f"the input of {network} is taken to be {'x'.join(map(str, subject.shape))}; name another with --input")
+    profile = elsewhere or _profile(device, gpus)
+    found = planning.planned(subject, profile, gpus, budget, print_error_line)
+    document = planning.document(subject, profile, found, gpus)
+    for doubt in planning.doubts(subject, profile, found):
+        print_error_line(f"beyond what was calibrated: {doubt}")
+    try:
+        timeline.draw(found.best.simulation.timeline, _title(document), picture)
+    except OSError as error:
+        reason = error.strerror or "not writable"
+        raise ConfigurationError(
+            f"picture is {str(picture)!r}, but must be a file that can be written ({reason}); choose another"
+        ) from error
+    if json:
+        print_json({**document, "picture": str(picture)})
+    else:
+        report.show(_title(document), *_tables(document))
+        print(f"Timeline of the {profile.word} step: {picture}")  # on one line, however long
+    return 0
+
+
+def _profile(device: DeviceChoice, gpus: int) -> Profile:
+    from hardware.devices import discover
+    from hardware.profile import obtain
+    from search.cli.output import print_error_line
+
+    devices = discover(device, gpus)
+    if devices.note is not None:
+        print_error_line(devices.note)
+    return obtain(devices.devices, progress=print_error_line)
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    step = f"{1000 * document['predicted_s']:.4g} ms {document['word']}"
+    what = (
+        f"{document['network']}, batch {document['batch']}, {document['strategy']} on {document['devices']} of {document['gpus']} devices"
+    )
+    return f"{what}, {document['hardware']}: {step}"
+
+
+def _tables(document: Mapping[str, Any]) -> list[RenderableType]:
+    from search.report import table
+
+    word = document["word"]
+    spaces = [(space, layout, ", ".join(map(str, document["parts"].get(space, ["all"])))) for space, layout in document["layouts"].items()]
+    return [
+        table("strategy", ("space", "layout", "units per device"), spaces, text=("space", "layout", "units per device")),
+        table(
+            "candidates, the fastest first",
+            ("strategy", "devices", f"{word} ms", "measured ms", "compute ms", "MB sent", "memory MB", "fits"),
+            [_row(candidate) for place, candidate in enumerate(document["candidates"]) if place < SHOWN or _named(candidate, document)],
+            text=("strategy", "fits"),
+        ),
+        _links(document["link_bytes"]),
+        table(
+            "memory",
+            ("device", f"MB {word}"),
+            [(str(number), f"{size / 1e6:,.1f}") for number, size in enumerate(document["device_memory_bytes"])],
+        ),
+    ]
+
+
+def _named(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    return candidate["strategy"] != "mixed" and candidate["devices"] in (1, document["gpus"])
+
+
+def _row(candidate: Mapping[str, Any]) -> list[str]:
+    measured = candidate["measured_s"]
+    name = candidate["strategy"]
+    if name == "mixed":
+        layouts = list(candidate["layouts"].values())
+        name = "mixed " + "".join(layout[0] for layout in layouts)  # w, b, u of every space
+    return [
+        name,
+        str(candidate["devices"]),
+        f"{1000 * candidate['predicted_s']:.4g}",
+        "" if measured is None else f"{1000 * measured:.4g}",
+        f"{1000 * candidate['compute_s']:.4g}",
+        f"{(candidate['halo_bytes_per_step'] + candidate['sum_bytes_per_step']) / 1e6:,.2f}",
+        f"{candidate['memory_bytes'] / 1e6:,.0f}",
+        "yes" if candidate["fits"] else "no",
+    ]
+
+
+def _links(sent: Sequence[Sequence[int]]) -> RenderableType:
+    from search.report import table
+
+    columns = ["MB from", *(f"to {number}" for number in range(len(sent)))]
+    rows = [[str(number), *(f"{size / 1e6:,.2f}" if size else "" for size in row)] for number, row in enumerate(sent)]
+    return table("links", columns, rows)

@@ -1,0 +1,146 @@
+"""A start network, the devices and the planner together: what `grow plan` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+
+from grow.network import Network
+from hardware.execute.measure import Job, measure_throughput
+from hardware.partition import Partition
+from hardware.partitioners import PARTITIONERS, default_partitioner
+from hardware.planner import Candidate, Plan, plan
+from hardware.profile import Profile
+from hardware.trust import beyond
+from hardware.workload import Workload
+from search.definition import installed_network
+from search.example import example_of
+
+STEPS_PER_JOB = 20
+"""Steps that timing a candidate takes at least: warm-up, and some turns."""
+ROUNDS = 5
+UNEVEN = 1.5
+"""How many times the cheapest link the dearest must cost for the partition to tell them apart: measured ones differ by chance."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The network that is planned for. shape: of one sample."""
+
+    name: str
+    network: Network
+    shape: tuple[int, ...]
+    batch: int
+
+
+def subject(name: str, shape: Sequence[int] | None, batch: int, seed: int = 0) -> Subject:
+    """An installed start network with all its connections, drawn from the seed."""
+    torch.manual_seed(seed)
+    module = installed_network(name)()
+    example = example_of(module, name, shape)
+    return Subject(name, Network(module, example), tuple(example.shape[1:]), batch)
+
+
+def planned(subject: Subject, profile: Profile, gpus: int, budget_s: float, progress: Progress) -> Plan:
+    """The plan. The best candidates are timed where the profile is of this machine and the budget allows."""
+    divide = partial(_divide, profile)
+    work = Workload.of_network(subject.network)
+    first = plan(work, profile, gpus, subject.batch, divide)
+    if profile.word == "simulated":
+        return first
+    needed = STEPS_PER_JOB * sum(candidate.predicted_s for candidate in first.candidates[:4]) + 10
+    if needed > budget_s:
+        progress(f"nothing is timed: it would take {needed:.0f} s, and the budget is {budget_s:.0f} s; allow more with --budget")
+        return first
+    progress(f"timing the best candidates, for about {needed:.0f} s")
+    return plan(work, profile, gpus, subject.batch, divide, clock=partial(_clock, subject, profile, budget_s))
+
+
+def doubts(subject: Subject, profile: Profile, found: Plan) -> list[str]:
+    """Why the prediction for this machine may be worse than its calibration says, in words."""
+    if profile.word == "simulated":
+        return []
+    return beyond(profile, Workload.of_network(subject.network), found.best.name, subject.batch, found.best.devices)
+
+
+def document(subject: Subject, profile: Profile, found: Plan, gpus: int) -> dict[str, object]:
+    """The plan as plain data."""
+    best = found.best
+    return {
+        "network": subject.name,
+        "input": list(subject.shape),
+        "connections": subject.network.topology.connections,
+        "batch": subject.batch,
+        "gpus": gpus,
+        "hardware": profile.described,
+        "word": profile.word,
+        **_candidate(best),
+        "layouts": dict(best.layouts),
+        "parts": {} if best.partition is None else _sizes(best),
+        "link_bytes": best.simulation.link_bytes.tolist(),
+        "device_memory_bytes": best.simulation.memory_bytes.tolist(),
+        "candidates": [{**_candidate(candidate), "layouts": dict(candidate.layouts)} for candidate in found.candidates],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, object]:
+    step = candidate.simulation.step
+    return {
+        "strategy": candidate.name,
+        "devices": candidate.devices,
+        "fits": candidate.fits,
+        "predicted_s": candidate.predicted_s,
+        "measured_s": candidate.measured_s,
+        "samples_per_s": step.batch / candidate.seconds,
+        **{name: value for name, value in asdict(step).items() if name not in ("word", "batch")},
+    }
+
+
+def _sizes(candidate: Candidate) -> Mapping[str, list[int]]:
+    """Units of every part of the spaces that are divided."""
+    partition = candidate.partition
+    assert partition is not None
+    divided = [space for space, layout in candidate.layouts.items() if layout == "units"]
+    return {space: [len(partition.units(space, part)) for part in range(partition.count)] for space in divided}
+
+
+def _divide(profile: Profile, work: Workload, parts: int) -> Partition:
+    costs = profile.graph.costs(parts)
+    return PARTITIONERS[default_partitioner()](work, parts, 0.05, 0, costs if costs.max() >= UNEVEN else None)
+
+
+def _clock(subject: Subject, profile: Profile, budget_s: float, candidates: Sequence[Candidate]) -> list[float]:
+    """Seconds of a step of every candidate, in turns on the same ranks."""
+    generator = torch.Generator().manual_seed(0)
+    example = subject.network.example
+    shape = (subject.batch, *subject.shape)
+    inputs = torch.randn(shape, generator=generator) if example.is_floating_point() else torch.zeros(shape, dtype=example.dtype)
+    with torch.no_grad():
+        classes = subject.network(example).shape[-1]
+    targets = torch.randint(0, classes, (subject.batch,), generator=generator)
+    jobs = [
+        Job(
+            subject.network,
+            candidate.layouts,
+            candidate.devices,
+            inputs,
+            targets,
+            parts=None if candidate.partition is None else candidate.partition.parts,
+            learning_rate=1e-5,  # the clock is all that counts: keep away from divergence, whose numbers are slow
+        )
+        for candidate in candidates
+    ]
+    measured = measure_throughput(
+        jobs,
+        kind=profile.devices[0].kind,
+        seconds_per_job=max(0.5, min(2.5, budget_s / len(jobs) / 4)),
+        rounds=ROUNDS,
+        choose=profile.kernel,
+        timeout_s=max(120.0, 10 * budget_s),
+    )
+    return [throughput.step_s for throughput in measured]

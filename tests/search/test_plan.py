@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import int64, nn
+
+from hardware.simulate import Span, Task, schedule
+from search.cli.plan import plan
+from search.errors import ConfigurationError
+from search.example import example_of, shape_of
+from search.timeline import draw, rows_of
+
+
+def test_the_smallest_usual_sample_that_a_network_reads_is_taken() -> None:
+    grey = nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(2 * 24 * 24, 3))
+    coloured = nn.Sequential(nn.Conv2d(3, 2, 11, stride=11), nn.MaxPool2d(9), nn.AdaptiveAvgPool2d(1))  # 32 is too small for it
+    assert example_of(grey, "grey").shape == (1, 1, 28, 28)
+    assert example_of(coloured, "coloured").shape == (1, 3, 224, 224)
+    assert example_of(nn.Linear(7, 2), "linear").shape == (1, 7)
+    assert example_of(nn.Embedding(5, 2), "words").dtype == int64
+
+
+def test_a_sample_that_a_network_cannot_read_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="input is 3x4, but must be what network 'linear' reads"):
+        example_of(nn.Linear(7, 2), "linear", (3, 4))
+    with pytest.raises(ConfigurationError, match="input is not given, but must be for network 'unknown'"):
+        example_of(nn.ReLU(), "unknown")
+
+
+@pytest.mark.parametrize("text", ["", "3x", "3x0x4", "-1", "3,4"])
+def test_a_shape_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="must be the shape of one sample"):
+        shape_of(text)
+
+
+def test_a_task_is_drawn_on_its_devices_or_on_its_way() -> None:
+    def rows(*resources: str) -> list[str]:
+        return rows_of(Span(Task("t", "communication", 1.0, resources), 0.0, 1.0))
+
+    assert rows("device 0", "device 1") == ["device 0", "device 1"]
+    assert rows("out 0", "link 0>1", "in 1") == ["link 0>1"]
+    assert rows("out 0", "in 0", "out 1", "in 1") == ["device 0 sends", "device 1 sends"]
+
+
+def test_the_picture_needs_nothing_but_itself_and_names_every_task(tmp_path: Path) -> None:
+    line = schedule([Task("fc1", "forward", 0.25, ("device 0",)), Task("fc1 halo", "communication", 0.5, ("link 0>1",), (0,), (), 4096)])
+    draw(line, "a step", tmp_path / "timeline.html")
+    text = (tmp_path / "timeline.html").read_text()
+    assert "<script src=" not in text
+    assert "fc1, forward: 250 ms from 0 ms" in text
+    assert "fc1 halo, communication: 500 ms from 250 ms, 4,096 bytes" in text
+
+
+def test_a_plan_for_a_machine_elsewhere_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "step.html"
+    assert plan(network="lenet-5", gpus=4, hardware="nvlink-8", picture=picture, json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["word"], found["measured_s"], found["input"]) == ("simulated", None, [1, 28, 28])
+    assert {"single", "data", "model", "owt"} <= {candidate["strategy"] for candidate in found["candidates"]}
+    assert found["predicted_s"] == min(candidate["predicted_s"] for candidate in found["candidates"])
+    assert len(found["link_bytes"]) == len(found["device_memory_bytes"]) == found["devices"]
+    assert picture.stat().st_size > 1e6  # plotly itself is inside
+
+
+def test_a_plan_is_shown_with_the_named_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(network="lenet-300-100", gpus=2, hardware="pcie-2", picture=tmp_path / "step.html") == 0
+    shown = capsys.readouterr()
+    assert "the input of lenet-300-100 is taken to be 784" in shown.err
+    assert all(word in shown.out for word in ("single", "data", "model", "owt", "simulated ms", "MB from", "MB simulated", "step.html"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "alexnot"}, "network is 'alexnot', but must be an installed start network"),
+        ({"network": "lenet-5", "gpus": 0}, "gpus is 0, but must be at least 1"),
+        ({"network": "lenet-5", "gpus": 9, "hardware": "nvlink-8"}, "gpus is 9, but must be in 1..8"),
+        ({"network": "lenet-5", "hardware": "absent.json"}, "hardware is 'absent.json', but must be a file"),
+        ({"network": "lenet-5", "input": "3x"}, "input is '3x', but must be the shape of one sample"),
+        ({"network": "lenet-5", "picture": Path("a/b.html")}, "picture is 'a/b.html', but must be in a folder that exists"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_drawn(
+    arguments: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        plan(**arguments)
+    assert list(tmp_path.iterdir()) == []
