@@ -20,7 +20,7 @@ from torch import nn
 from grow.axes import Axes, entry_units
 from grow.network import Network
 from grow.norms import LayerNorm
-from grow.topology import Connections, Topology
+from grow.topology import Connections, Topology, UnitPairs
 from grow.trace.spaces import VALUE
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -231,6 +231,12 @@ def _complete_reads(topology: Topology, layer: Connections, taps: int) -> tuple[
     )
 
 
+def _of_units(pairs: UnitPairs, unit: IntArray, rows: int) -> UnitPairs:
+    """Pairs with rows as pairs with the units that the rows belong to; unit: of every row, (O,)."""
+    keys, place = np.unique(pairs.sources * rows + unit[pairs.targets], return_inverse=True)
+    return UnitPairs(pairs.space, *np.divmod(keys, rows), np.bincount(place, pairs.weights, minlength=len(keys)).astype(np.int64))
+
+
 def _listed_reads(topology: Topology, layer: Connections, unit: IntArray) -> tuple[Reads, ...]:
     """unit: of every row, (O,)."""
     if layer.depthwise:  # a unit reads itself: nothing is sent
@@ -240,9 +246,7 @@ def _listed_reads(topology: Topology, layer: Connections, unit: IntArray) -> tup
         units = topology.units[segment.space]
         outgoing = np.bincount(pairs.sources, pairs.weights, minlength=units).astype(np.int64)
         values = segment.repeat * layer.source_values
-        keys, place = np.unique(pairs.sources * layer.shape[0] + unit[pairs.targets], return_inverse=True)
-        sources, targets = np.divmod(keys, layer.shape[0])
-        weights = np.bincount(place, pairs.weights, minlength=len(keys)).astype(np.int64)
-        complete = len(keys) == units * len(np.unique(unit))
-        found.append(Reads(segment.space, segment.repeat, values, complete, sources, targets, weights, outgoing))
+        joined = pairs if layer.target_space is not None else _of_units(pairs, unit, layer.shape[0])
+        complete = len(joined.sources) == units * len(np.unique(unit))
+        found.append(Reads(segment.space, segment.repeat, values, complete, joined.sources, joined.targets, joined.weights, outgoing))
     return tuple(found)

@@ -50,7 +50,8 @@ def shard(
 
     overlap: whether layers compute while their halo is under way; by default on GPUs.
     """
-    work = Workload.of_network(network)
+    complete = {layer.layer: None for layer in network.topology.layers}  # what may be divided does not depend on single connections
+    work = Workload.of(network.topology.with_index(complete))
     layouts = layout.strategy(work, strategy) if isinstance(strategy, str) else dict(strategy)
     layout.check(work, layouts)
     if peers.count == 1:

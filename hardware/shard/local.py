@@ -105,10 +105,3 @@ class Shard:
                 if isinstance(value, Tensor)
             }
         return found
-
-    def take(self, name: str, whole: Tensor) -> Tensor:
-        """What the local parameter ``name`` holds of a whole tensor in weight coordinates: the way back from `gather`."""
-        held = self.held[name]
-        if tuple(whole.shape) != held.shape:
-            raise ValueError(f"tensor for {name!r} has shape {tuple(whole.shape)}, but must have {held.shape}; give the whole one")
-        return held.take(whole)

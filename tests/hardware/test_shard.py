@@ -25,24 +25,29 @@ def network(seed: int = 0) -> Network:
 
 
 PARTS = {"0": np.array([0, 1, 1, 0, 2, 1]), "2": np.array([2, 0, 1, 2])}
+LONELY = {"0": np.array([0, 1, 1, 0, 0, 1]), "2": np.array([2, 0, 0, 2])}
+"""Rank 2 has no unit of the first space, rank 1 none of the second."""
 
 
-def shards(choose: Callable[[KernelCase], str]) -> list[Shard]:
-    return [shard(network(), "units", Peers(rank, 3), parts=PARTS, choose=choose) for rank in range(3)]
+def shards(choose: Callable[[KernelCase], str], parts: dict[str, np.ndarray]) -> list[Shard]:
+    return [shard(network(), "units", Peers(rank, 3), parts=parts, choose=choose) for rank in range(3)]
 
 
+@pytest.mark.parametrize("parts", [PARTS, LONELY])
 @pytest.mark.parametrize("kernel", ["dense", "csr"])
-def test_every_element_has_exactly_one_owner(kernel: str) -> None:
+def test_every_element_has_exactly_one_owner(kernel: str, parts: dict[str, np.ndarray]) -> None:
     whole = network()
     tensors = dict(whole.module.named_parameters()) | {n: b for n, b in whole.module.named_buffers() if n.startswith("3.")}
     owners = {name: np.zeros(tensor.numel(), int) for name, tensor in tensors.items()}
-    for local in shards(lambda case: kernel):
+    for local in shards(lambda case: kernel, parts):
         mine = dict(local.module.named_parameters()) | dict(local.module.named_buffers())
         for name, held in local.held.items():
             if held.owned:
                 positions = np.arange(tensors[held.name].numel()) if held.positions is None else held.positions.reshape(-1)
-                owners[held.name][positions] += 1
-                assert torch.equal(mine[name].detach().flatten(), tensors[held.name].detach().flatten()[torch.from_numpy(positions)])
+                real, values = positions >= 0, mine[name].detach().flatten()
+                owners[held.name][positions[real]] += 1
+                assert torch.equal(values[real], tensors[held.name].detach().flatten()[torch.from_numpy(positions[real])])
+                assert not values[~real].any()  # a unit that is nowhere is zero
     for name, count in owners.items():
         exists = np.ones(count.shape, bool)
         if name == "2.weight":
