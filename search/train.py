@@ -79,6 +79,7 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
         session = build.session(build.material(recipe), profile, History(files.history if rank.number == 0 else None))
         if rank.number == 0:
             _resume(session, files)
+            _note_other_machine(profile)
         training = Training(
             session,
             Peers(rank.number, rank.count),
@@ -128,6 +129,14 @@ def _resume(session: Session, files: TrialFolder) -> None:
     kept = [line for line in read_lines(files.metrics) if isinstance(step := line.get("step"), int) and step <= session.step]
     write_text(files.metrics, "".join(json.dumps(line) + "\n" for line in kept))
     files.result.unlink(missing_ok=True)
+
+
+def _note_other_machine(profile: Profile | None) -> None:
+    """Say that kernels are chosen by another machine's times, which is harmless but may be slow."""
+    differences = [] if profile is None else profile.differences()
+    if profile is not None and differences:
+        told = f"kernels are chosen by the profile of {profile.described}, but {differences[0]}"
+        sys.stderr.write(f"grow: {told}; for times of this machine give --hardware with what grow profile --save writes\n")
 
 
 def _advance(training: Training, recipe: Recipe, files: TrialFolder, rank: Rank) -> float:
