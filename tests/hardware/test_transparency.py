@@ -315,14 +315,14 @@ def two_rank_cases() -> list[Case]:
     return [
         make_case("mlp", 2, DOUBLE, "sgd", 0.5, (*NAMED, "ubu", "bub", "wub", "ubw", "bwu", "wbw")),
         make_case("mlp", 2, DOUBLE, "adam", 0.5, (*NAMED, "bwb"), compressed=True),
-        make_case("mlp", 2, DOUBLE, "sgd", 1.0),
+        make_case("mlp", 2, DOUBLE, "sgd", 1.0, ("model",)),
         make_case("mlp", 2, DOUBLE, "sgd", 0.5, ("uuu", "bub", "ubu"), empty=1),
         make_case("lenet", 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt", "ubw", "ubu", "wub")),
         make_case("lenet", 2, DOUBLE, "adamw", 0.6),
         make_case("lenet", 2, DOUBLE, "sgd", 0.6, ("uuu", "bbu"), empty=0),
         make_case("residual", 2, DOUBLE, "sgd", 0.5),
         make_case("wide", 2, DOUBLE, "adam", 0.02),
-        make_case("wide", 2, DOUBLE, "sgd", 0.5, (*NAMED, "bu", "uw")),
+        make_case("wide", 2, DOUBLE, "sgd", 0.5, ("model", "bu", "uw")),
         make_case("wide", 2, DOUBLE, "sgd", 1.0, ("model",)),
         make_case("normed", 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt", "ubu", "uwu")),
         make_case("grouped", 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt", "ub")),
@@ -363,10 +363,9 @@ def test_every_transition_takes_place() -> None:
 
 
 def test_three_ranks_train_as_one_process_does() -> None:
-    cases = [make_case(name, 3, DOUBLE, "sgd", 0.5) for name in ("mlp", "residual")]
-    cases += [make_case("lenet", 3, DOUBLE, "sgd", 0.5, (*NAMED, "owt", "ubu"), empty=1)]
-    cases += [make_case("lenet", 3, DOUBLE, "sgd", 0.5, (*NAMED, "owt", "wbu"), batch=2)]  # under batch one rank has no sample
-    cases += [make_case("attending", 3, DOUBLE, "sgd", 0.7, (*NAMED, "bub"), empty=0)]
+    cases = [make_case("residual", 3, DOUBLE, "sgd", 0.5), make_case("lenet", 3, DOUBLE, "sgd", 0.5, ("model", "ubu", "bbu"), empty=1)]
+    cases += [make_case("lenet", 3, DOUBLE, "sgd", 0.5, ("data", "bbu", "wbu"), batch=2)]  # under batch one rank has no sample
+    cases += [make_case("attending", 3, DOUBLE, "sgd", 0.7, ("model", "bbb", "bub"), empty=0)]
     cases += [
         make_case("dropping", 3, DOUBLE, "sgd", 0.7, ("owt",), batch=2),
         make_case("normed", 3, DOUBLE, "sgd", 0.5, ("model",), empty=2),
