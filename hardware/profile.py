@@ -135,12 +135,16 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """By how much measured steps are longer than their measured parts: of computation on one and on all devices, of halos and of sums."""
+    """By how much measured steps are longer than their measured parts: of computation on one and on all devices, of halos and of sums.
+
+    call_s: what a step spends on every collective beside it, however small: autograd's hooks, picking up and putting back of tensors.
+    """
 
     alone: float = 1.0
     together: float = 1.0
     halo: float = 1.0
     sum: float = 1.0
+    call_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -308,19 +312,22 @@ class Profile:
         known = [count for count in self._halo_rates if count <= ranks]
         if known:
             constant, own, remote = map(float, self._halo_rates[max(known)])
-            return self.coefficients.halo * (exchanged + constant + own * own_bytes + remote * halo_bytes)
-        return self.coefficients.halo * exchanged
+            exchanged += constant + own * own_bytes + remote * halo_bytes
+        return self.coefficients.halo * exchanged + 2 * self.coefficients.call_s
 
     def _exchange_s(self, ranks: int, size_bytes: float) -> float:
-        return self.collective_seconds("exchange", ranks, size_bytes)
+        return self._plain_seconds("exchange", ranks, size_bytes)
 
     def collective_seconds(self, collective: Collective, ranks: int, size_bytes: float) -> float:
         """Time of a collective on ``ranks`` devices; by the slowest link where this number was not measured."""
         if ranks < 2:
             return 0.0
+        factor = self.coefficients.sum if collective == "sum" else 1.0
+        return factor * self._plain_seconds(collective, ranks, size_bytes) + self.coefficients.call_s
+
+    def _plain_seconds(self, collective: Collective, ranks: int, size_bytes: float) -> float:
         table = self._collective_tables.get((collective, ranks))
-        seconds = self._modelled(collective, ranks, size_bytes) if table is None else table.seconds(size_bytes)
-        return seconds * (self.coefficients.sum if collective == "sum" else 1.0)
+        return self._modelled(collective, ranks, size_bytes) if table is None else table.seconds(size_bytes)
 
     def _modelled(self, collective: Collective, ranks: int, size_bytes: float) -> float:
         """Hockney's model: a ring's all-reduce has 2 (k - 1) steps of bytes / k, an exchange k - 1 messages of bytes / (k - 1)."""

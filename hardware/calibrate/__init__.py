@@ -1,9 +1,10 @@
 """Predictions against the clock: coefficients fitted on some cases, errors found on others.
 
-The cost model's parts are measured one by one (`hardware.sweep`). What a step takes beyond them has few causes, each with one coefficient:
+The cost model's parts are measured one by one (`hardware.sweep`). What a step takes beyond them has few causes, each with a coefficient:
 
     alone, together   computation on one device and on all: caches and memory that a whole step shares
     halo, sum         communication within a step: waiting for the slowest device, whose reasons are many
+    call_s            what a step does for every collective, however small
 
 Legend: predicted and measured are seconds of a step.
 """
@@ -11,7 +12,7 @@ Legend: predicted and measured are seconds of a step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from statistics import median
 
@@ -31,6 +32,8 @@ TOGETHER = 10
 STIFFNESS = 0.05
 """How much a coefficient of e costs, in squared logarithmic errors a case: what the cases do not tell stays 1."""
 LIMITS = (0.5, 4.0)
+CALL_LIMITS = (0.0, 2e-3)
+CALL_SCALE_S = 1e-3
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,23 @@ def fit(profile: Profile, compared: Sequence[Comparison]) -> Coefficients:
     measured = np.log([comparison.measured_s for comparison in compared])
     stiffness = np.sqrt(STIFFNESS)
 
-    def misses(logarithms: FloatArray) -> FloatArray:
-        tried = replace(profile, coefficients=Coefficients(*map(float, np.exp(logarithms))))
-        missed = np.log([predicted_s(tried, comparison.case) for comparison in compared]) - measured
-        return np.concatenate([missed, stiffness * logarithms])
+    def misses(tried: FloatArray) -> FloatArray:
+        adjusted = replace(profile, coefficients=_coefficients(tried))
+        missed = np.log([predicted_s(adjusted, comparison.case) for comparison in compared]) - measured
+        return np.concatenate([missed, stiffness * tried])
 
-    begin = np.log(np.clip(astuple(profile.coefficients), LIMITS[0] * 1.01, LIMITS[1] * 0.99))
-    found = least_squares(misses, begin, bounds=(np.log(LIMITS[0]), np.log(LIMITS[1])), loss="soft_l1", f_scale=0.1, diff_step=1e-3)
-    return Coefficients(*map(float, np.exp(found.x)))
+    ratios = len(fields(Coefficients)) - 1
+    low = [np.log(LIMITS[0])] * ratios + [CALL_LIMITS[0] / CALL_SCALE_S]
+    high = [np.log(LIMITS[1])] * ratios + [CALL_LIMITS[1] / CALL_SCALE_S]
+    begin = [0.0] * ratios + [0.02]
+    found = least_squares(misses, begin, bounds=(low, high), x_scale=0.1, loss="soft_l1", f_scale=0.1, diff_step=1e-3)
+    return _coefficients(found.x)
+
+
+def _coefficients(tried: FloatArray) -> Coefficients:
+    """Logarithms of the ratios, and the seconds of a call in their scale."""
+    *logarithms, call = map(float, tried)
+    return Coefficients(*map(float, np.exp(logarithms)), call * CALL_SCALE_S)
 
 
 def calibrate(

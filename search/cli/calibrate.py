@@ -95,7 +95,7 @@ def tables(profile: Profile, compared: Sequence[Comparison]) -> list[RenderableT
         ("median error", percent(found.median_error)),
         ("worst error", percent(found.worst_error)),
         ("Kendall tau", f"{found.kendall_tau:.3f}"),
-        *((f"coefficient of {name}", f"{value:.3f}") for name, value in asdict(profile.coefficients).items()),
+        *((f"coefficient {name}", f"{value:.3g}") for name, value in asdict(profile.coefficients).items()),
     ]
     return [
         table(f"steps of held-out cases on {profile.described}", columns, rows, text=("network", "strategy", "range")),

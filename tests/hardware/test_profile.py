@@ -133,6 +133,9 @@ def test_coefficients_stretch_what_they_name_and_nothing_else() -> None:
     assert profile.halo_seconds(2, 1e6, 1e6) == pytest.approx(1.5 * plain.halo_seconds(2, 1e6, 1e6))
     assert profile.collective_seconds("sum", 2, 1e6) == pytest.approx(2 * plain.collective_seconds("sum", 2, 1e6))
     assert profile.collective_seconds("gather", 2, 1e6) == plain.collective_seconds("gather", 2, 1e6)
+    called = replace(plain, coefficients=Coefficients(call_s=1.0))
+    assert called.collective_seconds("sum", 2, 1e6) == pytest.approx(1 + plain.collective_seconds("sum", 2, 1e6))
+    assert called.halo_seconds(2, 1e6, 1e6) == pytest.approx(2 + plain.halo_seconds(2, 1e6, 1e6))
 
 
 def test_a_sum_hides_what_the_measured_overlap_lets_it_hide() -> None:
