@@ -107,8 +107,8 @@ def fit(profile: Profile, compared: Sequence[Comparison]) -> Coefficients:
 
 def _coefficients(tried: FloatArray) -> Coefficients:
     """Logarithms of the ratios, and the seconds of a call in their scale."""
-    *logarithms, call = map(float, tried)
-    return Coefficients(*map(float, np.exp(logarithms)), call * CALL_SCALE_S)
+    alone, together, halo, added = map(float, np.exp(tried[:-1]))
+    return Coefficients(alone, together, halo, added, float(tried[-1]) * CALL_SCALE_S)
 
 
 def calibrate(
