@@ -37,6 +37,7 @@ def to_prune(
     """
     topology = network.topology
     _check(price, pattern)
+    _check_fresh(evidence, topology)
     protected = sum(1 + layer.shape[0] * _into_output(topology, layer) for layer in topology.layers)
     candidates, score = criterion.ready(Candidates(evidence, True, count, check_frozen(topology, frozen), reserve=protected))
     scored = {}
@@ -69,6 +70,7 @@ def to_grow(
     """
     topology = network.topology
     _check(price, pattern)
+    _check_fresh(evidence, topology)
     asked = Candidates(evidence, False, count, check_frozen(topology, frozen))
     candidates, score = criterion.ready(asked)
     if pattern is not None and pattern.name != "unstructured":
@@ -85,6 +87,11 @@ def to_grow(
 def _check(price: float | None, pattern: Pattern | None) -> None:
     if price is not None and pattern is not None:
         raise ValueError(f"price is {price} and pattern is {pattern.name!r}, but only one may be given; a price has its pattern, groups")
+
+
+def _check_fresh(evidence: Evidence, topology: Topology) -> None:
+    if evidence.topology is not topology:
+        raise ValueError("evidence is of the network before an edit, but must be of the network as it is; gather it anew after every edit")
 
 
 def _into_output(topology: Topology, layer: Connections) -> bool:

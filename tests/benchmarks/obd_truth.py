@@ -211,7 +211,8 @@ def main() -> None:
     if arguments.json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
-    RESULTS.write_text(report(frame, arguments, source.sha256))
+    _, heading, by_hand = RESULTS.read_text().partition("\n## ") if RESULTS.exists() else ("", "", "")  # what else was tried stays
+    RESULTS.write_text(report(frame, arguments, source.sha256) + heading + by_hand)
     sys.stdout.write(table(frame) + "\n")
 
 

@@ -152,3 +152,12 @@ def test_growth_beyond_full_density_is_refused() -> None:
         assert sum(map(len, chosen.values())) == absent
         with pytest.raises(ValueError, match=f"count is {absent + 1}, but must be between 0 and the number of candidates, {absent}"):
             to_grow(found, criterion("gradient"), evidence(found, "gradient"), absent + 1, price)
+
+
+@pytest.mark.parametrize("choose", [to_prune, to_grow])
+def test_evidence_of_before_an_edit_is_refused(choose) -> None:  # type: ignore[no-untyped-def]
+    found = network()
+    stale = evidence(found, "gradient")
+    found.grow_connections(to_grow(found, criterion("gradient"), stale, 3))
+    with pytest.raises(ValueError, match="evidence is of the network before an edit, but must be of the network as it is"):
+        choose(found, criterion("gradient"), stale, 3)
