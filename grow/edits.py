@@ -259,7 +259,7 @@ def _evidence(session: Session, criterion: Criterion) -> Evidence:
     """Evidence on the batches of the coming steps."""
     needed = session.methods.batches if (criterion.needs | criterion.later) - DATA_FREE else 0
     batches = [_batch(session, session.step + later) for later in range(needed)]
-    only = {name: None for name in session.network.layers if name not in session.methods.kept} if session.methods.kept else None
+    only = {name: None for name in session.network.layers if name not in session.kept} if session.kept else None
     return gather(session.network, batches, session.task.loss, criterion.needs, _generator(session), only=only)
 
 
@@ -268,9 +268,9 @@ def _chosen(session: Session, criterion: Criterion, evidence: Evidence, change: 
     network, methods = session.network, session.methods
     topology = network.topology
     if methods.allocation is None:
-        return choose(network, criterion, evidence, abs(change), methods.price, methods.kept, methods.pattern)
+        return choose(network, criterion, evidence, abs(change), methods.price, session.kept, methods.pattern)
     chosen: Choice = {}
-    for name, count in _per_layer(topology, topology.connections + change, methods.allocation, methods.kept).items():
+    for name, count in _per_layer(topology, topology.connections + change, methods.allocation, session.kept).items():
         missing = (count - topology.layer(name).count) * (1 if change > 0 else -1)
         if missing > 0:
             others = frozenset(layer.layer for layer in topology.layers) - {name}

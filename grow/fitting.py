@@ -37,7 +37,7 @@ from grow.plan import Plan, ScheduleName, plant, policy
 from grow.rehearsal import rehearse
 from grow.schedules import Schedule
 from grow.seeds import SEEDS
-from grow.session import Methods, Session
+from grow.session import Methods, Session, untrained
 from grow.splice import Splice
 from grow.structured import Pattern, pattern
 from grow.task import Batch
@@ -402,8 +402,7 @@ def _frozen(network: Network, chosen: Settings) -> frozenset[str]:
     for name in chosen.frozen:
         for parameter in network.layers[name].parameters():
             parameter.requires_grad_(False)
-    untrained = {name for name, layer in network.layers.items() if not layer.weight.requires_grad}
-    return frozenset({*chosen.kept, *untrained})
+    return frozenset(chosen.kept) | untrained(network)
 
 
 def _plan(chosen: Settings, steps: int) -> Plan:

@@ -26,6 +26,12 @@ from grow.structured import Pattern
 from grow.task import Batch, Task
 from grow.topology import Topology
 
+
+def untrained(network: Network) -> frozenset[str]:
+    """Layers whose weight needs no gradient."""
+    return frozenset(name for name, layer in network.layers.items() if not layer.weight.requires_grad)
+
+
 RANDOM_BIRTH = BIRTHS["random"]
 
 
@@ -91,9 +97,14 @@ class Session:
     """The validation samples that are probed."""
 
     @property
+    def kept(self) -> frozenset[str]:
+        """Layers that no edit touches: those that the methods name, and those that are not trained."""
+        return self.methods.kept | untrained(self.network)
+
+    @property
     def kept_spaces(self) -> frozenset[str]:
         """Spaces that a kept layer computes or reads: their units stay."""
-        layers = [layer for layer in self.network.topology.layers if layer.layer in self.methods.kept]
+        layers = [layer for layer in self.network.topology.layers if layer.layer in self.kept]
         return frozenset(segment.space for layer in layers for segment in (*layer.target, *layer.source))
 
     @property

@@ -105,7 +105,8 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     """The training that a recipe describes, before its first step. Without a profile every layer is computed by the dense kernel."""
     recipe, network = material.recipe, start_network(material)
     dense = network.topology
-    plant(network, recipe.initial, recipe.density, recipe.seed, recipe.devices)  # every device needs a unit to begin with
+    kept = untrained(network)
+    plant(network, recipe.initial, recipe.density, recipe.seed, recipe.devices, kept)  # every device needs a unit to begin with
     if recipe.strategy == "units":
         costs = _costs(recipe, profile)
         placing = Placing(recipe.devices, recipe.imbalance, costs)
@@ -118,7 +119,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(recipe.pruning).needs else {}
     for follower in followers.values():
         network.attach(follower)
-    planned = _policy(recipe, dense, network.topology)
+    planned = _policy(recipe, dense, network.topology, kept)
     rate = schedules.warm_cosine(recipe.learning_rate, max(1, round(WARM_UP * recipe.steps)), recipe.steps)
     return Session(
         network,
@@ -174,7 +175,7 @@ def last_checkpoint(folder: Path) -> checkpoint.Checkpoint | None:
         raise RunNotFoundError(str(error)) from error
 
 
-def _policy(recipe: Recipe, dense: Topology, planted: Topology) -> Policy:
+def _policy(recipe: Recipe, dense: Topology, planted: Topology, kept: frozenset[str]) -> Policy:
     """Move from the seed's connections to the recipe's, by the recipe's schedule."""
     try:
         return policy(

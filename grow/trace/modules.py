@@ -95,6 +95,8 @@ def _layer_norm(tracing: Tracing, node: fx.Node) -> Layout:
         if group is not None:
             atoms_of, layout = tracing.axis(node, layout, dim)
             tracing.atoms.mixed.append(atoms_of)
+            if isinstance(module, (nn.RMSNorm, RMSNorm)):  # of layer norms alone the moments can be summed up over parts of the units
+                tracing.atoms.contracted.append(atoms_of)
         atoms.append(None if group is None else atoms_of)
     tracing.parameters(path, tuple(atoms))
     if isinstance(module, nn.LayerNorm):
