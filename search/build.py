@@ -21,6 +21,7 @@ from grow.kernels import Timings
 from grow.movement import Movement
 from grow.network import Network
 from grow.plan import Plan, plant, policy
+from grow.session import untrained
 from grow.structured import pattern
 from grow.task import Task
 from grow.topology import Topology
@@ -195,6 +196,7 @@ def _policy(recipe: Recipe, dense: Topology, planted: Topology, kept: frozenset[
             ),
             dense,
             planted,
+            kept,
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error

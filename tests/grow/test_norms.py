@@ -73,3 +73,12 @@ def test_gradients_are_those_of_torchs_norm(norm: Build) -> None:
     expected = [parameter.grad for parameter in theirs.parameters()]
     for parameter, grad in zip(network.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, grad)
+
+
+def test_only_layer_norms_have_moments_that_parts_of_the_units_may_sum_up() -> None:
+    contracted = {}
+    for name, norm in {"layer": nn.LayerNorm(6), "root mean square": nn.RMSNorm(6)}.items():
+        space = Network(nn.Sequential(nn.Linear(4, 6), norm, nn.Linear(6, 2)), torch.zeros(1, 4)).topology.space("0")
+        assert space.mixed
+        contracted[name] = space.contracted
+    assert contracted == {"layer": False, "root mean square": True}

@@ -245,6 +245,17 @@ def test_a_kept_layer_is_left_as_it_is_while_the_whole_network_meets_its_density
     assert topology.connections == round(0.2 * (8 * 32 + 32 * 32 + 32 * 3))
 
 
+def test_a_layer_that_is_not_trained_is_left_as_it_is_by_criteria_that_look_at_gradients() -> None:
+    session = make_session(History())
+    session.methods = replace(session.methods, growth=CRITERIA["gradient"], pruning=CRITERIA["taylor"])
+    still = session.network.layers["5"].requires_grad_(False)
+    before = still.dense_weight().clone()
+    finish(session)
+    assert session.network.topology.layer("5").index is None
+    assert torch.equal(session.network.layers["5"].dense_weight(), before)
+    assert session.network.topology.layer("0").index is not None
+
+
 def test_torchs_scheduler_sets_the_rate_and_is_resumed(tmp_path: Path) -> None:
     def scheduled(history: History) -> Session:
         session = make_session(history)
