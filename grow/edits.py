@@ -167,7 +167,7 @@ def _prune_round(session: Session, count: int) -> None:
 def _grow(session: Session, count: int) -> None:
     """Add ``count`` connections: first those that were pruned too early, then those that the criterion finds most worth having."""
     network, growth = session.network, session.methods.growth
-    free = [layer for layer in network.topology.layers if layer.layer not in session.methods.kept]
+    free = [layer for layer in network.topology.layers if layer.layer not in session.kept]
     count = min(count, sum(layer.possible - layer.count for layer in free))  # less than wanted where many units died
     if session.splice is not None:
         count -= _splice(session, session.splice, count)
@@ -184,7 +184,7 @@ def _splice(session: Session, splice: Splice, count: int) -> int:
     splice.train(_evidence(session, GRADIENT), rate)
     room = {layer.layer: layer.possible - layer.count for layer in topology.layers}
     if methods.allocation is not None:
-        wanted = _per_layer(topology, topology.connections + count, methods.allocation, methods.kept)
+        wanted = _per_layer(topology, topology.connections + count, methods.allocation, session.kept)
         room = {name: wanted[name] - topology.layer(name).count for name in wanted}
     choice, values = splice.rising(network, room, count)
     network.grow_connections(choice, values)

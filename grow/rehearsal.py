@@ -33,7 +33,7 @@ def rehearse(session: Session) -> None:
     generator = torch.Generator().manual_seed(0)
     if isinstance(policy, Policy) and not policy.last_update and policy.first_update is None:
         return  # no update will come
-    looked_at = {name: None for name in network.layers if name not in methods.kept}
+    looked_at = {name: None for name in network.layers if name not in session.kept}
     growing = isinstance(policy, Policy) and policy.regrow
     for criterion in (methods.pruning, methods.growth) if growing else (methods.pruning,):
         needs = criterion.needs | criterion.later
