@@ -108,7 +108,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     dense = network.topology
     kept = untrained(network)
     plant(network, recipe.initial, recipe.density, recipe.seed, recipe.devices, kept)  # every device needs a unit to begin with
-    if recipe.strategy == "units":
+    if recipe.by_units:
         costs = _costs(recipe, profile)
         placing = Placing(recipe.devices, recipe.imbalance, costs)
         network.assign(_partition(Workload.of(network.topology), recipe, costs).parts, placing, costs)
@@ -206,14 +206,14 @@ def _methods(recipe: Recipe, timings: Timings | None, costs: FloatArray | None) 
     return Methods(
         criterion(recipe.growth),
         criterion(recipe.pruning),
-        recipe.price if recipe.pattern == "source_group" and recipe.strategy == "units" else None,
+        recipe.price if recipe.pattern == "source_group" and recipe.by_units else None,
         timings=timings,
         batches=recipe.evidence_batches,
         allocation=None if recipe.allocation == "global" else allocation(recipe.allocation),
         apoptosis=recipe.apoptosis if recipe.apoptosis > 0 else None,
         pattern=None if recipe.pattern in ("unstructured", "source_group") else pattern(recipe.pattern),
         birth=birth(recipe.birth),
-        divide=Repartition(recipe, costs) if recipe.repartition and recipe.strategy == "units" else None,
+        divide=Repartition(recipe, costs) if recipe.repartition and recipe.by_units else None,
     )
 
 
@@ -251,7 +251,7 @@ def _costs(recipe: Recipe, profile: Profile | None) -> FloatArray | None:
 
 def _settled(network: Network, recipe: Recipe, profile: Profile) -> Partition | None:
     """The final partition: the one that the network grew along, as it is or mended, or made anew: the one predicted to train fastest."""
-    if recipe.strategy != "units":
+    if not recipe.by_units:
         return None
     assert network.parts is not None
     work = Workload.of(network.topology)
@@ -261,4 +261,4 @@ def _settled(network: Network, recipe: Recipe, profile: Profile) -> Partition | 
     whole = all(len(np.unique(parts)) == recipe.devices for parts in grown.parts.values())
     mended = repartition(work, grown.parts, recipe.devices, None, recipe.imbalance, recipe.seed, costs)
     candidates = (grown, mended, anew) if whole else (mended, anew)
-    return min(candidates, key=lambda partition: predict(work, "units", partition, profile, recipe.batch_size).total_s)
+    return min(candidates, key=lambda partition: predict(work, recipe.strategy, partition, profile, recipe.batch_size).total_s)

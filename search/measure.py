@@ -51,7 +51,7 @@ def job(recipe_path: str) -> Job:
         recipe.devices,
         inputs,
         targets,
-        parts=network.parts if recipe.strategy == "units" else None,
+        parts=network.parts if recipe.by_units else None,
         optimizer=recipe.optimizer,
         learning_rate=recipe.learning_rate / 100,  # the clock is all that counts: keep away from divergence, whose numbers are slow
         momentum=recipe.momentum,

@@ -23,6 +23,10 @@ Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 NotNegative: TypeAlias = Annotated[float, Ge(0), Lt(float("inf"))]
 
 
+BY_UNITS = ("model", "owt", "units")
+"""Strategies that divide units; ``units`` is what ``model`` was called first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What decides one trial.
@@ -74,7 +78,7 @@ class Recipe:
     apoptosis: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     devices: Count = 1
-    strategy: Literal["single", "data", "units"] = "single"
+    strategy: Literal["single", "data", "model", "owt", "units"] = "single"
     partitioner: Literal["contiguous", "metis", "mtkahypar"] = "mtkahypar"
     imbalance: Share = 0.03
     repartition: bool = False
@@ -94,8 +98,13 @@ class Recipe:
         for name, annotation in _annotations().items():
             check(name, annotation, getattr(self, name))
         if (self.devices == 1) != (self.strategy == "single"):
-            rule = "'single' on one device" if self.devices == 1 else f"'data' or 'units' on {self.devices} devices"
+            rule = "'single' on one device" if self.devices == 1 else f"'data', 'model' or 'owt' on {self.devices} devices"
             raise ConfigurationError(f"strategy is {self.strategy!r}, but must be {rule}")
+
+    @property
+    def by_units(self) -> bool:
+        """Whether units are divided over the devices, so that they have parts and what crosses has a price."""
+        return self.strategy in BY_UNITS
 
     def to_json(self) -> dict[str, object]:
         """As plain data, with the version of the schema."""

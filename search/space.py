@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from search.recipe import BY_UNITS
+
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
@@ -109,7 +111,7 @@ def idle(values: Mapping[str, object]) -> dict[str, Value]:
     """
     if values.get("devices") == 1:
         return {"strategy": "single", "price": 0.0, "imbalance": 0.0}
-    if values.get("strategy") != "units":  # no units are split, so none are communicated
+    if values.get("strategy") not in BY_UNITS:  # no units are split, so none are communicated
         return {"price": 0.0, "imbalance": 0.0}
     return {}
 

@@ -83,6 +83,19 @@ def test_partition_and_price_know_the_links_between_two_servers(base: Recipe) ->
     assert paid[0] < paid[1]
 
 
+@pytest.mark.parametrize("name", ["model", "owt"])
+def test_other_strategies_that_divide_units_have_the_parts_and_figures_of_the_older_name(base: Recipe, name: str) -> None:
+    found = []
+    for strategy in ("units", name):  # without convolutions they are all the same
+        recipe = replace(base, initial="erk", devices=2, strategy=strategy, partitioner="contiguous")
+        training = build.session(build.material(recipe), None, History())
+        found.append((build.figures(training, recipe, preset("pcie-2")), training.network.parts))
+    assert found[0][0] == found[1][0]
+    assert {space: parts.tolist() for space, parts in found[0][1].items()} == {
+        space: parts.tolist() for space, parts in found[1][1].items()
+    }
+
+
 def test_links_that_are_as_good_as_even_change_nothing(base: Recipe) -> None:
     recipe = replace(base, initial="erk", devices=4, strategy="units", partitioner="contiguous")
     assert build.session(build.material(recipe), preset("nvlink-8"), History()).network.ways is None

@@ -22,7 +22,7 @@ REQUIRED: dict[str, object] = {"study": "digits", "network": "mlp", "data_sha256
     price=st.floats(0, 1e300),
     seed=st.integers(0, 2**32 - 1),
     devices=st.integers(2, 64),
-    strategy=st.sampled_from(["data", "units"]),
+    strategy=st.sampled_from(["data", "model", "owt", "units"]),
     study=st.text(min_size=1),
 )
 def test_json_and_back_is_the_same_recipe(**values: object) -> None:
@@ -47,7 +47,7 @@ def test_json_and_back_is_the_same_recipe(**values: object) -> None:
             "did you mean 'erk'?",
         ),
         ("strategy", "units", "strategy is 'units', but must be 'single' on one device"),
-        ("devices", 2, "strategy is 'single', but must be 'data' or 'units' on 2 devices"),
+        ("devices", 2, "strategy is 'single', but must be 'data', 'model' or 'owt' on 2 devices"),
     ],
 )
 def test_a_wrong_value_is_named_with_the_rule(field: str, value: object, message: str) -> None:
