@@ -155,6 +155,20 @@ class WeightCarrier:
         return expand(values, self._present, self._after.shape)
 
 
+class MaskCarrier:
+    """The same where no unit moves and the weight is stored dense before and after: what exists is a mask."""
+
+    def __init__(self, before: Tensor | None, present: Tensor, shape: tuple[int, ...]) -> None:
+        after = expand(torch.ones_like(present, dtype=torch.bool), present, shape)
+        self._kept = after if before is None else after & before
+        self._new = after & ~self._kept
+
+    def __call__(self, tensor: Tensor, fill: float) -> Tensor:
+        """``fill`` where a connection is new, 0 where none exists."""
+        carried = torch.where(self._kept, tensor, tensor.new_zeros(()))
+        return carried.masked_fill_(self._new, fill) if fill else carried
+
+
 def same_index(one: Index, other: Index) -> bool:
     """Whether two layers have the same connections."""
     return one is other or (one is not None and other is not None and np.array_equal(one, other))

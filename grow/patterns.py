@@ -206,7 +206,7 @@ def as_choice(scored: Scored, chosen: BoolArray) -> Choice:
     return {layer: positions[share] for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
 
 
-def smallest(scores: FloatArray, count: int) -> BoolArray:
+def smallest(scores: FloatArray | NDArray[np.float32], count: int) -> BoolArray:
     """Marks the ``count`` smallest in linear time. At the threshold the first win, so that every rank and rerun chooses alike."""
     if count == 0:
         return np.zeros(len(scores), bool)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from grow.axes import ConnectionsAxis, IntArray, Moves, reindex
-from grow.carry import Index, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
+from grow.carry import Index, MaskCarrier, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
 from grow.follow import Follower
 from grow.kernels import KERNELS, Storage
 from grow.layers import Structure
@@ -196,8 +196,10 @@ def _carrier(network: Network, name: str, moves: Mapping[str, IntArray], plan: P
     before, after, kernel = network.topology.layer(path), plan.topology.layer(path), plan.kernels[path]
     if before.shape == after.shape and same_index(before.index, after.index) and layer.kernel == kernel and not touches(before, moves):
         return None
-    sources = old_positions(network.topology, before, after, moves)
     present = torch.from_numpy(after.positions()).to(layer.weight.device)
+    if layer.storage == "dense" == KERNELS[kernel].storage and not touches(before, moves):
+        return MaskCarrier(layer.mask, present, after.shape)
+    sources = old_positions(network.topology, before, after, moves)
     return WeightCarrier(layer, after, KERNELS[kernel].storage, sources, present)
 
 

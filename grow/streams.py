@@ -20,6 +20,8 @@ from grow.topology import Topology
 Part: TypeAlias = tuple[str, IntArray, NDArray[np.float32]]
 """Layer, sorted positions (N,) and scores (N,) of some candidates. Parts come in the order (layer, position)."""
 
+AnyFloats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+
 Stream: TypeAlias = Callable[[], Iterator[Part]]
 """Goes through all candidates, the same every time."""
 
@@ -31,15 +33,17 @@ class Best:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._scores = np.zeros(0)
+        self._scores: AnyFloats = np.zeros(0, np.float32)  # as wide as what it is shown
         self._layers, self._positions = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._least = -np.inf
 
-    def show(self, layer: int, positions: IntArray, scores: FloatArray) -> None:
+    def show(self, layer: int, positions: IntArray, scores: AnyFloats) -> None:
         """Candidates of one layer, after those of the layers and positions before them."""
         better = np.flatnonzero(scores > self._least)
         if not len(better) or not self._count:
             return
+        if len(better) > self._count:
+            better = better[smallest(-scores[better], self._count)]
         self._scores = np.concatenate([self._scores, scores[better]])
         self._layers = np.concatenate([self._layers, np.full(len(better), layer)])
         self._positions = np.concatenate([self._positions, positions[better]])
@@ -47,7 +51,7 @@ class Best:
             self._cut(smallest(-self._scores, self._count))
             self._least = float(self._scores.min())  # what comes later loses every tie
 
-    def highest(self, count: int) -> tuple[IntArray, IntArray, FloatArray]:
+    def highest(self, count: int) -> tuple[IntArray, IntArray, AnyFloats]:
         """Number of the layer, position and score of the ``count`` highest, in the order in which they were shown."""
         chosen = smallest(-self._scores, count)
         return self._layers[chosen], self._positions[chosen], self._scores[chosen]
@@ -62,7 +66,7 @@ def highest(stream: Stream, layers: Iterable[str], count: int) -> Choice:
     best, seen = Best(count), 0
     for layer, positions, scores in stream():
         _check(layer, scores)
-        best.show(names.index(layer), positions, scores.astype(np.float64))
+        best.show(names.index(layer), positions, scores)
         seen += len(positions)
     _check_count(count, seen)
     numbers, positions, _ = best.highest(count)
