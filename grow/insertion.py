@@ -244,6 +244,7 @@ def _layer(shape: tuple[int, ...], positions: IntArray, values: Tensor, like: Te
     weight.view(-1)[torch.from_numpy(positions).to(like.device)] = values.to(like)
     bias = like.new_zeros(shape[0])
     pad = shape[2] // 2 if len(shape) > 2 else 0
-    layer = SparseConv2d(weight, bias, (1, 1), (pad, pad), (1, 1)) if len(shape) > 2 else SparseLinear(weight, bias)
+    trained = nn.Parameter(weight), nn.Parameter(bias)
+    layer = SparseConv2d(*trained, (1, 1), (pad, pad), (1, 1)) if len(shape) > 2 else SparseLinear(*trained)
     layer.restructure(shape, None if len(positions) == weight.numel() else positions, "dense", layer.weight)
     return layer

@@ -37,8 +37,10 @@ tiny = StudyDefinition.from_samples(
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One cache for all runs of the tests, so that the devices are profiled once."""
-    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "NO_COLOR": "1"}
+    """One cache for all runs of the tests in all processes, so that the devices are profiled once."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    return {**os.environ, "XDG_CACHE_HOME": str(cache), "NO_COLOR": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tests.search.conftest import Grow
 
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
     options = ["run", "--study", "digits", "--gpus", "1", "--trials", "3", "--tolerance", "100"]
-    options += ["--set", "steps=120", "--set", "checkpoint_interval=10"]
+    options += ["--set", "steps=60", "--set", "checkpoint_interval=10"]
     whole = tmp_path / "runs" / "whole"
     assert grow(*options, "--name", "whole", cwd=tmp_path).returncode == 0
 
