@@ -21,6 +21,7 @@ import psutil
 from numpy.typing import NDArray
 
 from hardware import nvml
+from hardware.cores import available_cores
 
 Kind = Literal["cpu", "cuda"]
 ROUTED_BYTES = 2**20
@@ -173,11 +174,7 @@ def discover(kind: Literal["auto", "cpu", "cuda"] = "auto", count: int = 1) -> D
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(_allowed())
-
-
-def _allowed() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return len(available_cores())
 
 
 @cache
@@ -216,7 +213,7 @@ def cpu_name() -> str:
 
 
 def _workers(count: int) -> tuple[Device, ...]:
-    memory, allowed = psutil.virtual_memory().total // count, _allowed()
+    memory, allowed = psutil.virtual_memory().total // count, available_cores()
     return tuple(
         Device(cpu_name(), "cpu", index, memory, f"{platform.node()}/worker{index}", _numa_of(allowed[index % len(allowed)]))
         for index in range(count)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Literal
 
+from hardware.cores import idle_first
 from search.errors import StoppedError
 
 PARENT_VARIABLE = "GROW_PARENT"
@@ -76,7 +77,7 @@ def slots(kind: Literal["cpu", "cuda"], count: int) -> list[Slot]:
     """One slot a device; on CPU no more than there are cores."""
     if kind == "cuda":
         return [Slot(kind, index) for index in range(count)]
-    return [Slot(kind, core) for core in sorted(os.sched_getaffinity(0))[:count]]
+    return [Slot(kind, core) for core in idle_first(count)[:count]]
 
 
 def spawn(

@@ -23,7 +23,8 @@ import torch
 from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.distributed offers them, but not to type checkers
 
-from hardware.execute.ranks import NO_LIMIT_S, Kind, Rank, RankError, available_cores, cores_of, settle_gloo
+from hardware.cores import available_cores, cores_of
+from hardware.execute.ranks import NO_LIMIT_S, Kind, Rank, RankError, settle_gloo
 
 MEETING_S = 60.0
 """Time that all ranks have to come."""

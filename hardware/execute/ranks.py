@@ -19,10 +19,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Literal, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
+
+from hardware.cores import cores_of, idle_first
 
 if TYPE_CHECKING:
     import torch
@@ -127,28 +129,15 @@ def run_ranks(
     children: list[_Child] = []
     with tempfile.TemporaryDirectory(prefix="grow-ranks-") as folder:
         try:
+            allowed = idle_first(ranks * threads)
             for number in range(ranks):
-                cores = cores_of(number, threads, available_cores())
+                cores = cores_of(number, threads, allowed)
                 children.append(_start(number, ranks, kind, threads, cores, os.path.join(folder, "store"), limit_s))
             for child in children:
                 _hand_over(child, work)
             return cast("list[T]", _collect(children, deadline, limit_s))
         finally:
             _end(children)
-
-
-def available_cores() -> tuple[int, ...]:
-    """Cores that this process may run on."""
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else tuple(range(os.cpu_count() or 1))
-
-
-def cores_of(number: int, threads: int, cores: Sequence[int]) -> tuple[int, ...]:
-    """Cores of one rank: its own while there are enough, round robin beyond.
-
-    >>> [cores_of(rank, 1, [4, 5]) for rank in range(3)]
-    [(4,), (5,), (4,)]
-    """
-    return tuple(sorted({cores[(number * threads + thread) % len(cores)] for thread in range(threads)}))
 
 
 def _start(number: int, count: int, kind: Kind, threads: int, cores: tuple[int, ...], store: str, timeout_s: float) -> _Child:
