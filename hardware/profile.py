@@ -436,50 +436,6 @@ def key_of(devices: tuple[Device, ...], dtype: str = "float32") -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """Where profiles are kept for this user."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "grow" / "profiles"
-
-
-def cached(devices: tuple[Device, ...], dtype: str = "float32") -> Path:
-    """File of the profile of these devices."""
-    return cache_folder() / f"{key_of(devices, dtype)}.json"
-
-
-def obtain(
-    devices: tuple[Device, ...],
-    dtype: str = "float32",
-    *,
-    anew: bool = False,
-    full: bool = False,
-    progress: Progress = lambda message: None,
-) -> Profile:
-    """The cached profile of these devices, or a new one, which is then cached. ``full`` measures more sizes, which takes minutes."""
-    path = cached(devices, dtype)
-    if path.exists() and not anew and not full:
-        try:
-            found = Profile.load(path)
-        except ValueError:
-            progress("the cached profile is damaged or of another version")
-        else:
-            if found.key == path.stem:
-                return found
-    from hardware import sweep
-
-    found = sweep.measure(devices, dtype, full=full, progress=progress)
-    keep(found, progress)
-    return found
-
-
-def keep(profile: Profile, progress: Progress = lambda message: None) -> None:
-    """Cache a profile of this machine."""
-    try:
-        profile.save(cached(profile.devices, profile.dtype))
-    except OSError as error:
-        progress(f"the profile cannot be cached: {error}")
-
-
 def calibrated(profile: Profile, coefficients: Coefficients, calibration: Calibration) -> Profile:
     """The profile with coefficients that were fitted, and how good it is with them."""
     return replace(profile, coefficients=coefficients, calibration=calibration)

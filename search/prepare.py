@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from grow.topology import Topology
+from hardware.cache import obtain
 from hardware.devices import discover
 from hardware.presets import hardware
-from hardware.profile import Profile, obtain
+from hardware.profile import Profile
 from search import build
 from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of

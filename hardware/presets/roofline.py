@@ -14,17 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from hardware.devices import Device
-from hardware.profile import (
-    MASKED,
-    SCHEMA_VERSION,
-    Collective,
-    CollectiveTime,
-    HaloTime,
-    KernelTime,
-    MeasuredLink,
-    Profile,
-    table_name,
-)
+from hardware.profile import MASKED, SCHEMA_VERSION, Collective, CollectiveTime, HaloTime, KernelTime, MeasuredLink, Profile, table_name
 
 WIDTHS = (16, 64, 256, 1024, 4096, 16384)
 BATCHES = (16, 128, 1024, 8192)

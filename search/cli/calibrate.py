@@ -46,9 +46,9 @@ def calibrate(
     json
         Print one JSON object.
     """
+    from hardware.cache import keep, obtain
     from hardware.calibrate import calibrate as compare
     from hardware.devices import discover
-    from hardware.profile import keep, obtain
     from search.cli.output import print_error_line, print_json
     from search.report import show
 

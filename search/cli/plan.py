@@ -95,8 +95,8 @@ def plan(
 
 
 def _profile(device: DeviceChoice, gpus: int) -> Profile:
+    from hardware.cache import obtain
     from hardware.devices import discover
-    from hardware.profile import obtain
     from search.cli.output import print_error_line
 
     devices = discover(device, gpus)

@@ -76,8 +76,8 @@ def profile(
 
 
 def _measured(gpus: int, device: DeviceChoice, *, anew: bool, full: bool, say: Callable[[str], None]) -> Profile:
+    from hardware.cache import obtain
     from hardware.devices import discover
-    from hardware.profile import obtain
 
     devices = discover(device, gpus)
     if devices.note is not None:

@@ -18,9 +18,10 @@ from dataclasses import asdict, fields
 
 import torch
 
+from hardware.cache import keep, obtain
 from hardware.calibrate import Case, Comparison, calibrate, cases, compare, summary
 from hardware.devices import discover
-from hardware.profile import Profile, keep, machine, obtain
+from hardware.profile import Profile, machine
 from hardware.trust import beyond
 
 

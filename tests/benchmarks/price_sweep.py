@@ -23,12 +23,13 @@ import pandas as pd
 import torch
 
 from grow.topology import Topology
+from hardware.cache import obtain
 from hardware.cost import predict
 from hardware.devices import discover
 from hardware.partition import Partition
 from hardware.presets import hardware
 from hardware.price import price_by_time
-from hardware.profile import Profile, obtain
+from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
 from search.recipe import Recipe

@@ -7,6 +7,7 @@ import pytest
 
 from grow.kernels import KernelCase
 from hardware import sweep
+from hardware.cache import obtain
 from hardware.devices import Device
 from hardware.profile import (
     MASKED,
@@ -22,7 +23,6 @@ from hardware.profile import (
     calibrated,
     key_of,
     machine,
-    obtain,
     touched_bytes,
 )
 
