@@ -6,6 +6,7 @@ damaged one is told from a whole one; `latest` then takes the one before.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -138,9 +139,16 @@ def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Opt
     positions = {name: tensors[f"positions.{name}"].cpu().numpy() if f"positions.{name}" in tensors else None for name in expected}
     parts = {name.removeprefix("parts."): tensor.cpu().numpy() for name, tensor in tensors.items() if name.startswith("parts.")}
     contents = {name.removeprefix("network."): tensor.clone() for name, tensor in tensors.items() if name.startswith("network.")}
-    for insertion in insertions[present:]:
-        network.insert_layer(insertion)
-    network.restore(meta["units"], positions, expected, contents, parts or None)
+
+    def take_on(taker: Network) -> None:
+        for insertion in insertions[present:]:
+            taker.insert_layer(insertion)
+        taker.restore(meta["units"], positions, expected, contents, parts or None)
+
+    if missing:  # what does not fit shows on a copy, before the first layer is inserted
+        with torch.random.fork_rng():
+            take_on(copy.deepcopy(network))
+    take_on(network)
     if optimizer is not None:
         _restore_optimizer(network, optimizer, checkpoint)
 

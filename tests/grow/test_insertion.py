@@ -139,6 +139,22 @@ def test_a_checkpoint_repeats_the_insertions_on_a_freshly_traced_network(name: s
     assert len(network.insertions) == 3
 
 
+def test_a_checkpoint_that_does_not_fit_inserts_nothing() -> None:
+    sample = SAMPLES["convolutional"]
+    network, other = sample.network(), sample.network(seed=1)
+    network.insert_layer(Insertion("conv1", "deep", "identity", kernel=3))
+    taken = checkpoint.capture(network)
+    name = "network.deep.weight"
+    bad = checkpoint.Checkpoint(taken.meta, {**taken.tensors, name: taken.tensors[name][:-1]})
+    before, random = {name: tensor.clone() for name, tensor in other.tensors().items()}, torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"tensor 'deep\.weight' has shape"):
+        checkpoint.restore(other, bad)
+    assert other.insertions == ()
+    assert "deep" not in other.layers
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.tensors().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def ways() -> Network:
     """Units that are read before and after their ReLU."""
 
