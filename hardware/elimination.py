@@ -51,7 +51,7 @@ def cheapest(terms: Iterable[Term], best: int = 1, limit: float = inf) -> list[A
     >>> one = Term(("a",), {("x",): [Cost(1, 5)], ("y",): [Cost(2, 1)]})
     >>> two = Term(("a", "b"), {("x", "x"): [Cost(4, 0)], ("y", "x"): [Cost(1, 0)], ("y", "y"): [Cost(9, 0)]})
     >>> [(found.values, found.dear) for found in cheapest([one, two], best=2)]
-    [({'a': 'y', 'b': 'x'}, 3), ({'a': 'x', 'b': 'x'}, 5)]
+    [({'a': 'y', 'b': 'x'}, 3.0), ({'a': 'x', 'b': 'x'}, 5.0)]
     """
     left = list(terms)
     while variables := sorted({name for term in left for name in term.variables}):
