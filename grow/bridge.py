@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from grow.editing.units import Births, Lines
 from grow.evidence.watch import undisturbed, watched
 from grow.layers import SparseConv2d, SparseLayer
 from grow.network import Network
 from grow.nonlinearity import rectifiers
 from grow.task import Batch
 from grow.topology import Connections, columns_of, rows_of
-from grow.units import Births, Lines
 
 PIECE_VALUES = 2**22
 """Values and gradients spread out at once, 16 MiB in float32."""

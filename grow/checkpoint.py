@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from grow.axes import ConnectionsAxis
+from grow.editing.insertion import Insertion
 from grow.history import sync_folder
-from grow.insertion import Insertion
 from grow.network import Network
 
 if TYPE_CHECKING:

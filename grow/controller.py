@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 from grow import tolerance
 from grow.decisions import Accept, Decision, Edit, Grow, InsertLayer, Merge, Prune, PruneUnits, Report, Restore, Stop, Train
-from grow.insertion import Insertion
+from grow.editing.insertion import Insertion
 from grow.schedules import Schedule
 from grow.tolerance import Search, Tolerance
 

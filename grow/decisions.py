@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from grow.insertion import Insertion
+    from grow.editing.insertion import Insertion
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from grow.births import birth
 from grow.controller import AnyPolicy, Search, Tolerance
 from grow.criteria import Criterion, RunningMean, criterion, smoothed
 from grow.criteria.units import unit_criterion
+from grow.editing.insertion import Insertion
 from grow.follow import Follower
 from grow.history import History
-from grow.insertion import Insertion
 from grow.loaders import LoaderTask, largest_is_right
 from grow.memory import Memory
 from grow.movement import Movement
@@ -102,8 +102,8 @@ class Settings:
     - *units*: final units by space; birth, a name of `grow.births.BIRTHS`; unit_pruning, a name of `grow.criteria.units.UNIT_CRITERIA`;
       apoptosis, the change of the next layer's pre-activations, as a share, up to which redundant units are merged at every update;
       merging, how they are found, a name of `grow.apoptosis.METHODS`.
-    - *layers*: insertions, pairs of a step and a `grow.insertion.Insertion`, a new layer that comes at the first update from that step on;
-      kept are left as they are, frozen are not even trained. So are layers whose weight needs no gradient.
+    - *layers*: insertions, pairs of a step and a `grow.editing.insertion.Insertion`, a new layer that comes at the first update from that
+      step on; kept are left as they are, frozen are not even trained. So are layers whose weight needs no gradient.
     - *training*: optimizer by name, learning_rate (its peak), momentum (of SGD), weight_decay, average (decay of the averaged weights that
       are evaluated, and that the network has at the end), device.
     - *afterwards*: rewind, the share of the training after which the weights are remembered for `grow.retrain`; it must be before the

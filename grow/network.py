@@ -1,7 +1,7 @@
 """The traced module with its topology, and every edit of it.
 
-An edit is planned first, on copies, and then carried out at once (`grow.planned`): the layers' structure, every tensor that has an axis of
-an edited space, gradients, and the state of every attached optimizer. A failed edit leaves the network as it was.
+An edit is planned first, on copies, and then carried out at once (`grow.editing.planned`): the layers' structure, every tensor that
+has an axis of an edited space, gradients, and the state of every attached optimizer. A failed edit leaves the network as it was.
 
 Legend: U units of a space, E connections of a layer.
 """
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, Value, reindex
-from grow.carry import Index, evened_parts, moved_topology
-from grow.folding import constant_merges, foldable
-from grow.follow import Follower, Record
-from grow.insertion import (
+from grow.editing.carry import Index, evened_parts, moved_topology
+from grow.editing.folding import constant_merges, foldable
+from grow.editing.insertion import (
     Insertion,
     check_insertion,
     inserted_axes,
@@ -31,16 +30,17 @@ from grow.insertion import (
     new_layers,
     place_of,
 )
+from grow.editing.planned import PlannedEdit, planned, slots_of
+from grow.editing.positions import as_index, checked, exist, random_columns, random_rows, split_shares
+from grow.editing.restoring import checked_parts, restored
+from grow.editing.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
+from grow.follow import Follower, Record
 from grow.kernels import KERNELS, KernelCase
 from grow.layers import SparseConv2d, SparseLayer, SparseLinear, expand
 from grow.optim import check_editable
-from grow.planned import PlannedEdit, planned, slots_of
-from grow.positions import as_index, checked, exist, random_columns, random_rows, split_shares
-from grow.restoring import checked_parts, restored
 from grow.topology import Connections, Space, Topology, unconnected
 from grow.trace import trace
 from grow.trace.spaces import VALUE, Site
-from grow.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
 
 LEAVES = ("weight", "bias")
 """Tensors of a layer."""

@@ -13,8 +13,8 @@ import torch
 from grow import schedules
 from grow.axes import axis_length
 from grow.controller import Policy
+from grow.editing.insertion import Insertion
 from grow.edits import birth_degrees
-from grow.insertion import Insertion
 from grow.network import Network
 from grow.schedules import Schedule
 from grow.seeds import seed

@@ -12,10 +12,10 @@ import torch
 
 from grow.births import Given
 from grow.controller import Policy, Tolerance
+from grow.editing.insertion import check_insertion, place_of
 from grow.edits import mergeable
 from grow.evidence import gather
 from grow.evidence.gather import DATA_FREE
-from grow.insertion import check_insertion, place_of
 from grow.unit_evidence import gather_units
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from grow.axes import IntArray
-from grow.carry import moved_positions
+from grow.editing.carry import moved_positions
 from grow.evidence import Evidence
 from grow.network import Network
 from grow.patterns import Choice

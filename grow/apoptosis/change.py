@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grow.editing.units import Merge, factors
 from grow.network import Network
 from grow.topology import Connections, columns_of, rows_of
-from grow.units import Merge, factors
 from grow.watch import evaluating
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from grow.apoptosis.change import changes
 from grow.apoptosis.finding import Finding, column_norms, drive
 from grow.axes import IntArray
+from grow.editing.units import Merge
 from grow.network import Network
 from grow.topology import Connections, Topology, columns_of, read_units
-from grow.units import Merge
 from grow.watch import layer_inputs, unit_values
 
 RIDGE = 1e-7

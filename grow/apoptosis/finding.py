@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grow.editing.units import Merge
 from grow.network import Network
 from grow.topology import Connections, columns_of
-from grow.units import Merge
 
 
 @dataclass(frozen=True)

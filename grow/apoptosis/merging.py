@@ -1,7 +1,7 @@
 """Carrying a finding out.
 
 Units of the input are never removed, but redundant ones need not be read. The layers that read the input get W' = W Z, with Z as in
-`grow.units`, and the columns of what went lose their connections (the kernel `columns` skips them).
+`grow.editing.units`, and the columns of what went lose their connections (the kernel `columns` skips them).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from grow.apoptosis.finding import Finding
 from grow.axes import IntArray
+from grow.editing.units import constant_input, merge_columns
 from grow.layers import expand
 from grow.network import Network
 from grow.topology import columns_of
-from grow.units import constant_input, merge_columns
 
 
 def merge(network: Network, finding: Finding) -> None:

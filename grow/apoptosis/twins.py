@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from grow.apoptosis.finding import Finding, column_norms, drive
+from grow.editing.units import Merge
 from grow.network import Network
 from grow.nonlinearity import Passage, passage
 from grow.topology import Connections
-from grow.units import Merge
 from grow.watch import layer_inputs
 
 

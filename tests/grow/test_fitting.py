@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import grow
 from grow import checkpoint
 from grow.criteria import criterion, weighted_sum
+from grow.editing.insertion import Insertion
 from grow.fitting import prepare
 from grow.history import History
-from grow.insertion import Insertion
 from grow.plan import Plan
 from grow.structured import blocks
 from grow.train import Progress, train

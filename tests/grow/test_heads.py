@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from grow import apoptosis
 from grow.births import BIRTHS, Given
 from grow.criteria.units import choose_units, unit_criterion
+from grow.editing.units import Births, Lines, Merge
 from grow.network import Network
 from grow.topology import columns_of, rows_of
 from grow.unit_evidence import gather_units
-from grow.units import Births, Lines, Merge
 from tests.grow.test_network import assert_sound, attached, outputs, train
 
 HEADS, WIDTH = 4, 2

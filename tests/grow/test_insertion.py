@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from grow import checkpoint
-from grow.insertion import Insertion
+from grow.editing.insertion import Insertion
 from grow.kernels import KERNELS
 from grow.network import Network
 from tests.contracts.modules import SAMPLES, Sample

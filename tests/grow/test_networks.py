@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from grow import checkpoint, evidence
 from grow.axes import ConnectionsAxis, IntArray, Moves, reindex
+from grow.editing.insertion import Insertion
+from grow.editing.units import Births, Lines, Merge
 from grow.export import plain
-from grow.insertion import Insertion
 from grow.layers import expand
 from grow.network import Network
 from grow.seeds import SEEDS
-from grow.units import Births, Lines, Merge
 from hardware.execute.exchange import Peers
 from hardware.shard import shard
 from hardware.workload import Workload

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grow import optim
 from grow.average import WeightAverage
-from grow.insertion import Insertion
+from grow.editing.insertion import Insertion
+from grow.editing.units import Births, Lines, Merge
 from grow.kernels import KERNELS
 from grow.network import Network
-from grow.units import Births, Lines, Merge
 
 
 class OutOfMemory(TorchDispatchMode):

@@ -13,8 +13,8 @@ from torch import nn
 
 from grow import allocate, checkpoint, controller, schedules
 from grow.criteria import CRITERIA
+from grow.editing.insertion import Insertion
 from grow.history import History
-from grow.insertion import Insertion
 from grow.network import Network
 from grow.optim import make
 from grow.task import Classification, Samples

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from grow.editing.units import Births, Lines, Merge
 from grow.follow import NewEntry
 from grow.kernels import KERNELS
 from grow.network import Network
 from grow.topology import columns_of, rows_of
-from grow.units import Births, Lines, Merge
 from tests.contracts.modules import SAMPLES, Sample
 from tests.grow.test_network import EDITS, OPTIMIZERS, assert_sound, attached, carry_out, dense_state, everything, outputs, some, train
 

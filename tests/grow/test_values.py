@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from grow.axes import Segment, Value
-from grow.insertion import Insertion
+from grow.editing.insertion import Insertion
 from grow.network import Network
 from grow.trace.spaces import VALUE
 from studies.transformers import VisionTransformer

@@ -15,9 +15,9 @@ from torch import nn
 from grow import checkpoint, controller, optim, schedules
 from grow.average import WeightAverage
 from grow.criteria import CRITERIA
+from grow.editing.insertion import Insertion
 from grow.follow import Follower
 from grow.history import Event, History
-from grow.insertion import Insertion
 from grow.movement import Movement
 from grow.network import Network
 from grow.session import Methods, Session

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grow.axes import IntArray
-from grow.carry import line_moves
+from grow.editing.carry import line_moves
 from grow.topology import Connections, Topology, columns_of, rows_of
 
 

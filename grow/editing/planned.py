@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from grow.axes import ConnectionsAxis, IntArray, Moves, reindex
-from grow.carry import Index, MaskCarrier, WeightCarrier, carried_state, moved_parts, moved_topology, old_positions, same_index, touches
+from grow.editing.carry import (
+    Index,
+    MaskCarrier,
+    WeightCarrier,
+    carried_state,
+    moved_parts,
+    moved_topology,
+    old_positions,
+    same_index,
+    touches,
+)
 from grow.follow import Follower
 from grow.kernels import KERNELS, Storage
 from grow.layers import Structure

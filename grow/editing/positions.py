@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grow.axes import IntArray
-from grow.carry import Index
+from grow.editing.carry import Index
 from grow.topology import Connections, Topology, columns_of, rows_of
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from grow.axes import ConnectionsAxis, IntArray, axis_length
-from grow.carry import Index, moved_topology
+from grow.editing.carry import Index, moved_topology
+from grow.editing.planned import PlannedEdit
+from grow.editing.positions import as_index, checked
 from grow.kernels import KERNELS
-from grow.planned import PlannedEdit
-from grow.positions import as_index, checked
 from grow.topology import Topology
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from grow.axes import IntArray
+from grow.editing.units import Merge
 from grow.layers import SparseConv2d, SparseLinear
 from grow.topology import Connections, columns_of, read_units
-from grow.units import Merge
 from grow.watch import layer_inputs
 
 if TYPE_CHECKING:
