@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, fx, nn
 from torch.nn import functional
 
 from grow import optim
 from grow.axes import IntArray
 from grow.network import Network
 from hardware.execute.exchange import Peers
+from hardware.execute.moves import Batch
 from hardware.execute.ranks import Kind, Rank, run_ranks, settle_gloo
 from hardware.shard import ChooseKernel, Loss, Shard, StrategyName, by_density, shard
 
@@ -23,9 +25,12 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A network to be trained for some steps: how it is divided, on how many devices, on what batch, with which optimizer."""
+    """A network to be trained for some steps: how it is divided, on how many devices, on what batch, with which optimizer.
 
-    network: Network
+    Any other module that torch.fx can trace is trained as it is, whole, on one device: the baseline.
+    """
+
+    network: Network | nn.Module
     strategy: StrategyName
     devices: int
     inputs: Tensor  # (B, ...)
@@ -59,6 +64,16 @@ class _Turns:
     step_s: list[float]  # one per round
     halo_bytes: int
     sum_bytes: int
+
+
+def job_shard(job: Job, peers: Peers, *, choose: ChooseKernel = by_density, device: torch.device | None = None) -> Shard:
+    """What one rank of a job trains; it shares no tensor with the job's network. ValueError if that cannot be divided so."""
+    if isinstance(job.network, Network):
+        return shard(job.network, job.strategy, peers, parts=job.parts, batch=len(job.targets), choose=choose, device=device)
+    if peers.count != 1:
+        raise ValueError(f"devices is {peers.count}, but must be 1 for a plain module; divide a grow.network.Network of it")
+    traced = fx.symbolic_trace(copy.deepcopy(job.network)).to(device)
+    return Shard(traced, {}, peers, {}, cuts=False, batch=Batch())
 
 
 def measure_throughput(
@@ -130,9 +145,7 @@ class _Runner:
 
     def __init__(self, job: Job, rank: Rank, group: distributed.ProcessGroup | None, choose: ChooseKernel) -> None:
         self.peers, self.device = Peers(rank.number, job.devices, group), rank.device
-        self.shard: Shard = shard(
-            job.network, job.strategy, self.peers, parts=job.parts, batch=len(job.targets), choose=choose, device=rank.device
-        )
+        self.shard = job_shard(job, self.peers, choose=choose, device=rank.device)
         self.shard.module.train()
         parameters: list[nn.Parameter] = list(self.shard.module.parameters())
         self.optimizer = optim.make(job.optimizer, parameters, job.learning_rate, job.momentum, job.weight_decay)

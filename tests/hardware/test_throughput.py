@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from itertools import pairwise
 from statistics import median
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from grow.network import Network
 from hardware.execute.exchange import Peers
-from hardware.execute.measure import Job, measure_throughput
+from hardware.execute.measure import Job, job_shard, measure_throughput
 from hardware.shard import shard
 
 
@@ -51,6 +52,31 @@ def test_bad_jobs_are_refused() -> None:
     with pytest.raises(ValueError, match="devices is 0, but must be at least 1"):
         measure_throughput([job])
     assert measure_throughput([]) == []
+
+
+def test_a_plain_module_is_trained_as_torch_trains_it() -> None:
+    module = mlp(6, 5, 3)
+    before = copy.deepcopy(module.state_dict())
+    inputs, targets = torch.randn(8, 6), torch.randint(0, 3, (8,))
+    job = Job(module, "single", 1, inputs, targets)
+    local, expected = job_shard(job, Peers(0, 1)), copy.deepcopy(module)
+    assert {type(layer) for layer in local.module.children()} == {nn.Linear, nn.ReLU}
+    ours, plain = (torch.optim.SGD(found.parameters(), lr=0.5, momentum=0.9) for found in (local.module, expected))
+    for _ in range(3):
+        local.step(ours, inputs, targets, functional.cross_entropy)
+        plain.zero_grad()
+        functional.cross_entropy(expected(inputs), targets).backward()
+        plain.step()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(local.module.state_dict()[name], tensor)
+        assert torch.equal(module.state_dict()[name], before[name])
+        assert not torch.equal(tensor, before[name])
+
+
+def test_a_plain_module_is_not_divided() -> None:
+    job = Job(mlp(3, 4, 2), "units", 2, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="devices is 2, but must be 1 for a plain module"):
+        job_shard(job, Peers(0, 2))
 
 
 @pytest.mark.slow

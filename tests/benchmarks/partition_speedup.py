@@ -1,0 +1,344 @@
+"""How much faster does a partitioned network train on k workers than the dense start network on one, and how accurate does it become?
+
+    python -m tests.benchmarks.partition_speedup [--json] [--only KEY=VALUE ...] [--seconds 2.5] [--profile]
+        [--accuracy [--test] [--seeds 3] [--steps 300] [--learning-rate 0.1] [--data-dir DIR]]
+
+The hidden spaces of 784-2048-2048-2048-2048-10 and of 784-1024-1024-1024-10 are halved. A unit of a part reads the units of its own
+part, and a few units of the other: the crossing units, drawn at random, the same number from each part. ``crossing`` is the smallest
+share of them over the hidden spaces that a hidden space reads, as measured; 0 is the control, two halves that never talk. ``density``
+is the share of those connections, and of those with the input, that exist; the outputs read everything.
+
+At batch 256 it trains under the strategy ``model``, one core a worker, or whole on one worker, against the dense network of
+torch.nn.Linear with autograd and the same optimizer (SGD with momentum) on one worker. At batch 512, against itself on one worker:
+``efficiency`` is that ratio over the workers. Both sides are timed in turns in one run, one turn a round. A ratio is that of the medians;
+its range is that of slowest rounds against fastest, so wider than that of any round. ``--profile`` lets the profile of these devices
+choose the kernels (as it is in the cache: measured when there is none), otherwise the density does.
+
+``--accuracy`` trains both sides of the cases at batch 256 on MNIST, structure fixed from the start, from the same seeds, on the same
+batches, for the same steps: ``accuracy_difference`` is partitioned minus dense, in points, the mean over the seeds. The accuracy is
+that of validation; with ``--test`` that of the test digits, which are read for nothing else.
+
+``--only`` may be repeated; its keys are units, workers, density, crossing (the share asked for: 0, 0.02 or 0.05) and batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from grow import optim, schedules
+from grow.axes import IntArray
+from grow.network import Network
+from grow.task import Batch, Task
+from grow.topology import Connections, Topology
+from hardware.cache import obtain
+from hardware.calibrate.cases import part_of
+from hardware.devices import discover
+from hardware.execute.exchange import Peers
+from hardware.execute.measure import Job, Throughput, job_shard, measure_made
+from hardware.execute.ranks import Rank, run_ranks
+from hardware.partition import Partition, crossing_share
+from hardware.shard import ChooseKernel, by_density
+from hardware.workload import Workload
+from search.definition import StudyReference
+
+PARTS = 2
+HIDDEN = {2048: 4, 1024: 3}
+"""Hidden spaces of the network with so many units in each."""
+
+BATCH, SCALING_BATCH = 256, 512
+MOMENTUM, TIMED_RATE, WARM_UP = 0.9, 1e-4, 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network in halves on some workers. crossing: share of the units of every hidden space that the other half reads."""
+
+    units: int
+    workers: int
+    density: float
+    crossing: float
+    batch: int
+
+
+NETWORKS = [(units, density, crossing) for units in HIDDEN for density in (1.0, 0.05) for crossing in (0.0, 0.02, 0.05)]
+CASES = (
+    *(Case(units, workers, density, crossing, BATCH) for units, density, crossing in NETWORKS for workers in (1, 2)),
+    *(Case(*(units, 2, density, crossing, SCALING_BATCH)) for units, density, crossing in NETWORKS),
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that a case compares; ``text`` is what every rank makes it from. hidden: how many hidden spaces."""
+
+    units: int
+    hidden: int
+    workers: int
+    density: float
+    crossing: float
+    batch: int
+    dense: bool = False
+    seed: int = 0
+
+    @property
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    def module(self) -> nn.Module:
+        """The dense start network."""
+        torch.manual_seed(self.seed)
+        widths = (784, *[self.units] * self.hidden, 10)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for number, (sources, targets) in enumerate(pairwise(widths), start=1):
+            layers[f"fc{number}"], layers[f"relu{number}"] = nn.Linear(sources, targets), nn.ReLU()
+        layers.popitem()  # no ReLU after the logits
+        return nn.Sequential(layers)
+
+    @cached_property
+    def network(self) -> Network:
+        """The same in parts: weights as torch draws them for the connections that a unit has."""
+        network = Network(self.module(), torch.zeros(1, 1, 28, 28))
+        generator = np.random.default_rng(self.seed)
+        index = {}
+        for layer in network.topology.layers[:-1]:
+            allowed = _allowed(network.topology, layer, self.crossing, generator)
+            if self.density < 1:
+                allowed &= generator.random(layer.shape) < self.density
+            if not allowed.all():
+                index[layer.layer] = np.flatnonzero(allowed)
+            scale = np.sqrt(layer.shape[1] / np.maximum(allowed.sum(1), 1))  # (O,)
+            with torch.no_grad():
+                network.layers[layer.layer].weight.mul_(torch.from_numpy(scale).float()[:, None])
+        network.set_connections(index)
+        return network
+
+    @property
+    def parts(self) -> dict[str, IntArray]:
+        """Halves of every hidden space."""
+        return {space.name: part_of(space.units, PARTS) for space in self.network.topology.hidden}
+
+    def crossing_share(self) -> float:
+        """The smallest share of crossing units over the hidden spaces that a hidden space reads."""
+        return min(crossing_share(Workload.of(self.network.topology), Partition(self.parts, PARTS)).values())
+
+    def job(self, inputs: torch.Tensor, targets: torch.Tensor) -> Job:
+        """What ranks train."""
+        if self.dense:
+            return Job(self.module(), "single", 1, inputs, targets, learning_rate=TIMED_RATE, momentum=MOMENTUM)
+        strategy, parts = ("single", None) if self.workers == 1 else ("model", self.parts)
+        return Job(self.network, strategy, self.workers, inputs, targets, parts, learning_rate=TIMED_RATE, momentum=MOMENTUM)
+
+
+def _allowed(
+    topology: Topology, layer: Connections, crossing: float, generator: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which connections of a layer may exist, (O, I): inside the parts, and from crossing units."""
+    source, target = layer.source[0].space, layer.target_space
+    allowed = np.ones(layer.shape, bool)
+    if topology.space(source).role != "hidden":
+        return allowed
+    assert target is not None
+    part = part_of(topology.units[source], PARTS)
+    crosses = np.zeros(len(part), bool)
+    for number in range(PARTS):
+        own = np.flatnonzero(part == number)
+        crosses[generator.choice(own, ceil(crossing * len(own)), replace=False)] = True
+    allowed &= (part_of(topology.units[target], PARTS)[:, None] == part) | crosses
+    return allowed
+
+
+def side_of(case: Case) -> Side:
+    """The partitioned network of a case."""
+    return Side(case.units, HIDDEN[case.units], case.workers, case.density, case.crossing, case.batch)
+
+
+def reference_of(side: Side) -> Side:
+    """What it is compared with: the dense network, or itself on one worker."""
+    return replace(side, workers=1, dense=side.batch == BATCH)
+
+
+# ---- by the clock ----
+
+
+def timed_job(text: str) -> Job:
+    """A side with random inputs, for the clock."""
+    side = Side(**json.loads(text))
+    generator = torch.Generator().manual_seed(side.seed)
+    inputs = torch.randn(side.batch, 1, 28, 28, generator=generator)
+    return side.job(inputs, torch.randint(0, 10, (side.batch,), generator=generator))
+
+
+def timed(side: Side, reference: Side, seconds: float, choose: ChooseKernel) -> tuple[Throughput, Throughput]:
+    """Throughput of both, timed in turns."""
+    found = measure_made(timed_job, [side.text, reference.text], ranks=side.workers, seconds_per_job=seconds, choose=choose)
+    return found[0], found[1]
+
+
+def row(side: Side, seconds: float = 2.5, choose: ChooseKernel = by_density) -> dict[str, Any]:
+    """One row of the result, without accuracy."""
+    reference = reference_of(side)
+    fast, slow = timed(side, reference, seconds, choose)
+    ratio = fast.samples_per_s / slow.samples_per_s
+    case: dict[str, Any] = {key: getattr(side, key) for key in ("units", "workers", "density")}
+    case |= {"crossing": side.crossing_share(), "batch": side.batch}
+    return {
+        "benchmark": "partition_speedup",
+        "case": case if reference.dense else {**case, "efficiency": ratio / side.workers},
+        "against": "dense nn.Linear on 1 worker" if reference.dense else "itself on 1 worker",
+        "ratio": ratio,
+        "ratio_min": fast.lowest_samples_per_s / slow.highest_samples_per_s,
+        "ratio_max": fast.highest_samples_per_s / slow.lowest_samples_per_s,
+    }
+
+
+# ---- by the digits ----
+
+
+@dataclass(frozen=True)
+class Training:
+    """How both sides are trained, and on which digits they are judged. data: name of the set, in the folder ``data_dir``."""
+
+    data: str
+    data_dir: str
+    steps: int
+    learning_rate: float
+    test: bool = False
+
+    @staticmethod
+    def on(data_dir: Path | None, steps: int, learning_rate: float, *, test: bool = False) -> Training:
+        """With digits that are found once for all ranks."""
+        source = StudyReference("mnist").load().data(data_dir)
+        return Training(source.name, str(source.folder), steps, learning_rate, test)
+
+    def task(self, batch: int, seed: int) -> Task:
+        """The digits."""
+        definition = StudyReference("mnist").load()
+        return definition.task(definition.data(Path(self.data_dir)), batch, seed)
+
+    def judged(self, task: Task) -> Iterator[Batch]:
+        """The digits that are only looked at."""
+        return task.test() if self.test else task.validation()
+
+
+def train_on_rank(rank: Rank, text: str, training: Training, choose: ChooseKernel) -> float:
+    """Train one side together with the other ranks; the accuracy in percent."""
+    side = Side(**json.loads(text))
+    task = training.task(side.batch, side.seed)
+    local = job_shard(side.job(*task.train_batch(0)), Peers(rank.number, rank.count), choose=choose, device=rank.device)
+    optimizer = optim.make("sgd", local.module.parameters(), training.learning_rate, MOMENTUM)
+    rate = schedules.warm_cosine(training.learning_rate, max(1, round(WARM_UP * training.steps)), training.steps)
+    for step in range(training.steps):
+        optimizer.param_groups[0]["lr"] = rate(step)
+        local.step(optimizer, *task.train_batch(step), task.loss)
+    local.module.eval()
+    with torch.no_grad():
+        # In parts every rank has all logits: they are sums over the parts.
+        return 100 * float(torch.cat([task.correct(local.module(inputs), targets) for inputs, targets in training.judged(task)]).mean())
+
+
+def accuracy(side: Side, training: Training, choose: ChooseKernel) -> float:
+    """Train one side on its workers; the accuracy in percent."""
+    return run_ranks(train_on_rank, side.text, training, choose, ranks=side.workers, timeout_s=None)[0]
+
+
+def accuracies(side: Side, training: Training, seeds: int, choose: ChooseKernel = by_density) -> dict[str, float | str]:
+    """Both accuracies, and their difference in points: mean of paired seeds, and its range."""
+    both = []
+    for seed in range(seeds):
+        ours = replace(side, seed=seed)
+        both.append((accuracy(ours, training, choose), accuracy(reference_of(ours), training, choose)))
+        say(f"  seed {seed}: {both[-1][0]:.2f} % partitioned, {both[-1][1]:.2f} % dense")
+    differences = [partitioned - dense for partitioned, dense in both]
+    return {
+        "accuracy": mean(partitioned for partitioned, _ in both),
+        "dense_accuracy": mean(dense for _, dense in both),
+        "accuracy_difference": mean(differences),
+        "accuracy_difference_min": min(differences),
+        "accuracy_difference_max": max(differences),
+        "data": training.data,
+        "digits": "test" if training.test else "validation",
+        "steps": training.steps,
+        "seeds": seeds,
+    }
+
+
+# ---- on the command line ----
+
+
+def say(text: str) -> None:
+    """To stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def selected(only: Sequence[str]) -> list[Case]:
+    """The cases that have all the values asked for."""
+    keys = [field.name for field in fields(Case)]
+    wanted = []
+    for text in only:
+        key, _, value = text.partition("=")
+        try:
+            wanted.append((keys[keys.index(key)], float(value)))
+        except ValueError:
+            raise SystemExit(f"--only is {text!r}, but must be KEY=NUMBER with one of {', '.join(keys)}") from None
+    found = [case for case in CASES if all(getattr(case, key) == value for key, value in wanted)]
+    if not found:
+        raise SystemExit(f"--only {' '.join(only)} selects nothing, but must select one of {', '.join(map(str, CASES))}")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seconds", type=float, default=2.5, help="of timed steps, for each side of a case")
+    parser.add_argument("--profile", action="store_true", help="let the profile of these devices choose the kernels")
+    parser.add_argument("--accuracy", action="store_true")
+    parser.add_argument("--test", action="store_true", help="judge by the test digits, not by those of validation")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    cases = selected(given.only)
+    torch.set_num_threads(1)
+    choose = obtain(discover("auto", max(case.workers for case in cases)).devices, progress=say).kernel if given.profile else by_density
+    training = Training.on(given.data_dir, given.steps, given.learning_rate, test=given.test) if given.accuracy else None
+    rows = []
+    for case in cases:
+        say(str(case))
+        found = row(side_of(case), given.seconds, choose)
+        if training is not None and case.batch == BATCH:
+            found["case"] |= accuracies(side_of(case), training, given.seeds, choose)
+        rows.append(found)
+    if given.json:
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    shown = ("against", "ratio", "ratio_min", "ratio_max")
+    table = pd.DataFrame([{**found["case"], **{key: found[key] for key in shown}} for found in rows])
+    sys.stdout.write(table.round(4).to_string(index=False) + "\n")
+    sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread a worker\n")
+
+
+if __name__ == "__main__":
+    from tests.benchmarks.partition_speedup import main as importable  # ranks find `timed_job` by its name, where this is no main
+
+    importable()

@@ -1,0 +1,100 @@
+"""The networks that the benchmark of partitions trains are what it says that they are, and its rows say what was trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+
+from hardware.partition import Partition, crossing_share, imbalance
+from hardware.shard import by_density
+from hardware.workload import Workload
+from tests.benchmarks.partition_speedup import PARTS, Side, Training, accuracies, accuracy, reference_of, row, selected
+
+SIDE = Side(units=40, hidden=3, workers=2, density=1.0, crossing=0.12, batch=256)
+
+
+def shares(side: Side) -> dict[str, float]:
+    return crossing_share(Workload.of(side.network.topology), Partition(side.parts, PARTS))
+
+
+def test_every_hidden_space_that_is_read_by_one_has_the_crossing_units_asked_for() -> None:
+    assert shares(SIDE) == {"fc1": 6 / 40, "fc2": 6 / 40}  # 2.4 of the 20 units of a part, rounded up
+    assert SIDE.crossing_share() == 6 / 40
+
+
+def test_without_crossing_units_the_halves_never_talk() -> None:
+    apart = replace(SIDE, crossing=0.0)
+    assert shares(apart) == {"fc1": 0.0, "fc2": 0.0}
+    module = apart.network.module
+    half = torch.zeros(40, 40, dtype=torch.bool)
+    half[:20, :20] = half[20:, 20:] = True
+    for name in ("fc2", "fc3"):
+        weight = module.get_submodule(name).dense_weight()  # type: ignore[operator]
+        assert torch.equal(weight != 0, half)
+
+
+def test_density_counts_inside_the_parts_and_leaves_the_outputs_complete() -> None:
+    side = replace(SIDE, units=400, density=0.05, crossing=0.0)
+    topology = side.network.topology
+    assert [layer.layer for layer in topology.layers if layer.index is None] == ["fc4"]
+    for layer in topology.layers[:-1]:
+        inside = layer.possible if layer.layer == "fc1" else layer.possible / PARTS
+        assert layer.count / inside == pytest.approx(0.05, rel=0.05)
+    work = Workload.of(topology)
+    assert all(imbalance(work, Partition(side.parts, PARTS), space) < 0.05 for space in work.hidden)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_weights_are_drawn_for_the_connections_that_a_unit_has(density: float) -> None:
+    side = replace(SIDE, density=density)
+    for name in ("fc1", "fc2", "fc3"):
+        weight = side.network.layers[name].dense_weight().numpy()
+        fan_in = np.maximum((weight != 0).sum(1), 1)
+        bounds = np.abs(weight).max(1) * np.sqrt(fan_in)
+        assert bounds.max() <= 1 + 1e-5
+        assert np.std(weight[weight != 0] * np.sqrt(np.repeat(fan_in, fan_in))) == pytest.approx(1 / sqrt(3), rel=0.1)
+
+
+def test_a_row_tells_the_case_and_what_it_was_measured_against() -> None:
+    found = row(SIDE, seconds=0.05)
+    assert found["case"] == {"units": 40, "workers": 2, "density": 1.0, "crossing": 6 / 40, "batch": 256}
+    assert found["against"] == "dense nn.Linear on 1 worker"
+    assert 0 < found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
+
+
+def test_strong_scaling_compares_the_same_network_on_one_worker() -> None:
+    large = replace(SIDE, batch=512)
+    alone = reference_of(large)
+    assert alone == replace(large, workers=1)
+    assert torch.equal(alone.network.layers["fc2"].dense_weight(), large.network.layers["fc2"].dense_weight())
+
+
+@pytest.mark.slow
+def test_a_row_of_strong_scaling_has_the_efficiency() -> None:
+    found = row(replace(SIDE, batch=512), seconds=0.05)
+    assert found["against"] == "itself on 1 worker"
+    assert found["case"]["efficiency"] == pytest.approx(found["ratio"] / 2)
+
+
+@pytest.mark.slow
+def test_accuracies_are_paired_and_do_not_depend_on_the_workers() -> None:
+    training = Training.on(None, steps=30, learning_rate=0.1)
+    found = accuracies(SIDE, training, seeds=1)
+    assert found["accuracy_difference"] == pytest.approx(float(found["accuracy"]) - float(found["dense_accuracy"]))
+    assert min(float(found["accuracy"]), float(found["dense_accuracy"])) > 30  # both learn: chance is 10
+    alone = accuracy(replace(SIDE, workers=1), training, by_density)
+    assert alone == pytest.approx(float(found["accuracy"]), abs=0.2)  # sums are rounded in another order
+
+
+def test_cases_are_selected_by_every_value() -> None:
+    chosen = selected(["units=2048", "workers=2", "density=1.0", "crossing=0.02", "batch=256"])
+    assert [(case.units, case.workers, case.density, case.crossing, case.batch) for case in chosen] == [(2048, 2, 1.0, 0.02, 256)]
+    with pytest.raises(SystemExit, match="must select one of"):
+        selected(["units=7"])
+    for wrong in ("unit=2048", "units=many", "units"):
+        with pytest.raises(SystemExit, match="must be KEY=NUMBER with one of units, workers"):
+            selected([wrong])
