@@ -10,9 +10,12 @@ is the share of those connections, and of those with the input, that exist; the 
 
 At batch 256 it trains under the strategy ``model``, one core a worker, or whole on one worker, against the dense network of
 torch.nn.Linear with autograd and the same optimizer (SGD with momentum) on one worker. At batch 512, against itself on one worker:
-``efficiency`` is that ratio over the workers. Both sides are timed in turns in one run, one turn a round. A ratio is that of the medians;
-its range is that of slowest rounds against fastest, so wider than that of any round. ``--profile`` lets the profile of these devices
-choose the kernels (as it is in the cache: measured when there is none), otherwise the density does.
+``efficiency`` is that ratio over the workers. It is beyond 1 where one worker alone has no kernel that leaves out the missing blocks
+between the halves: at density 1 it multiplies the whole masked weight.
+
+Both sides are timed in turns in one run, one turn a round. A ratio is that of the medians; its range is that of slowest rounds against
+fastest, so wider than that of any round. ``--profile`` lets the profile of these devices choose the kernels (as it is in the cache:
+measured when there is none), otherwise the density does.
 
 ``--accuracy`` trains both sides of the cases at batch 256 on MNIST, structure fixed from the start, from the same seeds, on the same
 batches, for the same steps: ``accuracy_difference`` is partitioned minus dense, in points, the mean over the seeds. The accuracy is
