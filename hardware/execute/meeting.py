@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import psutil
 import torch
@@ -107,11 +108,18 @@ def join(meeting: Meeting, kind: Kind, threads: int, timeout_s: float = MEETING_
     settle_gloo()
 
     def lost(rank: int, reason: str) -> None:
-        sys.stderr.write(f"grow: {_name(places, rank)} {reason}; remove the cause and go on with --resume\n")
-        sys.stderr.flush()
-        os._exit(1)
+        give_up(f"grow: {_name(places, rank)} {reason}; remove the cause and go on with --resume\n")
 
     return Rank(meeting.rank, meeting.count, device, store, lost)
+
+
+def give_up(message: str) -> NoReturn:
+    """End this process at once, also where nobody reads its last words any more: the main thread may wait in a collective for good."""
+    try:
+        sys.stderr.write(message)
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import subprocess
+import sys
 import time
 
 import pytest
@@ -69,3 +72,21 @@ def test_a_rank_that_computes_while_the_others_wait_hangs() -> None:
     with pytest.raises(RankError, match=r"rank 1 of 2 hangs in step 4: for 2\d s it computes, and others wait for it"):
         run_ranks(hang, ranks=2, timeout_s=None)
     assert time.monotonic() - began < 60
+
+
+def test_a_rank_whose_last_words_nobody_reads_ends_all_the_same() -> None:
+    """A thread of the watch says them, while the main thread waits in a collective for good."""
+    rank = (
+        "import sys, threading, time; from hardware.execute.meeting import give_up; sys.stdin.read(); "
+        "threading.Thread(target=give_up, args=('rank 1 is lost',)).start(); time.sleep(60)"
+    )
+    reading, writing = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", rank], stdin=subprocess.PIPE, stderr=writing) as process:
+        os.close(writing)
+        os.close(reading)
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            assert process.wait(timeout=30) == 1
+        finally:
+            process.kill()
