@@ -19,7 +19,7 @@ from tests.search.conftest import Grow
 
 def test_a_run_killed_twice_ends_as_if_it_had_not_been(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
     options = ["run", "--study", "digits", "--gpus", "1", "--trials", "3", "--tolerance", "100"]
-    options += ["--set", "steps=60", "--set", "checkpoint_interval=10"]
+    options += ["--set", "steps=120", "--set", "checkpoint_interval=10"]
     whole = tmp_path / "runs" / "whole"
     assert grow(*options, "--name", "whole", cwd=tmp_path).returncode == 0
 
@@ -83,11 +83,12 @@ def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
 
 
-def test_the_folder_is_there_before_anything_is_measured(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_folder_is_there_within_a_second_and_before_torch(environment: dict[str, str], tmp_path: Path) -> None:
     begun = time.monotonic()
     with started(["run", "--study", "mnist", "--gpus", "2", "--name", "quick"], environment, tmp_path) as parent:
         until((tmp_path / "runs" / "quick" / "run.json").exists, parent)
-        assert time.monotonic() - begun < 5  # a second on an idle machine
+        assert time.monotonic() - begun < 1
+        assert "libtorch" not in Path(f"/proc/{parent.pid}/maps").read_text()
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_a_run_whose_files_are_damaged_is_not_begun_anew_in_silence(digits: Fini
 
 
 def test_a_diverging_trial_is_recorded_and_the_search_goes_on(tiny: str, grow: Grow, tmp_path: Path) -> None:
-    options = ("--gpus", "1", "--trials", "6", "--tolerance", "100", "--name", "diverging", "--json")
+    options = ("--gpus", "2", "--trials", "6", "--tolerance", "100", "--name", "diverging", "--json")
     done = grow("run", "--study", tiny, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
