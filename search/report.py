@@ -190,23 +190,6 @@ def _event_row(line: Mapping[str, object]) -> Sequence[str]:
     return (*before, percent(line.get("density_after")), _plain(line.get("why")))
 
 
-def tables_of(title: str, data: Mapping[str, object]) -> list[RenderableType]:
-    """Plain data as tables: one of what is single, and one for every list of objects."""
-    lists = {name: rows for name, value in data.items() if (rows := _objects(value))}
-    single = [(name, _plain(value)) for name, value in data.items() if name not in lists]
-    tables: list[RenderableType] = [table(title, ("what", "value"), single, text=("what", "value"))]
-    for name, rows in lists.items():
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        texts = [key for key in columns if any(isinstance(row.get(key), str) for row in rows)]
-        tables.append(table(name, columns, [[_plain(row.get(key)) for key in columns] for row in rows], text=texts))
-    return tables
-
-
-def _objects(value: object) -> list[Mapping[str, object]]:
-    rows = [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
-    return rows if isinstance(value, list | tuple) and len(rows) == len(value) else []
-
-
 def percent(value: object) -> str:
     """A share in percent.
 

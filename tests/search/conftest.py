@@ -8,6 +8,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from search.definition import StudyReference
+from search.recipe import Recipe
+
 Grow: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 STUDY = """
@@ -61,6 +64,13 @@ def digits(grow: Grow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     done = grow("run", "--study", "digits", "--gpus", "2", "--trials", "4", "--tolerance", "100", "--set", "steps=60", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "digits-1", json.loads(done.stdout), done.stderr
+
+
+def digits_recipe(**settings: Any) -> Recipe:
+    """The recipe of a searched trial of the study digits."""
+    source = StudyReference("digits").load().data(None)
+    folder = None if source.folder is None else str(source.folder)
+    return Recipe(study="digits", network="mlp-64x2", data_dir=folder, data_sha256=source.sha256, number=2, role="search", **settings)
 
 
 @pytest.fixture

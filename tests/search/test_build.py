@@ -15,21 +15,14 @@ from hardware.partitioners.local_search import LocalSearch
 from hardware.presets import preset
 from hardware.workload import Workload
 from search import build
-from search.definition import StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
 from search.recipe import Recipe
+from tests.search.conftest import digits_recipe
 
 
 @pytest.fixture(scope="module")
 def base() -> Recipe:
-    source = StudyReference("digits").load().data(None)
-    return Recipe(
-        study="digits",
-        network="mlp-64x2",
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=2,
-        role="search",
+    return digits_recipe(
         steps=80,
         batch_size=64,
         update_interval=10,

@@ -12,21 +12,14 @@ from grow.train import train
 from hardware.partition import Partition, imbalance
 from hardware.workload import Workload
 from search import build
-from search.definition import StudyReference
 from search.divide import Divider
 from search.recipe import Recipe
+from tests.search.conftest import digits_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    source = StudyReference("digits").load().data(None)
-    return Recipe(
-        study="digits",
-        network="mlp-64x2",
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=2,
-        role="search",
+    return digits_recipe(
         steps=40,
         update_interval=10,
         density=0.2,

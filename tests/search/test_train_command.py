@@ -20,24 +20,16 @@ from grow import checkpoint
 from grow.history import History
 from grow.train import accuracy, train
 from search import build
-from search.definition import StudyReference
 from search.recipe import Recipe
 from search.rundir import read_lines
-from tests.search.conftest import Grow
+from tests.search.conftest import Grow, digits_recipe
 
 STEPS = 600
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    source = StudyReference("digits").load().data(None)
-    return Recipe(
-        study="digits",
-        network="mlp-64x2",
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=2,
-        role="search",
+    return digits_recipe(
         steps=STEPS,
         batch_size=64,
         update_interval=30,
