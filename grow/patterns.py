@@ -88,6 +88,26 @@ def highest_priced(
     return as_choice(scored, smallest(-_all_worth(scored, topology, parts, price, count, ways), count))
 
 
+def highest_groups(
+    scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, ways: FloatArray | None = None
+) -> Choice:
+    """For growth: whole groups, since the first connection of a group pays for all of it. The counterpart of `lowest_groups`.
+
+    ``scored`` holds absent connections. The value of a group is the mean score of its absent connections, less price * median score /
+    size where the unit is not sent yet. Groups go in descending value; one that would exceed ``count`` is passed over for the next
+    that fits, and only when none fits, a part of one is taken.
+    """
+    scores = checked_scores(scored, count)
+    keys = _remote_keys(scored, topology, parts, price)
+    group = _groups(keys, key_count(topology, parts))  # (N,)
+    sizes, costs = np.bincount(group), np.zeros(int(group.max(initial=-1)) + 1)
+    new = keys >= 0
+    new[new] = ~existing_halo(topology, parts)[keys[new]]
+    costs[group[new]] = price * _median(scores) * _way(keys[new], topology, parts, ways)
+    values = (np.bincount(group, scores) - costs) / sizes
+    return as_choice(scored, whole_groups(-scores, group, -values, sizes, count))
+
+
 def highest_balanced(
     scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, ways: FloatArray | None = None
 ) -> Choice:

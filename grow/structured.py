@@ -1,4 +1,4 @@
-"""Patterns that shape where a layer's connections lie: blocks, n of m neighbouring inputs, the same fan-in for every row.
+"""Patterns that shape where a layer's connections lie: blocks, n of m neighbouring inputs, the same fan-in for every row, source groups.
 
 As in `grow.patterns` the count is exact and ties go to the first in the order (layer, position). A shape is met as far as the
 count allows: what exceeds it is chosen as if there were none. Every pattern holds the scores of all its candidates at once.
@@ -16,7 +16,20 @@ from typing import TypeAlias
 import numpy as np
 
 from grow.axes import IntArray
-from grow.patterns import Choice, FloatArray, Scored, as_choice, checked_scores, even_out, highest, lowest, smallest, whole_groups
+from grow.patterns import (
+    Choice,
+    FloatArray,
+    Scored,
+    as_choice,
+    checked_scores,
+    even_out,
+    highest,
+    highest_groups,
+    lowest,
+    lowest_groups,
+    smallest,
+    whole_groups,
+)
 from grow.topology import Connections, Topology
 
 Choose: TypeAlias = Callable[[Scored, Topology, int], Choice]
@@ -117,6 +130,22 @@ def fan_in() -> Pattern:
         return chosen
 
     return Pattern("fan_in", choose(1), choose(-1))
+
+
+def source_groups(parts: Callable[[], Mapping[str, IntArray]], price: float) -> Pattern:
+    """Whole groups of one source unit and one other part, pruned and grown: what a part computes stays a smaller dense layer.
+
+    For convolutions, whose single connections save no time: a part reads its own channels and some whole ones of the others. ``parts``
+    gives those that the units have at the time; ``price`` is that of a halo unit, in median scores.
+    """
+
+    def to_prune(scored: Scored, topology: Topology, count: int) -> Choice:
+        return lowest_groups(scored, topology, parts(), price, count)
+
+    def to_grow(scored: Scored, topology: Topology, count: int) -> Choice:
+        return highest_groups(scored, topology, parts(), price, count)
+
+    return Pattern("source_groups", to_prune, to_grow)
 
 
 PATTERNS: Mapping[str, Pattern] = {

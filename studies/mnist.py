@@ -36,6 +36,7 @@ mnist = StudyDefinition(
         "mlp-1024x3": "studies.models:mlp_1024x3",
         "lenet-300-100": "studies.models:lenet_300_100",
         "lenet-5": "studies.models:lenet_5",
+        "convnet-64-128-256": "studies.models:convnet_64_128_256",
     },
     example=_example,
     settings={
@@ -83,4 +84,4 @@ mnist = StudyDefinition(
         },
     ),
 )
-"""Start network 784-1024-1024-1024-10, or LeNet."""
+"""Start network 784-1024-1024-1024-10, LeNet, or a wide ConvNet."""

@@ -1,4 +1,4 @@
-"""The start networks for grey images (B, 1, H, W): perceptrons and LeNet-5. Outputs are logits (B, 10)."""
+"""The start networks for grey images (B, 1, H, W): perceptrons, LeNet-5 and a wide ConvNet. Outputs are logits (B, 10)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,24 @@ def lenet_5() -> nn.Sequential:
             fc1=nn.Linear(800, 500),
             relu3=nn.ReLU(),
             fc2=nn.Linear(500, 10),
+        )
+    )
+
+
+def convnet_64_128_256() -> nn.Sequential:
+    """Three 3x3 convolutions of 64, 128 and 256 channels for 28x28 images, and a linear layer: 392,256 weights."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 64, 3),  # (B, 64, 26, 26)
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(64, 128, 3),  # (B, 128, 11, 11)
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            conv3=nn.Conv2d(128, 256, 3),  # (B, 256, 3, 3)
+            relu3=nn.ReLU(),
+            flatten=nn.Flatten(),  # (B, 2304)
+            fc=nn.Linear(2304, 10),
         )
     )
 

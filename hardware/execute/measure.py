@@ -1,4 +1,4 @@
-"""Training throughput by the clock: all jobs on the same ranks, in turns, so that drift of the machine hits all alike."""
+"""Throughput of training and inference by the clock: all jobs on the same ranks, in turns, so that drift of the machine hits all alike."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ WARM_UP_STEPS = 3
 class Job:
     """A network to be trained for some steps: how it is divided, on how many devices, on what batch, with which optimizer.
 
-    Any other module that torch.fx can trace is trained as it is, whole, on one device: the baseline.
+    Any other module that torch.fx can trace is trained as it is, whole, on one device: the baseline. inference: only outputs are asked
+    for, in evaluation mode, and nothing is learned.
     """
 
     network: Network | nn.Module
@@ -41,11 +42,12 @@ class Job:
     momentum: float = 0.9
     weight_decay: float = 0.0
     loss: Loss = functional.cross_entropy
+    inference: bool = False
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Measured training throughput: the median over the rounds and its range, and the bytes that all ranks hand in per step."""
+    """Measured throughput: the median over the rounds and its range, and the bytes that all ranks hand in per step."""
 
     samples_per_s: float
     lowest_samples_per_s: float
@@ -150,6 +152,7 @@ class _Runner:
         parameters: list[nn.Parameter] = list(self.shard.module.parameters())
         self.optimizer = optim.make(job.optimizer, parameters, job.learning_rate, job.momentum, job.weight_decay)
         self.inputs, self.targets, self.loss = job.inputs.to(rank.device), job.targets.to(rank.device), job.loss
+        self.inference = job.inference
         self.step_s: list[float] = []
         self.halo_bytes = self.sum_bytes = 0
         self.steps = 1
@@ -159,7 +162,10 @@ class _Runner:
         self._together()
         start = time.perf_counter()
         for _ in range(steps):
-            self.shard.step(self.optimizer, self.inputs, self.targets, self.loss)
+            if self.inference:
+                self.shard.infer(self.inputs)
+            else:
+                self.shard.step(self.optimizer, self.inputs, self.targets, self.loss)
         self._together()
         return (time.perf_counter() - start) / steps
 

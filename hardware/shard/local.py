@@ -72,6 +72,13 @@ class Shard:
         optimizer.step()
         return share.detach()
 
+    @torch.no_grad()
+    def infer(self, inputs: Tensor) -> Tensor:
+        """Outputs of a whole batch in evaluation mode, of this rank's `own_samples`; only the forward half of every move is made."""
+        self.module.eval()
+        outputs: Tensor = self.module(inputs)
+        return outputs
+
     def sum_gradients(self) -> None:
         """Finish what the backward pass began: gradients of what was computed from own samples become those of the whole batch."""
         for gradients in self._sums:

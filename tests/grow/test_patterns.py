@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grow.axes import IntArray, Segment
-from grow.patterns import Choice, Scored, even_out, highest, highest_balanced, highest_priced, lowest, lowest_groups
+from grow.patterns import Choice, Scored, even_out, highest, highest_balanced, highest_groups, highest_priced, lowest, lowest_groups
+from grow.structured import source_groups
 from grow.topology import Connections, Space, Topology
 from tests.contracts.pattern import TOPOLOGY, Choose, PatternContract, candidates, total
 from tests.contracts.topologies import branched, mlp
@@ -46,6 +47,12 @@ class TestHighestPriced(PatternContract):
         return lambda scored, count: highest_priced(scored, TOPOLOGY, PARTS, request.param, count)
 
 
+class TestHighestGroups(PatternContract):
+    @pytest.fixture(params=[0.0, 2.5])
+    def choose(self, request: pytest.FixtureRequest) -> Choose:
+        return lambda scored, count: highest_groups(scored, TOPOLOGY.with_index({}), PARTS, request.param, count)
+
+
 def scores_of(**layers: dict[int, float]) -> Scored:
     return {layer: (np.array(list(found)), np.array(list(found.values()), np.float32)) for layer, found in layers.items()}
 
@@ -69,6 +76,7 @@ def test_ties_go_to_the_first_layer_and_the_first_position(choose: Choose) -> No
     assert lists(choose(scored, 3)) == {"fc2": [3, 8], "fc1": [0]}
 
 
+@settings(deadline=None)
 @given(candidates(), st.floats(0, 1))
 def test_the_rest_is_no_better_than_the_choice(scored: Scored, share: float) -> None:
     count = round(share * total(scored))
@@ -79,6 +87,7 @@ def test_the_rest_is_no_better_than_the_choice(scored: Scored, share: float) -> 
         assert max(inside, default=-9) <= min(outside, default=9)
 
 
+@settings(deadline=None)
 @given(candidates(), st.floats(0, 1), st.floats(0, 5))
 def test_without_parts_nothing_has_a_price(scored: Scored, share: float, price: float) -> None:
     count = round(share * total(scored))
@@ -281,3 +290,33 @@ def test_balanced_growth_gives_a_space_what_the_priced_one_would_and_evens_its_p
             rows = np.concatenate([layer.positions(), even[layer.layer]]) // layer.shape[1]
             first, second = np.bincount(parts[layer.target_space][rows], minlength=2)
             assert abs(first - second) <= 1
+
+
+# ---------------------------------------------------------------- growth by groups
+
+NONE_REMOTE = FOUR.with_index({"fc2": np.array([0, 2, 5, 7])})
+"""Every part reads its own unit alone: {4, 6} would join unit 0 to part 1, {1, 3} unit 1 to part 0."""
+
+
+def test_a_group_comes_as_a_whole() -> None:
+    scored = scores_of(fc2={1: 0, 3: 5, 4: 3, 6: 3})
+    assert lists(highest_groups(scored, NONE_REMOTE, FOUR_PARTS, 0.0, 2)) == {"fc2": [4, 6]}  # mean 3, not the 5 next to a 0
+    assert lists(highest_groups(scored, NONE_REMOTE, FOUR_PARTS, 9.0, 2)) == {"fc2": [4, 6]}  # both cost the same
+    assert lists(highest_groups(scored, NONE_REMOTE, FOUR_PARTS, 0.0, 3)) == {"fc2": [3, 4, 6]}
+
+
+def test_the_rest_of_a_group_that_is_there_already_is_free() -> None:
+    """4 exists, so that unit 0 is sent to part 1 already; 6 comes without a price. The median is 3."""
+    topology = FOUR.with_index({"fc2": np.array([0, 2, 4, 5, 7])})
+    scored = scores_of(fc2={1: 3, 3: 4, 6: 1})
+    assert lists(highest_groups(scored, topology, FOUR_PARTS, 0.0, 1)) == {"fc2": [6]}  # the other group does not fit
+    assert lists(highest_groups(scored, topology, FOUR_PARTS, 0.0, 2)) == {"fc2": [1, 3]}
+    assert lists(highest_groups(scored, topology, FOUR_PARTS, 2.0, 1)) == {"fc2": [6]}  # 1 against (7 - 6) / 2
+
+
+def test_what_groups_were_pruned_and_grown_by_leaves_no_part_of_a_group() -> None:
+    parts = {"s1": np.array([0, 1]), "s2": np.array([0, 0, 1, 1])}
+    found = source_groups(lambda: parts, 10.0)
+    pruned = found.to_prune(scores_of(fc2={0: 1, 1: 9, 2: 1, 3: 9, 4: 3, 5: 1, 6: 3, 7: 1}), FOUR, 4)
+    assert lists(pruned) == {"fc2": [1, 3, 4, 6]}  # all that is remote, however much the rest is worth less
+    assert lists(found.to_grow(scores_of(fc2={1: 2, 3: 1, 4: 1, 6: 1}), NONE_REMOTE, 2)) == {"fc2": [1, 3]}

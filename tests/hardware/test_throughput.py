@@ -46,6 +46,17 @@ def test_jobs_of_different_widths_share_the_ranks() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+def test_inference_moves_what_the_way_forward_of_training_moves_and_learns_nothing() -> None:
+    network = Network(mlp(8, 12, 12, 4), torch.zeros(1, 8))
+    inputs, targets = torch.randn(16, 8), torch.randint(0, 4, (16,))
+    parts = {space: np.arange(12) % 2 for space in ("0", "2")}
+    jobs = [Job(network, name, 2, inputs, targets, parts, inference=True) for name in ("units", "data")]
+    units, data = measure_throughput(jobs, seconds_per_job=0.1, rounds=3)
+    assert (units.halo_bytes_per_step, units.sum_bytes_per_step) == (4 * 16 * 12, 2 * 4 * 16 * 4)
+    assert (data.halo_bytes_per_step, data.sum_bytes_per_step) == (0, 0)  # every rank has the outputs of its own samples
+    assert units.samples_per_s > 0 < data.samples_per_s
+
+
 def test_bad_jobs_are_refused() -> None:
     network = Network(mlp(3, 4, 2), torch.zeros(1, 3))
     job = Job(network, "single", 0, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))

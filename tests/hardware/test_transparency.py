@@ -50,6 +50,9 @@ class Outcome:
     state: dict[str, dict[str, Tensor]]
     handed: dict[str, int]  # bytes of this rank in one step
     stored: dict[str, int]  # values of every layer's weight
+    samples: slice  # of which this rank has the logits
+    logits: Tensor  # after the last step, in evaluation mode
+    inferring: int  # halo bytes that inference hands in on this rank
 
 
 class Residual(nn.Module):
@@ -226,7 +229,10 @@ def train(peers: Peers, case: Case, strategy: StrategyName, steps: int, device: 
     weights = local.gather({**dict(local.module.named_parameters()), **buffers})
     stored = {name.removesuffix(".weight"): p.numel() for name, p in local.module.named_parameters() if name.endswith(".weight")}
     state = {name: {key: value.cpu() for key, value in found.items()} for name, found in local.gather_state(optimizer).items()}
-    return Outcome(losses, _on_cpu(gradients), _on_cpu(weights), state, handed, stored)
+    peers.forget()
+    logits = local.infer(inputs).cpu()
+    found = (local.own_samples(len(targets)), logits, peers.halo_bytes)
+    return Outcome(losses, _on_cpu(gradients), _on_cpu(weights), state, handed, stored, *found)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -252,6 +258,13 @@ def handed_bytes(case: Case, layouts: Strategy, ranks: int, stored: Mapping[str,
     found["sum"] += sum(total.move.bytes for total in parameter_sums(work, layouts, ranks, element, stored))
     found["sum"] += sum(move.move.bytes for pair in norm_sums(work, layouts, ranks, batch, element) for move in pair)
     return found
+
+
+def forward_halo_bytes(case: Case, layouts: Strategy, ranks: int) -> int:
+    """What all ranks hand to units -> units exchanges on the way forward."""
+    work, element, batch = Workload.of_network(case.network), case.inputs.element_size(), len(case.targets)
+    found = transitions(work, layouts, Partition(case.parts, ranks), ranks, batch, element)
+    return sum(transition.forward.bytes for transition in found if (transition.source, transition.target) == ("units", "units"))
 
 
 def volume_bytes(topology: Topology, parts: Mapping[str, IntArray], batch: int, element: int) -> int:
@@ -294,6 +307,7 @@ def check(ranks: int, cases: list[Case], kind: Kind = "cpu") -> None:
         layouts = layout.strategy(work, strategy) if isinstance(strategy, str) else strategy
         handed = {kind: sum(found[number].handed[kind] for found in outcomes) for kind in ("halo", "exchange", "gather", "sum")}
         assert handed == handed_bytes(case, layouts, ranks, outcomes[0][number].stored), f"case {number}, {strategy}"
+        assert sum(found[number].inferring for found in outcomes) == forward_halo_bytes(case, layouts, ranks), f"case {number}, {strategy}"
 
 
 def check_outcome(found: Outcome, expected: Outcome, dtype: torch.dtype, what: str) -> None:
@@ -303,6 +317,8 @@ def check_outcome(found: Outcome, expected: Outcome, dtype: torch.dtype, what: s
         assert mine.keys() == theirs.keys(), what
         for name in mine:
             assert difference(mine[name], theirs[name]) < 1, f"{what}, {name}"
+    if found.logits.numel():
+        assert difference(found.logits, expected.logits[found.samples]) < 1, f"{what}, logits"
     assert found.state.keys() == expected.state.keys()
     for name, state in expected.state.items():
         assert all(difference(found.state[name][key], value) < 1 for key, value in state.items()), f"{what}, state of {name}"

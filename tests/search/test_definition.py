@@ -21,7 +21,7 @@ def study_file(tmp_path: Path) -> Path:
 def test_the_built_in_studies_and_networks_are_installed_like_a_strangers() -> None:
     found = installed()
     assert found["digits"] is digits
-    assert list(found["mnist"].networks) == ["mlp-1024x3", "lenet-300-100", "lenet-5"]
+    assert list(found["mnist"].networks) == ["mlp-1024x3", "lenet-300-100", "lenet-5", "convnet-64-128-256"]
     assert digits.network("lenet-5")().state_dict().keys() == found["mnist"].network("lenet-5")().state_dict().keys()
 
 
