@@ -30,7 +30,7 @@ from grow.editing.insertion import (
     new_layers,
     place_of,
 )
-from grow.editing.planned import PlannedEdit, planned, slots_of
+from grow.editing.planned import PlannedEdit, fitting, planned, slots_of
 from grow.editing.positions import as_index, checked, exist, random_columns, random_rows, split_shares
 from grow.editing.restoring import checked_parts, restored
 from grow.editing.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
@@ -506,7 +506,8 @@ class Network(nn.Module):
         kernels = {}
         for layer in self.topology.layers:
             columns, steps = prod(layer.shape[1:]), batch * layer.target_values
-            case = KernelCase(layer.shape[0], columns, layer.density, steps, self.device.type, len(layer.shape) > 2)
+            unfit = frozenset(name for name in KERNELS if not fitting(layer, name))
+            case = KernelCase(layer.shape[0], columns, layer.density, steps, self.device.type, len(layer.shape) > 2, unfit)
             kernels[layer.layer] = choose(case)
             if kernels[layer.layer] not in KERNELS:
                 raise ValueError(f"kernel is {kernels[layer.layer]!r}, but must be one of {', '.join(KERNELS)}")

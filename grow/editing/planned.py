@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,6 +32,7 @@ from grow.editing.carry import (
 )
 from grow.follow import Follower
 from grow.kernels import KERNELS, Storage
+from grow.kernels.base import any_structure
 from grow.layers import Structure
 from grow.topology import Connections, Topology, rows_of
 
@@ -168,6 +170,11 @@ def planned(
     """
     present = {name: layer.kernel for name, layer in network.layers.items()}
     plan = PlannedEdit(network, moved_topology(network.topology, moves, index), {**present, **(kernels or {})}, moves=moves)
+    for layer in plan.topology.layers:
+        before, kernel = network.topology.layer(layer.layer), network.layers[layer.layer].kernel
+        same = kernel == plan.kernels[layer.layer] and before.index is layer.index and before.shape == layer.shape
+        if not same and not fitting(layer, plan.kernels[layer.layer]):
+            plan.kernels[layer.layer] = KERNELS[plan.kernels[layer.layer]].otherwise
     for name, tensor in network.tensors().items():
         carry = _carrier(network, name, moves, plan)
         if carry is None and name in touched:
@@ -187,6 +194,12 @@ def planned(
     if network.parts is not None:
         plan.parts = network.placed(plan.topology, {space: moved_parts(parts, moves.get(space)) for space, parts in network.parts.items()})
     return plan
+
+
+def fitting(layer: Connections, kernel: str) -> bool:
+    """Whether a kernel can compute the connections of a layer."""
+    fits = KERNELS[kernel].fits
+    return fits is any_structure or fits(torch.from_numpy(layer.positions()), (layer.shape[0], prod(layer.shape[1:])))
 
 
 def slots_of(layer: Connections, storage: Storage, positions: IntArray) -> IntArray:

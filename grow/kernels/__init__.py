@@ -1,11 +1,12 @@
 """How a sparse layer is computed. Every kernel equals the masked dense product, in its output and in all its gradients."""
 
-from grow.kernels.base import Kernel, KernelCase, Product, Storage
+from grow.kernels.base import Kernel, KernelCase, Product, Storage, UnfitStructureError
 from grow.kernels.choose import Timings, fastest
 from grow.kernels.columns import COLUMNS
 from grow.kernels.csr import CSR
 from grow.kernels.dense import DENSE
+from grow.kernels.radix import RADIX
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS)}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX)}
 
-__all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "fastest"]
+__all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "UnfitStructureError", "fastest"]

@@ -29,6 +29,17 @@ class KernelCase:
     batch: int
     device: str
     convolution: bool = False
+    unfit: frozenset[str] = frozenset()
+    """Kernels that cannot compute the layer's structure."""
+
+
+class UnfitStructureError(ValueError):
+    """A layer's connections have not the structure that a kernel is made for."""
+
+
+def any_structure(positions: Tensor | None, shape: tuple[int, int]) -> bool:
+    """What most kernels fit."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -36,10 +47,13 @@ class Kernel:
     """A way to compute ``y = x W^T + b`` and its gradients.
 
     ``prepare`` takes sorted flat positions (E,) (None: all exist) and the shape (O, I) and returns the product for this
-    structure; it is called once per edit. Kernels refuse dtypes that they do not declare, and others take their place.
+    structure; it is called once per edit. Kernels refuse dtypes that they do not declare, and others take their place: "dense". One that
+    is made for some structures says by ``fits`` which; where an edit leads away from them, ``otherwise`` takes over.
     """
 
     name: str
     storage: Storage
     dtypes: frozenset[torch.dtype]
     prepare: Callable[[Tensor | None, tuple[int, int]], Product]
+    fits: Callable[[Tensor | None, tuple[int, int]], bool] = any_structure
+    otherwise: str = "csr"

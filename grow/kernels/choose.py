@@ -12,13 +12,13 @@ Timings: TypeAlias = Callable[[str, KernelCase], float | None]
 
 
 def fastest(case: KernelCase, timings: Timings, kernels: Iterable[str]) -> str:
-    """The kernel with the smallest measured time; the first one if none was measured. Ties go to the earlier name.
+    """The kernel with the smallest measured time, of those that fit; the first one if none was measured. Ties go to the earlier name.
 
     >>> case = KernelCase(rows=1024, columns=1024, density=0.05, batch=128, device="cpu")
     >>> fastest(case, lambda kernel, case: {"dense": 4e-3, "csr": 1e-3}.get(kernel), ["dense", "csr"])
     'csr'
     """
-    names = list(kernels)
+    names = [name for name in kernels if name not in case.unfit]
     if not names:
         raise ValueError("kernels is empty, but must name at least one kernel; 'dense' computes every layer")
     seconds = {name: timings(name, case) for name in names}

@@ -1,4 +1,7 @@
-"""What every kernel keeps: it is the masked dense product, in its output and in all gradients. Subclass, supply the fixture `kernel`."""
+"""What every kernel keeps: it is the masked dense product, in its output and in all gradients. Subclass, supply the fixture `kernel`.
+
+A kernel that is made for some structures says which by ``structures``, and gives one of them, of 4 connections, as ``example``.
+"""
 
 import numpy as np
 import pytest
@@ -37,16 +40,19 @@ def of_connections(kernel: Kernel, gradient: Tensor, positions: Tensor) -> Tenso
 
 
 class KernelContract:
+    structures: st.SearchStrategy[tuple[tuple[int, int], Tensor]] = structures()
+    example: tuple[tuple[int, int], tuple[int, ...]] = ((3, 4), (0, 2, 5, 7))  # the last row is empty
+
     @pytest.fixture
     def kernel(self) -> Kernel:
         raise NotImplementedError("supply the kernel under test")
 
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
-    @given(structure=structures(), with_bias=st.booleans(), feature_major=st.booleans())
+    @given(data=st.data(), with_bias=st.booleans(), feature_major=st.booleans())
     def test_output_and_gradients_are_those_of_the_masked_dense_product(
-        self, kernel: Kernel, structure: tuple[tuple[int, int], Tensor], with_bias: bool, feature_major: bool
+        self, kernel: Kernel, data: st.DataObject, with_bias: bool, feature_major: bool
     ) -> None:
-        shape, positions = structure
+        shape, positions = data.draw(self.structures)
         values = draw(len(positions), seed=1)
         x = (draw(shape[1], BATCH).t() if feature_major else draw(BATCH, shape[1])).requires_grad_()
         weight = stored(kernel, values, positions, shape).requires_grad_()
@@ -69,20 +75,20 @@ class KernelContract:
             torch.testing.assert_close(bias.grad, upstream.sum(0), rtol=1e-12, atol=1e-12)
 
     def test_gradients_agree_with_finite_differences(self, kernel: Kernel) -> None:
-        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])  # the last row is empty
+        shape, positions = self.example[0], torch.tensor(self.example[1])
         product = kernel.prepare(positions, shape)
-        values = draw(4, seed=1).requires_grad_()
+        values = draw(len(positions), seed=1).requires_grad_()
 
         def y(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-            dense = torch.zeros(12, dtype=torch.float64).index_put((positions,), values).reshape(shape)
+            dense = torch.zeros(shape[0] * shape[1], dtype=torch.float64).index_put((positions,), values).reshape(shape)
             return product(x, values if kernel.storage == "compressed" else dense, bias)
 
-        assert gradcheck(y, (draw(2, 4).requires_grad_(), values, draw(3, seed=2).requires_grad_()))
+        assert gradcheck(y, (draw(2, shape[1]).requires_grad_(), values, draw(shape[0], seed=2).requires_grad_()))
 
     def test_an_input_without_gradient_and_a_frozen_weight_are_fine(self, kernel: Kernel) -> None:
-        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])
-        product, weight = kernel.prepare(positions, shape), stored(kernel, draw(4), positions, shape)
-        x, trained = draw(2, 4).requires_grad_(), weight.clone().requires_grad_()
+        shape, positions = self.example[0], torch.tensor(self.example[1])
+        product, weight = kernel.prepare(positions, shape), stored(kernel, draw(len(positions)), positions, shape)
+        x, trained = draw(2, shape[1]).requires_grad_(), weight.clone().requires_grad_()
         product(x.detach(), trained, None).sum().backward()
         product(x, weight, None).sum().backward()
         assert trained.grad is not None
@@ -90,17 +96,17 @@ class KernelContract:
 
     @pytest.mark.parametrize("with_bias", [False, True])
     def test_the_output_may_be_changed_in_place(self, kernel: Kernel, with_bias: bool) -> None:
-        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])
-        weight = stored(kernel, draw(4), positions, shape).requires_grad_()
+        shape, positions = self.example[0], torch.tensor(self.example[1])
+        weight = stored(kernel, draw(len(positions)), positions, shape).requires_grad_()
         product = kernel.prepare(positions, shape)
-        product(draw(2, 4), weight, draw(3) if with_bias else None).relu_().sum().backward()
+        product(draw(2, shape[1]), weight, draw(shape[0]) if with_bias else None).relu_().sum().backward()
         assert weight.grad is not None
 
     def test_every_declared_dtype_is_computed_in_that_dtype(self, kernel: Kernel) -> None:
-        shape, positions = (3, 4), torch.tensor([0, 2, 5, 7])
+        shape, positions = self.example[0], torch.tensor(self.example[1])
         for dtype in kernel.dtypes:
-            weight = stored(kernel, draw(4).to(dtype), positions, shape).requires_grad_()
-            y = kernel.prepare(positions, shape)(draw(2, 4).to(dtype), weight, draw(3).to(dtype))
+            weight = stored(kernel, draw(len(positions)).to(dtype), positions, shape).requires_grad_()
+            y = kernel.prepare(positions, shape)(draw(2, shape[1]).to(dtype), weight, draw(shape[0]).to(dtype))
             y.sum().backward()
             assert weight.grad is not None
             assert y.dtype == weight.grad.dtype == dtype

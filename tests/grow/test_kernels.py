@@ -1,7 +1,15 @@
+from math import prod
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from grow.kernels import KERNELS, Kernel, KernelCase, fastest
+from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, fastest
+from grow.kernels.radix import Circle, Tiles, circle_of
+from grow.network import Network
+from grow.seeds.radix import Ring, radix_matrices
 from tests.contracts.kernel import KernelContract
 
 CASE = KernelCase(rows=8, columns=4, density=0.5, batch=16, device="cpu")
@@ -40,6 +48,84 @@ class TestColumns(KernelContract):
     def test_a_layer_without_positions_is_refused(self, kernel: Kernel) -> None:
         with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
             kernel.prepare(None, (3, 4))
+
+
+@st.composite
+def radix_layers(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor]:
+    """A layer of a RadiX-Net (O, I), its last copies of the circle cut short, in either direction."""
+    system = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
+    before, after = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    layer = draw(st.sampled_from(radix_matrices([system], [before, *[after] * len(system)]))).toarray()
+    layer = layer if draw(st.booleans()) else layer.T
+    cut = [draw(st.integers(0, max(0, length - 2 * prod(system)))) for length in layer.shape]
+    layer = layer[: layer.shape[0] - cut[0], : layer.shape[1] - cut[1]]
+    return layer.shape, torch.from_numpy(np.flatnonzero(layer))
+
+
+class TestRadix(KernelContract):
+    structures = radix_layers()
+    example = ((4, 2), (0, 3, 4, 7))  # rows 0 and 2 read column 0, rows 1 and 3 column 1
+
+    @pytest.fixture
+    def kernel(self) -> Kernel:
+        return KERNELS["radix"]
+
+    @pytest.mark.parametrize(("radix", "stride", "widths"), [(2, 1, (1, 1)), (3, 2, (2, 3)), (2, 6, (4, 1))])
+    def test_the_rule_of_a_layer_is_found_from_its_connections(self, radix: int, stride: int, widths: tuple[int, int]) -> None:
+        ring = Ring(18, radix, stride)
+        shape = (18 * widths[1], 18 * widths[0])
+        found = circle_of(np.flatnonzero(ring.joined(np.arange(shape[1]), np.arange(shape[0])).T), shape)
+        assert found == Circle(18, radix, stride, 0)
+
+    def test_where_places_have_nodes_enough_no_zero_is_multiplied(self) -> None:
+        positions = np.flatnonzero(np.kron(np.ones((16, 32)), np.eye(4) + np.roll(np.eye(4), 1, 0)))
+        circle = circle_of(positions, (64, 128))
+        assert circle == Circle(4, 2, 1, 0)
+        assert Tiles.of(circle, *np.divmod(positions, 128), (64, 128)).shape == (4, 16, 64)  # 4096 products, 4096 connections
+
+    def test_the_places_of_the_last_digit_are_one_dense_product_each(self) -> None:
+        last = radix_matrices([[4, 4]], [1, 1, 1])[1].toarray().T  # stride 4: places 0, 4, 8, 12 read one another
+        circle = circle_of(np.flatnonzero(last), (16, 16))
+        assert circle is not None
+        assert Tiles.of(circle, *np.nonzero(last), (16, 16)).shape == (4, 4, 4)
+
+    def test_what_is_no_layer_of_a_radix_net_is_refused_by_name(self, kernel: Kernel) -> None:
+        missing = np.delete(np.flatnonzero(radix_matrices([[2, 3]], [2, 2, 2])[0].toarray().T), 5)
+        with pytest.raises(
+            UnfitStructureError, match=r"radix kernel was given 47 positions of a layer \(12, 12\), but needs those of a RadiX"
+        ):
+            kernel.prepare(torch.from_numpy(missing), (12, 12))
+        assert not kernel.fits(torch.from_numpy(missing), (12, 12))
+        assert not kernel.fits(torch.zeros(0, dtype=torch.int64), (2, 2))
+
+    def test_a_layer_without_positions_is_refused(self, kernel: Kernel) -> None:
+        with pytest.raises(UnfitStructureError, match="given no positions"):
+            kernel.prepare(None, (3, 4))
+
+
+def radix_network() -> Network:
+    network = Network(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), torch.zeros(1, 8))
+    network.set_connections({"0": np.flatnonzero(radix_matrices([[2, 2]], [2, 2, 2])[0].toarray().T)})
+    return network
+
+
+def test_a_kernel_is_offered_only_where_it_fits_the_connections() -> None:
+    asked: list[KernelCase] = []
+    radix_network().use_kernels(lambda case: asked.append(case) or "csr", batch=4)
+    assert [case.unfit for case in asked] == [frozenset(), frozenset({"radix"})]
+    assert fastest(asked[1], lambda name, case: {"radix": 1.0}.get(name, 2.0), KERNELS) != "radix"
+
+
+def test_as_soon_as_connections_leave_the_structure_another_kernel_takes_over() -> None:
+    network = radix_network()
+    network.use_kernels(lambda case: "dense" if case.unfit else "radix", batch=4)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    before = network(x)
+    assert network.layers["0"].kernel == "radix"
+    absent = np.setdiff1d(np.arange(64), network.topology.layer("0").positions())[:1]
+    network.grow_connections({"0": absent})
+    assert network.layers["0"].kernel == "csr"
+    torch.testing.assert_close(network(x), before)
 
 
 def test_kernels_are_listed_under_their_names() -> None:
