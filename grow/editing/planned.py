@@ -199,7 +199,9 @@ def planned(
 def fitting(layer: Connections, kernel: str) -> bool:
     """Whether a kernel can compute the connections of a layer."""
     fits = KERNELS[kernel].fits
-    return fits is any_structure or fits(torch.from_numpy(layer.positions()), (layer.shape[0], prod(layer.shape[1:])))
+    if fits is any_structure or layer.index is None:
+        return fits is any_structure
+    return fits(torch.from_numpy(layer.index), (layer.shape[0], prod(layer.shape[1:])))
 
 
 def slots_of(layer: Connections, storage: Storage, positions: IntArray) -> IntArray:

@@ -122,7 +122,8 @@ class Tiles:
         def row(entries: IntArray) -> IntArray:
             """Where target entries stand in (G * R)."""
             copy, place = np.divmod(entries, circle.places)
-            return at[place] // depth * height + copy * depth + at[place] % depth
+            stand: IntArray = at[place] // depth * height + copy * depth + at[place] % depth
+            return stand
 
         last = at[rows % circle.places] // depth * depth + depth - 1  # (E,), the last target of each one's tile
         back = (last - at[(columns + circle.first) % circle.places]) % length
