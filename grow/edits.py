@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from grow import apoptosis, checkpoint, tolerance
 from grow.allocate import Allocation, shares
@@ -46,16 +47,29 @@ def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -
     network, before = session.network, session.network.topology
     session.optimizer.zero_grad()  # stale already: edits need not carry them
     loss_before = probe(session)
-    what = _edit(session, decision, accuracy)
+    thresholds: dict[str, float] = {}  # filled where connections are pruned
+    what = _edit(session, decision, accuracy, thresholds)
     after = network.topology
     if after is before and what != "accept":
         return
     if session.methods.timings is not None and after is not before:
         choose_kernels(network, session.methods.timings, session.task.batch_size)
     units = {space: abs(count - before.units.get(space, 0)) for space, count in after.units.items() if count != before.units.get(space, 0)}
-    changed = abs(after.connections - before.connections)
     session.history.append(
-        Event(session.step, what, changed, units, decision.why, loss_before, probe(session), after.connections, after.density, accuracy)
+        Event(
+            session.step,
+            what,
+            abs(after.connections - before.connections),
+            units,
+            decision.why,
+            loss_before,
+            probe(session),
+            after.connections,
+            after.density,
+            accuracy,
+            {layer.layer: layer.density for layer in after.layers},
+            thresholds,
+        )
     )
 
 
@@ -103,15 +117,15 @@ def probe(session: Session) -> float:
     return loss
 
 
-def _edit(session: Session, decision: Edit, accuracy: float | None) -> What:
-    """Carry out one decision: what was done."""
+def _edit(session: Session, decision: Edit, accuracy: float | None, thresholds: dict[str, float]) -> What:
+    """Carry out one decision: what was done. Where connections are pruned, ``thresholds`` gets the largest |weight| of each layer."""
     network = session.network
     match decision:
         case Prune(unconnected=True):
             network.remove_unconnected_units(session.kept_spaces)
             return "remove_units"
         case Prune(connections=count):
-            _prune(session, count)
+            thresholds |= _prune(session, count)
             return "prune_connections"
         case Grow(connections=0, units=units):
             _add_units(session, units)
@@ -138,22 +152,25 @@ def _edit(session: Session, decision: Edit, accuracy: float | None) -> What:
             return "insert_layer"
 
 
-def _prune(session: Session, count: int) -> None:
-    """Remove ``count`` connections, in as many rounds as the criterion asks for."""
+def _prune(session: Session, count: int) -> dict[str, float]:
+    """Remove ``count`` connections, in as many rounds as the criterion asks for; the largest |weight| that each layer lost."""
     network, share = session.network, session.methods.pruning.round_share
     start = network.topology.connections
     left = max(1, start - count)
+    lost: dict[str, float] = {}
     for after in exponential(start, left, rounds_needed(start, left, share)):
-        _prune_round(session, network.topology.connections - after)
+        for name, weights in _prune_round(session, network.topology.connections - after).items():
+            lost[name] = max(lost.get(name, 0.0), float(weights.abs().max()))
+    return lost
 
 
-def _prune_round(session: Session, count: int) -> None:
-    """Remove ``count`` connections; half as many, and so on, where that would cut the network in two."""
+def _prune_round(session: Session, count: int) -> dict[str, Tensor]:
+    """Remove ``count`` connections; half as many, and so on, where that would cut the network in two. The weights that each layer lost."""
     network, splice = session.network, session.splice
     evidence = _evidence(session, session.methods.pruning)
     while count > 0:
         choice = _chosen(session, session.methods.pruning, evidence, -count, to_prune)
-        weights = {} if splice is None else weights_of(network, choice)
+        weights = weights_of(network, choice)
         try:
             network.prune_connections(choice)
         except LastPathError:
@@ -161,7 +178,8 @@ def _prune_round(session: Session, count: int) -> None:
             continue
         if splice is not None:
             splice.note(choice, weights)
-        return
+        return {name: lost for name, lost in weights.items() if len(lost)}
+    return {}
 
 
 def _grow(session: Session, count: int) -> None:

@@ -23,7 +23,8 @@ class Event:
 
     step: training steps made before it. connections: how many were added (growth) or removed. units: how many, by space. why: the
     rule that asked for it. loss_before, loss_after: mean loss on one fixed validation batch. connections_after, density_after:
-    of the whole network. accuracy: on validation data, where it was what decided.
+    of the whole network. accuracy: on validation data, where it was what decided. densities: of every layer, after the edit.
+    thresholds: the largest |weight| that was pruned, of every layer that lost connections to a pruning.
     """
 
     step: int
@@ -36,6 +37,8 @@ class Event:
     connections_after: int
     density_after: float
     accuracy: float | None = None
+    densities: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,11 +81,22 @@ class History:
         return sum(event.connections for event in self.events if event.what in whats)
 
     def frame(self) -> pd.DataFrame:
-        """One row per event, one column ``units.SPACE`` per space."""
+        """One row per event; columns ``units.SPACE``, ``densities.LAYER`` and ``thresholds.LAYER``."""
         import pandas as pd
 
-        rows = [{**asdict(event), **{f"units.{space}": count for space, count in event.units.items()}} for event in self.events]
-        return pd.DataFrame(rows).drop(columns="units", errors="ignore")
+        return pd.DataFrame([flat(asdict(event)) for event in self.events])
+
+
+def flat(record: Mapping[str, object]) -> dict[str, object]:
+    """A record whose inner records are spread out, for a table.
+
+    >>> flat({"step": 3, "units": {"a": 1, "b": 2}})
+    {'step': 3, 'units.a': 1, 'units.b': 2}
+    """
+    found: dict[str, object] = {}
+    for name, value in record.items():
+        found |= {f"{name}.{inner}": entry for inner, entry in flat(value).items()} if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def sync_folder(folder: Path) -> None:

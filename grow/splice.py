@@ -123,15 +123,8 @@ def weights_of(network: Network, choice: Choice) -> dict[str, Tensor]:
     """Weights of existing connections, in the order of their positions."""
     found = {}
     for name, positions in choice.items():
-        at = np.searchsorted(network.topology.layer(name).positions(), positions)
-        found[name] = _existing(network, name)[torch.from_numpy(at).to(network.device)]
+        layer = network.layers[name]
+        dense = layer.storage == "dense"
+        at = positions if dense else np.searchsorted(network.topology.layer(name).positions(), positions)
+        found[name] = layer.weight.detach().reshape(-1)[torch.from_numpy(at).to(network.device)]
     return found
-
-
-def _existing(network: Network, name: str) -> Tensor:
-    """Weights of a layer's existing connections, in the order of their positions, (E,)."""
-    layer = network.layers[name]
-    weight = layer.weight.detach()
-    if layer.storage == "compressed" or layer.positions is None:
-        return weight.reshape(-1)
-    return weight.reshape(-1)[layer.positions]

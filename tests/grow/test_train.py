@@ -102,6 +102,23 @@ def test_every_edit_leaves_one_event_and_the_events_add_up() -> None:
     assert frame["connections_after"].iloc[-1] == round(0.2 * before)
 
 
+@pytest.mark.parametrize("kernel", ["dense", "csr"])
+def test_a_pruning_tells_the_density_of_every_layer_and_the_largest_weight_that_it_lost(kernel: str) -> None:
+    session = make_session(History())
+    network = session.network
+    for share in (0.5, 0.5):  # the second one finds the weights in the kernel's storage
+        network.use_kernels(lambda _: kernel, 16)
+        before = {name: (layer.dense_weight().clone(), network.topology.layer(name).positions()) for name, layer in network.layers.items()}
+        carry_out(session, controller.Prune(round(share * network.topology.connections), False, "half of them"))
+        event = session.history.events[-1]
+        for layer in network.topology.layers:
+            weight, positions = before[layer.layer]
+            gone = weight.reshape(-1)[np.setdiff1d(positions, layer.positions())]
+            assert event.densities[layer.layer] == layer.density
+            assert event.thresholds.get(layer.layer, 0.0) == (float(gone.abs().max()) if len(gone) else 0.0)
+    assert set(session.history.frame().columns) >= {f"densities.{layer.layer}" for layer in network.topology.layers}
+
+
 def test_growth_does_not_change_the_loss() -> None:
     history = History()
     finish(make_session(history, grown=True))
