@@ -97,9 +97,28 @@ def material(recipe: Recipe) -> Material:
 
 def start_network(material: Material) -> Network:
     """The dense start network, drawn from the recipe's seed."""
-    torch.manual_seed(material.recipe.seed)
-    network = Network(material.definition.network(material.recipe.network)(), material.definition.example())
-    return network.to(material.recipe.device)
+    return drawn_network(material.recipe, material.definition)
+
+
+def drawn_network(recipe: Recipe, definition: StudyDefinition) -> Network:
+    """The dense start network, drawn from the recipe's seed. Needs no data."""
+    torch.manual_seed(recipe.seed)
+    return Network(definition.network(recipe.network)(), definition.example()).to(recipe.device)
+
+
+def seeded_network(recipe: Recipe, definition: StudyDefinition, profile: Profile | None) -> Network:
+    """The network that a trial of the recipe begins with, its units divided where the strategy divides them. Needs no data."""
+    network = drawn_network(recipe, definition)
+    _plant(network, recipe, untrained(network), _costs(recipe, profile))
+    return network
+
+
+def _plant(network: Network, recipe: Recipe, kept: frozenset[str], costs: FloatArray | None) -> None:
+    """Bring the dense start network to the recipe's seed topology, and divide its units."""
+    plant(network, recipe.initial, recipe.density, recipe.seed, recipe.devices, kept)  # every device needs a unit to begin with
+    if recipe.by_units:
+        placing = Placing(recipe.devices, recipe.imbalance, costs)
+        network.assign(_partition(Workload.of(network.topology), recipe, costs).parts, placing, costs)
 
 
 def session(material: Material, profile: Profile | None, history: History) -> Session:
@@ -107,11 +126,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     recipe, network = material.recipe, start_network(material)
     dense = network.topology
     kept = untrained(network)
-    plant(network, recipe.initial, recipe.density, recipe.seed, recipe.devices, kept)  # every device needs a unit to begin with
-    if recipe.by_units:
-        costs = _costs(recipe, profile)
-        placing = Placing(recipe.devices, recipe.imbalance, costs)
-        network.assign(_partition(Workload.of(network.topology), recipe, costs).parts, placing, costs)
+    _plant(network, recipe, kept, _costs(recipe, profile))
     timings = None if profile is None else profile.timings
     if timings is not None:
         train.choose_kernels(network, timings, recipe.batch_size)
@@ -160,10 +175,15 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
 
 def trained_network(material: Material, folder: Path) -> Network:
     """The network of the last whole checkpoint in a folder. RunNotFoundError if there is none."""
+    return saved_network(material.recipe, material.definition, folder)
+
+
+def saved_network(recipe: Recipe, definition: StudyDefinition, folder: Path) -> Network:
+    """As `trained_network`, without the data."""
     saved = last_checkpoint(folder)
     if saved is None:
         raise RunNotFoundError(f"{folder} holds no checkpoint, but must; the run is damaged, start a new one")
-    network = start_network(material)
+    network = drawn_network(recipe, definition)
     checkpoint.restore(network, saved)
     return network
 

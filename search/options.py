@@ -103,7 +103,8 @@ class Plan:
 class RunRecord:
     """What the run is and how it ended: `run.json`.
 
-    study_sha256: of the file of a study that was given by path. plan: None until the run is prepared.
+    study_sha256: of the file of a study that was given by path. plan: None until the run is prepared. reference: accuracy and throughput
+    (samples/s) that hypervolumes are reckoned from, fixed when trial 0 is told.
     """
 
     run: str
@@ -113,6 +114,7 @@ class RunRecord:
     state: RunState = "running"
     reason: str | None = None
     plan: Plan | None = None
+    reference: tuple[float, float] | None = None
 
     def write(self, folder: RunFolder) -> None:
         """Write `run.json`."""

@@ -130,6 +130,16 @@ def all_trials_table(document: RunDocument) -> Table:
     return table(f"{document['run']}: all trials, {document['state']}", columns, rows, text=("state", "role", "strategy", "failure"))
 
 
+def reason_lines(document: RunDocument) -> list[RenderableType]:
+    """Why the run failed, where it did, and how much its front covers."""
+    lines: list[RenderableType] = [] if document["reason"] is None else [f"failed: {document['reason']}\n"]
+    reference = document["reference"]
+    if reference is not None:
+        beyond = f"{percent(reference['accuracy'])} accuracy and {rate(reference['samples_per_s'])} samples/s"
+        lines.append(f"hypervolume {rate(document['hypervolume'])} samples/s beyond {beyond}, by {document['objective']} throughput\n")
+    return lines
+
+
 def _role(trial: TrialDocument) -> str:
     return "search" if trial["role"] == "search" else "baseline"
 

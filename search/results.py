@@ -1,18 +1,23 @@
-"""The JSON document of a run: what `--json` prints, rebuilt from the files at any time, without owning the run."""
+"""The JSON documents of a run and of a trial: what `--json` prints, rebuilt from the files at any time, without owning the run.
+
+Names and types are those of `SCHEMA_VERSION`; a version may gain fields, but loses and redefines none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
+from search.hypervolume import Point, hypervolume
 from search.options import Options, RunRecord, RunState
-from search.rundir import JsonObject, RunFolder, TrialFolder, owner, read_json_if_valid
+from search.rundir import JsonObject, RunFolder, TrialFolder, owner, read_json_if_valid, read_lines
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SCHEMA_VERSION = 1
 
+Word: TypeAlias = Literal["predicted", "simulated", "measured"]
 TrialState: TypeAlias = Literal["complete", "infeasible", "failed", "stopped_early", "running"]
 
 
@@ -47,6 +52,22 @@ class TrialDocument(TypedDict):
     failure: str | None
 
 
+class CourseDocument(TrialDocument):
+    """One trial by itself, with its course. course: lines of metrics; events: growth and pruning, see `grow.history.Event`."""
+
+    schema_version: int
+    run: str
+    course: list[JsonObject]
+    events: list[JsonObject]
+
+
+class ReferenceDocument(TypedDict):
+    """What hypervolumes are reckoned from."""
+
+    accuracy: float
+    samples_per_s: float
+
+
 class DataDocument(TypedDict):
     """The data that the run uses, and the samples of each split."""
 
@@ -67,16 +88,24 @@ class DevicesDocument(TypedDict):
 
 
 class RunDocument(TypedDict):
-    """A run. ``data`` is None until the run is prepared."""
+    """A run. ``data`` is None until the run is prepared.
+
+    reason: why it failed. objective: which throughput it maximises. reference, hypervolume: None until trial 0 is told; hypervolume in
+    samples/s, of the feasible trials.
+    """
 
     schema_version: int
     run: str
     study: str
     state: RunState
+    reason: str | None
+    objective: Word
     data: DataDocument | None
     devices: DevicesDocument
     trials: list[TrialDocument]
     pareto: list[int]
+    reference: ReferenceDocument | None
+    hypervolume: float | None
 
 
 def document(folder: RunFolder) -> RunDocument:
@@ -84,12 +113,14 @@ def document(folder: RunFolder) -> RunDocument:
     from search.storage import pareto, read_trials
 
     record, options, trials = RunRecord.read(folder), Options.read(folder), read_trials(folder.journal)
-    plan = record.plan
+    plan, reference = record.plan, _reference(record, options, trials)
     return {
         "schema_version": SCHEMA_VERSION,
         "run": record.run,
         "study": options.study,
         "state": state_of(folder, record),
+        "reason": record.reason,
+        "objective": "measured" if options.throughput == "measured" else "simulated" if plan and plan.elsewhere else "predicted",
         "data": None if plan is None else _data(plan.data),
         "devices": {
             "requested": options.gpus,
@@ -99,7 +130,35 @@ def document(folder: RunFolder) -> RunDocument:
         },
         "trials": [_trial(trial, folder.trial(trial.number)) for trial in trials],
         "pareto": pareto(trials),
+        "reference": None if reference is None else {"accuracy": reference[0], "samples_per_s": reference[1]},
+        "hypervolume": None if reference is None else hypervolume(feasible_points(trials), reference),
     }
+
+
+def course_document(folder: RunFolder, found: RunDocument, number: int) -> CourseDocument:
+    """The document of one trial out of a run's, with its course."""
+    files = folder.trial(number)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": found["run"],
+        **found["trials"][number],
+        "course": read_lines(files.metrics),
+        "events": read_lines(files.history),
+    }
+
+
+def _reference(record: RunRecord, options: Options, trials: Sequence[FrozenTrial]) -> Point | None:
+    """What the run has fixed; in a run that an earlier version began, what it would have been."""
+    if record.reference is not None or not trials or not trials[0].values:
+        return record.reference
+    return (trials[0].values[0] - options.tolerance / 100, 0.0)
+
+
+def feasible_points(trials: Iterable[FrozenTrial]) -> list[Point]:
+    """Accuracy and throughput, as told to the study, of the trials within the tolerance."""
+    from search.storage import feasible
+
+    return [(trial.values[0], trial.values[1]) for trial in trials if feasible(trial)]
 
 
 def state_of(folder: RunFolder, record: RunRecord) -> RunState:

@@ -337,11 +337,19 @@ class _Search:
             accuracy = _number(result, "accuracy")
             lowest = accuracy - self.options.tolerance / 100 if number == 0 else self._lowest_accuracy()
             assert lowest is not None
+            if number == 0:
+                self._fix_reference(lowest)
             tell_complete(self.study, number, accuracy, self._throughput(number, result), lowest)
             if number > DATA_PARALLEL:
                 self.failures.clear()
             self.progress.say(progress.finished(number, result, feasible=accuracy >= lowest))
         _note(self.folder, "trial_told", number=number, state=result["state"])
+
+    def _fix_reference(self, lowest_accuracy: float) -> None:
+        """Hypervolumes are reckoned from the lowest accuracy within the tolerance and from no throughput, whatever the run becomes."""
+        record = read_json(self.folder.record)
+        if record.get("reference") is None:
+            write_json(self.folder.record, {**record, "reference": [lowest_accuracy, 0.0]})
 
     def _throughput(self, number: int, result: Mapping[str, object]) -> float:
         if self.options.throughput == "predicted":

@@ -16,6 +16,8 @@ _COMMANDS = {
     "resume": "Go on with a run that was stopped or killed.",
     "runs": "List the runs.",
     "show": "Show a run, or one of its trials.",
+    "watch": "Follow a run that is at work.",
+    "compare": "Show runs side by side.",
     "best": "Show the best network of a run and how to use it.",
     "train": "Train one recipe on several devices, growing and pruning on the way.",
     "studies": "List the studies and their start networks.",

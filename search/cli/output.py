@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from search.errors import NoUsableTrialError
+from search.errors import ConfigurationError, NoUsableTrialError
 from search.results import document
 from search.rundir import RunFolder
 
@@ -14,6 +14,21 @@ from search.rundir import RunFolder
 def print_json(data: Mapping[str, object]) -> None:
     """One JSON object, and nothing else."""
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def print_csv(rows: Iterable[Mapping[str, object]]) -> None:
+    """Rows as CSV with a heading; inner records are spread out, as in ``throughput.measured_samples_per_s``."""
+    import pandas as pd
+
+    from grow.history import flat
+
+    pd.DataFrame([flat(row) for row in rows]).to_csv(sys.stdout, index=False)
+
+
+def check_one_format(*, json: bool, csv: bool) -> None:
+    """ConfigurationError where both are asked for."""
+    if json and csv:
+        raise ConfigurationError("json and csv are both given, but must be at most one of the two; leave one out")
 
 
 def print_error_line(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,17 @@ from cyclopts import Parameter
 
 from search.errors import ConfigurationError
 
+Flag = Parameter(negative="")
+
 
 def show(
-    run: str, trial: int | None = None, /, *, runs_dir: Path = Path("runs"), json: Annotated[bool, Parameter(negative="")] = False
+    run: str,
+    trial: int | None = None,
+    /,
+    *,
+    runs_dir: Path = Path("runs"),
+    json: Annotated[bool, Flag] = False,
+    csv: Annotated[bool, Flag] = False,
 ) -> int:
     """Show a run's trials and front, also while it works, or the course of one trial: its recipe, accuracy, growing and pruning.
 
@@ -26,23 +35,32 @@ def show(
     runs_dir
         Folder of all runs.
     json
-        Print JSON: the run's object, or the trial's out of it.
+        Print JSON: the run's object, or the trial's out of it, with its course.
+    csv
+        Print CSV: one row a trial, or one row for every line of the trial's course and every growth and removal.
     """
-    from search.cli.output import print_json
-    from search.results import document
+    from search.cli.output import check_one_format, print_json
+    from search.results import course_document, document
     from search.rundir import find_run
 
+    check_one_format(json=json, csv=csv)
     folder = find_run(run, runs_dir)
+    if csv:
+        from search.load import LoadedRun
+
+        loaded = LoadedRun(folder)
+        (loaded.trials.reset_index() if trial is None else loaded.course(trial)).to_csv(sys.stdout, index=False)
+        return 0
     found = document(folder)
     if trial is not None and not 0 <= trial < len(found["trials"]):
         raise ConfigurationError(f"trial is {trial}, but must be below {len(found['trials'])}, the trials of run {found['run']!r} so far")
     if json:
-        print_json(found if trial is None else found["trials"][trial])
+        print_json(found if trial is None else course_document(folder, found, trial))
         return 0
     from search import report
 
     if trial is None:
-        report.show(report.all_trials_table(found), *report.pareto_tables(found))
+        report.show(report.all_trials_table(found), *report.reason_lines(found), *report.pareto_tables(found))
     else:
         report.show(*report.trial_tables(folder, found["trials"][trial]))
     return 0

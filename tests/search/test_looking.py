@@ -1,0 +1,189 @@
+"""Runs that are looked at: hypervolume, comparisons, frames, and a run that is watched while it works."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from optuna._hypervolume import compute_hypervolume
+
+from search import load_run, results
+from search.compare import compare
+from search.errors import ConfigurationError, RunNotFoundError
+from search.hypervolume import hypervolume
+from search.rundir import RunFolder, RunLock, read_json, write_json
+from tests.search.conftest import Grow
+from tests.search.test_run import contents
+
+Finished = tuple[Path, dict[str, Any], str]
+
+
+def test_hypervolume_equals_optunas() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        points = generator.random((6, 2)).round(1)  # ties, and points beyond the reference in one objective only
+        ours = hypervolume([tuple(point) for point in points], (0.2, 0.3))
+        inside = points[(points > (0.2, 0.3)).all(1)]
+        assert ours == pytest.approx(compute_hypervolume(-inside, np.array([-0.2, -0.3])) if len(inside) else 0.0)
+
+
+def test_a_dominated_point_and_one_below_the_reference_add_nothing() -> None:
+    front = [(0.9, 10.0), (0.8, 20.0)]
+    assert hypervolume(front, (0.5, 0.0)) == pytest.approx(4.0 + 3.0)
+    assert hypervolume([*front, (0.8, 9.0), (0.4, 99.0)], (0.5, 0.0)) == hypervolume(front, (0.5, 0.0))
+    assert hypervolume([], (0.5, 0.0)) == 0
+
+
+def test_the_reference_is_fixed_in_the_run_and_the_hypervolume_is_that_of_the_feasible_trials(digits: Finished) -> None:
+    folder, found, _ = digits
+    lowest = found["trials"][0]["accuracy"] - 1.0  # the fixture's tolerance is 100 points
+    assert read_json(folder / "run.json")["reference"] == [lowest, 0.0]
+    assert found["reference"] == {"accuracy": lowest, "samples_per_s": 0.0}
+    front = [found["trials"][number] for number in found["pareto"]]
+    points = [(trial["accuracy"], trial["throughput"]["predicted_samples_per_s"]) for trial in front]
+    assert found["objective"] == "predicted"
+    assert found["hypervolume"] == pytest.approx(hypervolume(points, (lowest, 0.0)))
+
+
+def test_documents_of_schema_1_have_these_fields(digits: Finished) -> None:
+    """A field that goes, or changes its name, needs another version of the schema."""
+    folder, found, _ = digits
+    assert results.SCHEMA_VERSION == found["schema_version"] == 1
+    run = {"schema_version", "run", "study", "state", "data", "devices", "trials", "pareto"}
+    trial = {"number", "state", "role", "accuracy", "test_accuracy", "throughput", "density", "connections", "units", "devices_used"}
+    trial |= {"strategy", "crossing_units", "communication_volume", "bytes_per_step", "grown", "pruned", "recipe", "failure"}
+    assert found.keys() >= run
+    assert found["trials"][2].keys() >= trial
+    assert found.keys() == get_type_hints(results.RunDocument).keys()
+    course = results.course_document(RunFolder(folder), results.document(RunFolder(folder)), 2)
+    assert course.keys() == get_type_hints(results.CourseDocument).keys()
+    assert course["schema_version"] == 1
+    assert {**course, **found["trials"][2]} == course
+    assert course["events"][0].keys() >= {"step", "what", "connections", "units", "why", "densities", "thresholds"}
+
+
+def test_show_prints_csv_of_a_run_and_of_the_course_of_a_trial(digits: Finished, grow: Grow) -> None:
+    folder, found, _ = digits
+    table = pd.read_csv(io.StringIO(grow("show", "digits-1", "--csv", cwd=folder.parent.parent).stdout))
+    assert table["number"].tolist() == [0, 1, 2, 3]
+    assert table["accuracy"].tolist() == [trial["accuracy"] for trial in found["trials"]]
+    assert table["throughput.predicted_samples_per_s"].gt(0).all()
+    course = pd.read_csv(io.StringIO(grow("show", "digits-1", "2", "--csv", cwd=folder.parent.parent).stdout))
+    assert course["step"].is_monotonic_increasing
+    assert set(course["what"]) >= {"metrics", "prune_connections", "grow_connections"}
+    assert course["density"].iloc[-1] == found["trials"][2]["density"]
+    both = grow("show", "digits-1", "--csv", "--json", cwd=folder.parent.parent)
+    assert both.returncode == 2
+    assert "at most one of the two" in both.stderr
+
+
+# ---- comparing ----
+
+
+def test_runs_are_compared_from_the_lowest_of_their_references(digits: Finished) -> None:
+    mine = results.document(RunFolder(digits[0]))
+    other = {**mine, "run": "other", "reference": {"accuracy": mine["reference"]["accuracy"] - 0.5, "samples_per_s": 0.0}}  # type: ignore[index]
+    alone, found = compare([mine]), compare([mine, other])  # type: ignore[list-item]
+    assert alone["runs"][0]["hypervolume"] == pytest.approx(mine["hypervolume"])
+    first, second = found["runs"]
+    assert first["hypervolume"] == second["hypervolume"] == found["median"]["hypervolume"]
+    assert first["hypervolume"] > mine["hypervolume"]  # type: ignore[operator]
+    accuracies = [trial["accuracy"] for trial in mine["trials"] if trial["role"] == "search"]
+    assert first["medians"]["accuracy"] == pytest.approx(np.median(accuracies))
+    assert not found["notes"]
+    assert "words for throughput" in compare([mine, {**mine, "objective": "measured"}])["notes"][0]
+
+
+def test_compare_prints_tables_json_and_csv(digits: Finished, grow: Grow) -> None:
+    where = digits[0].parent.parent
+    assert "hypervolume" in grow("compare", "digits-1", cwd=where).stdout
+    found = json.loads(grow("compare", "digits-1", "digits-1", "--json", cwd=where).stdout)
+    assert found["schema_version"] == 1
+    assert found["median"]["hypervolume"] == found["runs"][0]["hypervolume"]
+    table = pd.read_csv(io.StringIO(grow("compare", "digits-1", "--csv", cwd=where).stdout))
+    assert table["hypervolume"].tolist() == [found["runs"][0]["hypervolume"]]
+    assert grow("compare", cwd=where).returncode == 2
+
+
+# ---- in Python ----
+
+
+def test_a_run_is_loaded_as_frames_that_agree_with_its_document(digits: Finished) -> None:
+    folder, found, _ = digits
+    run = load_run(folder)
+    assert run.document == found
+    assert run.trials["accuracy"].tolist() == [trial["accuracy"] for trial in found["trials"]]
+    assert run.trials.index[run.trials["on_front"]].tolist() == found["pareto"]
+    history = run.history
+    removed = history[history["what"].isin(["prune_connections", "remove_units", "merge_units"])].groupby("trial")["connections"].sum()
+    assert {number: int(removed.get(number, 0)) for number in range(4)} == {t["number"]: t["pruned"] for t in found["trials"]}
+    last = run.metrics.groupby("trial").last()
+    assert last["step"].tolist() == [60] * 4
+    assert last.loc[2, "density"] == found["trials"][2]["density"]
+
+
+def test_the_network_of_a_trial_is_rebuilt_without_its_data_and_starts_as_its_recipe_says(digits: Finished) -> None:
+    from grow.train import evaluate
+    from search import build
+
+    folder, found, _ = digits
+    run = load_run(folder)
+    network = run.network(2)
+    material = build.material(run.recipe(2))
+    assert evaluate(network, material.task.validation(), material.task.correct) == found["trials"][2]["accuracy"]
+    start = run.start_network(2).topology
+    assert start.units == {**network.topology.units, **{space.name: start.units[space.name] for space in start.hidden}}
+    first = run.history[run.history["trial"] == 2].iloc[0]
+    assert start.connections == first["connections_after"] + first["connections"]  # the first event prunes
+    assert torch.equal(run.start_network(2).layers["fc1"].dense_weight(), run.start_network(2).layers["fc1"].dense_weight())
+
+
+def test_what_is_not_there_is_named(digits: Finished, tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError, match="run is"):
+        load_run(tmp_path / "absent")
+    with pytest.raises(ConfigurationError, match="trial is 4, but must be below 4"):
+        load_run(digits[0]).network(4)
+
+
+# ---- watching ----
+
+
+def watching(run: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "search.cli", "watch", str(run)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("end", "code"), [("complete", 0), ("failed", 1), ("running", 1)])
+def test_a_watched_run_is_followed_to_its_end_and_never_touched(
+    end: str, code: int, digits: Finished, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The run is a finished one whose owner, this process, has not let go yet; ``running``: it dies without a word."""
+    run = tmp_path / "watched"
+    shutil.copytree(digits[0], run)
+    record = read_json(run / "run.json")
+    write_json(run / "run.json", {**record, "state": "running"})
+    with RunLock(RunFolder(run)):
+        before = contents(run)
+        with watching(run, environment) as process:
+            assert process.stderr is not None
+            lines = [process.stderr.readline() for _ in range(8)]
+            assert process.poll() is None  # it waits for the end
+            assert contents(run) == before
+            write_json(run / "run.json", {**record, "state": end, "reason": "the disk is full" if end == "failed" else None})
+            if end == "running":
+                (run / "run.lock").write_text(json.dumps(json.loads((run / "run.lock").read_text()) | {"started": 1}))
+            begun = time.monotonic()
+            stdout, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert process.returncode == code
+    assert sum("started" in line for line in lines) == sum("complete" in line for line in lines) == 4
+    assert ("Pareto front" in stdout) == (code == 0)
+    assert {"complete": "", "failed": "the disk is full", "running": "continue with: grow resume"}[end] in stderr
