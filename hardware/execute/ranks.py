@@ -20,11 +20,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Literal, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
 
 from hardware.cores import cores_of, idle_first
+from hardware.execute.wires import close, connect, pairs
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,8 @@ class _Setting:
     store: str
     timeout_s: float
     results: int  # file descriptor
+    wires: dict[str, int]  # file descriptors of the connections with other ranks, whose numbers JSON makes texts
+    alone: bool  # whether its cores are its own
 
 
 class _Failure(NamedTuple):
@@ -130,9 +133,15 @@ def run_ranks(
     with tempfile.TemporaryDirectory(prefix="grow-ranks-") as folder:
         try:
             allowed = idle_first(ranks * threads)
-            for number in range(ranks):
-                cores = cores_of(number, threads, allowed)
-                children.append(_start(number, ranks, kind, threads, cores, os.path.join(folder, "store"), limit_s))
+            connections = pairs(ranks)
+            try:
+                for number, mine in enumerate(connections):
+                    cores, store = cores_of(number, threads, allowed), os.path.join(folder, "store")
+                    wires = {str(other): descriptor for other, descriptor in mine.items()}
+                    setting = _Setting(number, ranks, kind, threads, cores, store, limit_s, -1, wires, ranks * threads <= len(allowed))
+                    children.append(_start(setting))
+            finally:
+                close(connections)  # only the children hold them now: where one ends, the others notice
             for child in children:
                 _hand_over(child, work)
             return cast("list[T]", _collect(children, deadline, limit_s))
@@ -140,16 +149,16 @@ def run_ranks(
             _end(children)
 
 
-def _start(number: int, count: int, kind: Kind, threads: int, cores: tuple[int, ...], store: str, timeout_s: float) -> _Child:
+def _start(setting: _Setting) -> _Child:
     reading, writing = os.pipe()
     try:
-        setting = _Setting(number, count, kind, threads, cores, store, timeout_s, writing)
+        setting = replace(setting, results=writing)
         process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(setting.__dict__)],
             stdin=subprocess.PIPE,
             stdout=2,  # stdout carries data of the parent alone
-            pass_fds=(writing,),
-            env=_environment(threads),
+            pass_fds=(writing, *setting.wires.values()),
+            env=_environment(setting.threads),
             start_new_session=True,  # Ctrl-C reaches the parent, and it ends the ranks
         )
     except BaseException:
@@ -157,7 +166,7 @@ def _start(number: int, count: int, kind: Kind, threads: int, cores: tuple[int, 
         raise
     finally:
         os.close(writing)
-    return _Child(number, process, reading)
+    return _Child(setting.number, process, reading)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -266,6 +275,8 @@ def _work(setting: _Setting, work: bytes) -> object:
         timeout=timedelta(seconds=setting.timeout_s),
     )
     settle_gloo()
+    if not gpus:
+        connect({int(rank): descriptor for rank, descriptor in setting.wires.items()}, setting.alone)
     target, arguments = pickle.loads(work)
 
     def lost(rank: int, reason: str) -> None:

@@ -45,15 +45,14 @@ def measure_messages(rank: Rank, grid: Grid) -> tuple[MessageTime, ...]:
 
 
 def _ping_pong(rank: Rank, other: int, size: int, repeats: int) -> Timing:
-    tensor = torch.zeros(size, dtype=torch.uint8, device=rank.device)
+    peers, tensor = Peers(rank.number, rank.count), torch.zeros(size, dtype=torch.uint8, device=rank.device)
+    empty, nothing = [tensor[:0]] * rank.count, [(0,)] * rank.count  # what is empty is not sent
+    handed = [tensor if number == other else tensor[:0] for number in range(rank.count)]
+    taken = [(size,) if number == other else (0,) for number in range(rank.count)]
 
     def there_and_back() -> None:
-        if rank.number < other:
-            distributed.send(tensor, other)
-            distributed.recv(tensor, other)
-        else:
-            distributed.recv(tensor, other)
-            distributed.send(tensor, other)
+        for sends in (rank.number < other, rank.number > other):
+            peers.exchange(*((handed, nothing) if sends else (empty, taken)))
 
     return in_company(there_and_back, rank.device, repeats)
 
