@@ -19,8 +19,11 @@ import pandas as pd
 import torch
 
 from grow.history import History
+from grow.network import Network
+from grow.task import Task
 from grow.train import Session, evaluate, train
 from hardware.partition import Partition, communication_volume, crossing_units
+from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
 from search.definition import StudyReference
@@ -58,25 +61,24 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def trained(chosen: Recipe) -> Session:
-    """Train one recipe."""
-    training = build.session(build.material(chosen), None, History())
+def trained(chosen: Recipe, profile: Profile | None = None) -> Session:
+    """Train one recipe; a profile chooses the kernels."""
+    training = build.session(build.material(chosen), profile, History())
     for progress in train(training):
         if progress.step % 200 == 0:
             sys.stderr.write(f"price {chosen.price:g}, seed {chosen.seed}: step {progress.step} of {chosen.steps}\n")
     return training
 
 
-def measures(training: Session, chosen: Recipe) -> dict[str, float]:
+def measures(network: Network, task: Task, chosen: Recipe) -> dict[str, float]:
     """Look at the network that came out."""
-    network = training.network
     work, parts = Workload.of(network.topology), network.parts
     assert parts is not None
     partition = Partition(parts, chosen.devices)
     return {
         "seed": chosen.seed,
         "price": chosen.price,
-        "accuracy": 100 * evaluate(network, training.task.validation(), training.task.correct),
+        "accuracy": 100 * evaluate(network, task.validation(), task.correct),
         "density": network.topology.density,
         "connections": network.topology.connections,
         "communication_volume": communication_volume(work, partition),
@@ -87,7 +89,8 @@ def measures(training: Session, chosen: Recipe) -> dict[str, float]:
 
 def outcome(chosen: Recipe) -> dict[str, float]:
     """Train one recipe and look at the network that comes out."""
-    return measures(trained(chosen), chosen)
+    training = trained(chosen)
+    return measures(training.network, training.task, chosen)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """What does the price buy? Accuracy, communication volume and throughput over a range of prices.
 
     python -m tests.benchmarks.price_sweep [--data-dir DIR] [--prices 0 4 16 64 256 1024] [--parts 2] [--steps 600] [--seeds 1]
-        [--hardware FILE_OR_PRESET] [--save FOLDER] [--json]
+        [--hardware FILE_OR_PRESET] [--trained FOLDER] [--clock] [--save FOLDER] [--json]
 
 Trains the recipe of `tests.benchmarks.price` once for every price and seed: same start, density, pattern and partition to begin with.
 Throughput is that of the profile of this machine's CPU workers (predicted), or of a preset or a saved profile (simulated), next to
-that of the dense start network on one device of the same machine. ``--save`` writes the table (CSV) and the picture (SVG) there.
+that of the dense start network on one device of the same machine; with ``--clock`` it is measured instead, all networks and the dense one
+in turns. ``--trained`` keeps the networks, and takes those that are there already: train on a busy machine, time on a quiet one.
+``--save`` writes the table (CSV) and the picture (SVG) there.
 """
 
 from __future__ import annotations
@@ -16,23 +18,26 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from grow import checkpoint
+from grow.network import Network
 from grow.topology import Topology
 from hardware.cache import obtain
 from hardware.cost import predict
 from hardware.devices import discover
+from hardware.execute.measure import Job, measure_throughput
 from hardware.partition import Partition
 from hardware.presets import hardware
 from hardware.price import price_by_time
 from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
-from search.recipe import Recipe
 from tests.benchmarks import price
 
 PANELS = (
@@ -40,6 +45,9 @@ PANELS = (
     ("communication_volume", "communication volume"),
     ("speed", "training throughput against dense on one device"),
 )
+TIMED_RATE = 1e-4
+"""Learning rate while the clock runs: far from divergence, whose numbers are slow."""
+
 WIDTH, HEIGHT, LEFT, TOP = 640, 170, 70, 30
 INK, COLOR = "#333333", "#0b6fb8"
 
@@ -64,14 +72,24 @@ def dense_samples_per_s(topology: Topology, profile: Profile, batch: int) -> flo
     return predict(Workload.of(whole), "single", None, profile, batch).samples_per_s
 
 
-def outcome(chosen: Recipe, profile: Profile) -> dict[str, Any]:
-    """One training and what came of it."""
-    training = price.trained(chosen)
-    found: dict[str, Any] = price.measures(training, chosen)
-    network = training.network
+def trained(material: build.Material, profile: Profile, kept: Path | None) -> Network:
+    """The trained network of a recipe: out of the folder that keeps them, if it is there."""
+    chosen = material.recipe
+    if kept is None:
+        return price.trained(chosen, profile).network
+    folder = kept / sha256(json.dumps(chosen.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+    if not folder.exists():
+        checkpoint.save(folder / f"{chosen.steps:06}", price.trained(chosen, profile).network)
+    return build.trained_network(material, folder)
+
+
+def outcome(material: build.Material, network: Network, profile: Profile) -> dict[str, Any]:
+    """What came of one training."""
+    chosen = material.recipe
+    found: dict[str, Any] = price.measures(network, material.task, chosen)
     assert network.parts is not None
     work, partition = Workload.of(network.topology), Partition(network.parts, chosen.devices)
-    start = build.start_network(build.material(chosen)).topology
+    start = build.start_network(material).topology
     step = predict(work, "units", partition, profile, chosen.batch_size)
     return {
         **found,
@@ -81,6 +99,22 @@ def outcome(chosen: Recipe, profile: Profile) -> dict[str, Any]:
         "word": profile.word,
         "price_by_time": price_by_time(work, partition, profile, chosen.batch_size),
     }
+
+
+def job(material: build.Material, network: Network | None = None) -> Job:
+    """A trained network on its devices, or the dense start network on one, ready to be timed."""
+    inputs, targets = material.task.train_batch(0)
+    if network is None:
+        return Job(build.start_network(material), "single", 1, inputs, targets, learning_rate=TIMED_RATE)
+    return Job(network, "units", material.recipe.devices, inputs, targets, network.parts, learning_rate=TIMED_RATE)
+
+
+def timed(table: pd.DataFrame, materials: Sequence[build.Material], networks: Sequence[Network], profile: Profile) -> pd.DataFrame:
+    """The table with the clock's throughput in place of the predicted one."""
+    jobs = [job(materials[0]), *(job(material, network) for material, network in zip(materials, networks, strict=True))]
+    dense, *found = measure_throughput(jobs, choose=profile.kernel)
+    rates = [each.samples_per_s for each in found]
+    return table.assign(samples_per_s=rates, speed=[rate / dense.samples_per_s for rate in rates], word="measured")
 
 
 def picture(table: pd.DataFrame) -> str:
@@ -142,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--hardware")
+    parser.add_argument("--trained", type=Path)
+    parser.add_argument("--clock", action="store_true")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
@@ -149,13 +185,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     profile = obtain(discover("cpu", asked.parts).devices) if asked.hardware is None else hardware(asked.hardware)
     base = replace(price.recipe(asked), devices=asked.parts)
     wanted = sorted({0.0, *asked.prices})
-    table = pd.DataFrame([outcome(replace(base, seed=seed, price=value), profile) for seed in range(asked.seeds) for value in wanted])
+    materials = [build.material(replace(base, seed=seed, price=value)) for seed in range(asked.seeds) for value in wanted]
+    networks = [trained(material, profile, asked.trained) for material in materials]
+    table = pd.DataFrame([outcome(*each, profile) for each in zip(materials, networks, strict=True)])
+    if asked.clock:
+        table = timed(table, materials, networks, profile)
     if asked.save is not None:
         asked.save.mkdir(parents=True, exist_ok=True)
         table.to_csv(asked.save / "price-sweep.csv", index=False)
         (asked.save / "price-sweep.svg").write_text(picture(table))
     if asked.json:
-        case = {"network": asked.network, "parts": asked.parts, "density": asked.density, "steps": asked.steps, "word": profile.word}
+        case = {"network": asked.network, "parts": asked.parts, "density": asked.density, "steps": asked.steps, "word": table.word[0]}
         sys.stdout.write(json.dumps(rows(table, case)) + "\n")
         return
     sys.stdout.write(table.round(4).to_string(index=False) + "\n")
