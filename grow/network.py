@@ -108,7 +108,7 @@ class Network(nn.Module):
     def topology(self) -> Topology:
         """Spaces and connections as they are now."""
         if self._topology is None:
-            self._topology = _topology(self._spaces, self._sites, self.layers)
+            self._topology = _topology(self._spaces, self._sites, self.layers, self.module)
         return self._topology
 
     @property
@@ -481,7 +481,7 @@ class Network(nn.Module):
         ]
         sites = inserted_sites(self._sites, self.module, place, insertion, values)
         axes = inserted_axes(self._axes, sites, insertion, convolution)
-        after = _topology(inserted_spaces(self._spaces, insertion, units), sites, {**self.layers, **layers})
+        after = _topology(inserted_spaces(self._spaces, insertion, units), sites, {**self.layers, **layers}, self.module)
         parts = self.parts
         if parts is not None:
             born = parts[insertion.space].copy() if insertion.kind == "identity" else np.full(units, -1)
@@ -551,8 +551,9 @@ class Network(nn.Module):
         self._spaces, self.parts, self._topology = plan.topology.spaces, plan.parts, None
 
 
-def _topology(spaces: tuple[Space, ...], sites: Iterable[Site], layers: Mapping[str, SparseLayer]) -> Topology:
-    """Spaces, and the connections that the layers have at their sites."""
+def _topology(spaces: tuple[Space, ...], sites: Iterable[Site], layers: Mapping[str, SparseLayer], module: fx.GraphModule) -> Topology:
+    """Spaces, and the connections that the layers have at their sites in the graph."""
+    values = {str(node.target): str(node.args[0]) for node in module.graph.nodes if node.op == "call_module"}
     found = [
         Connections(
             site.layer,
@@ -563,6 +564,7 @@ def _topology(spaces: tuple[Space, ...], sites: Iterable[Site], layers: Mapping[
             site.source_values,
             site.target_values,
             site.depthwise,
+            values.get(site.layer, ""),
         )
         for site in sites
     ]

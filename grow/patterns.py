@@ -1,12 +1,12 @@
 """Scores and a count -> a choice of connections. The count is exact; ties go to the first in the order (layer, position).
 
 Unstructured patterns look at one connection at a time. Priced ones know the parts that the units lie on: what a part must be
-sent is a whole *group*, the connections from one source unit into one other part, over all layers that read the unit. A
-connection is remote if its source unit and its target unit lie on different parts; input and output have no parts, are
-everywhere, and cost nothing. A halo unit costs ``price`` median scores, times what the way between the two parts costs where
-``ways`` (k, k) says so.
+sent is a whole *group*, the connections from one source unit into one other part, over all layers that read the same value of the
+unit (a residual space has many values, and each is sent by itself). A connection is remote if its source unit and its target unit
+lie on different parts; input and output have no parts, are everywhere, and cost nothing. A halo unit costs ``price`` median scores,
+times what the way between the two parts costs where ``ways`` (k, k) says so.
 
-Legend: N candidates of all layers together, K keys = (unit of any space, target part), k parts.
+Legend: N candidates of all layers together, K keys = (value of any unit, target part), k parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from grow.axes import IntArray
+from grow.axes import IntArray, Segment
 from grow.topology import Connections, Topology
 
 BoolArray: TypeAlias = NDArray[np.bool_]
@@ -272,7 +272,8 @@ def _way(keys: IntArray, topology: Topology, parts: Mapping[str, IntArray], ways
     """What the way of each key costs, from the part of its unit to the part that reads it, (len(keys),)."""
     if ways is None:
         return 1.0
-    owner = np.concatenate([parts.get(space.name, np.zeros(space.units, np.int64)) for space in topology.spaces])
+    spaces = [space for (space, _, _), _ in _halo_starts(topology)[:-1]]
+    owner = np.concatenate([parts.get(space, np.zeros(topology.units[space], np.int64)) for space in spaces])
     units, targets = np.divmod(keys, part_count(parts))
     found: FloatArray = ways[owner[units], targets]
     return found
@@ -311,7 +312,7 @@ def layer_keys(layer: Connections, positions: IntArray, topology: Topology, part
     if layer.target_space is None or layer.target_space not in parts:
         return np.full(len(positions), -1)
     segments, units, rows = topology.connected_units(layer, positions)
-    starts = _starts(topology)
+    starts = dict(_halo_starts(topology))
     target_parts = parts[layer.target_space][rows]
     keys = np.full(len(positions), -1)
     for number, segment in enumerate(layer.source):
@@ -319,14 +320,23 @@ def layer_keys(layer: Connections, positions: IntArray, topology: Topology, part
             inside = segments == number
             remote = inside.copy()
             remote[inside] = parts[segment.space][units[inside]] != target_parts[inside]
-            keys[remote] = (starts[segment.space] + units[remote]) * part_count(parts) + target_parts[remote]
+            keys[remote] = (starts[_read(layer, number, segment)] + units[remote]) * part_count(parts) + target_parts[remote]
     return keys
 
 
-def _starts(topology: Topology) -> dict[str, int]:
-    """Number of the first unit of every space when all units are counted through."""
-    ends = np.cumsum([space.units for space in topology.spaces])
-    return {space.name: int(end) - space.units for space, end in zip(topology.spaces, ends, strict=True)}
+Read: TypeAlias = tuple[str, str, int]
+"""Space, value, and which segment of the value."""
+
+
+def _read(layer: Connections, number: int, segment: Segment) -> Read:
+    return segment.space, layer.value, number if layer.value else 0
+
+
+def _halo_starts(topology: Topology) -> list[tuple[Read, int]]:
+    """All that layers read, each with the number of its first unit when all units are counted through, and the end."""
+    read = dict.fromkeys(_read(layer, number, segment) for layer in topology.layers for number, segment in enumerate(layer.source))
+    ends = np.cumsum([0, *(topology.units[space] for space, _, _ in read)])
+    return list(zip([*read, ("", "", 0)], ends.tolist(), strict=True))
 
 
 def part_count(parts: Mapping[str, IntArray]) -> int:
@@ -336,4 +346,4 @@ def part_count(parts: Mapping[str, IntArray]) -> int:
 
 def key_count(topology: Topology, parts: Mapping[str, IntArray]) -> int:
     """Number of keys, whether something has them or not."""
-    return sum(topology.units.values()) * part_count(parts)
+    return _halo_starts(topology)[-1][1] * part_count(parts)

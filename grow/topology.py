@@ -54,7 +54,8 @@ class Connections:
 
     layer: path of the module. shape: (O, I, *kernel). target, source: the segments of axis 0 and of axis 1. index: sorted flat
     positions (E,), or None when all exist. source_values, target_values: values of one source entry and one row per sample where
-    the layer reads and writes (H*W of a feature map, 1 for a linear layer).
+    the layer reads and writes (H*W of a feature map, 1 for a linear layer). value: names the tensor that it reads, which other layers
+    may read as well; in a residual network one space has many, and each is sent by itself. '' where nobody knows.
     """
 
     layer: str
@@ -65,6 +66,7 @@ class Connections:
     source_values: int = 1
     target_values: int = 1
     depthwise: bool = False
+    value: str = ""
 
     def sized(self, units: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of the weight when spaces have so many units."""

@@ -1,7 +1,7 @@
 """Which part every hidden unit belongs to, and what crosses between the parts.
 
 Input and output are held whole, so only layers from hidden to hidden spaces cause an exchange: a part needs every unit that
-one of its own units reads, once, however many read it.
+one of its own units reads, once, however many read it; each of its values where, in a residual network, it has several.
 
 Legend: U units of a space, k parts.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.workload import IntArray, LayerWork, Reads, Workload
+from hardware.workload import IntArray, LayerWork, Reads, Sent, Workload
 
 BoolArray = NDArray[np.bool_]
 
@@ -61,21 +61,24 @@ def readers(work: Workload, partition: Partition, reads: Reads, layer: LayerWork
     return found
 
 
-def remote_readers(work: Workload, partition: Partition, space: str, values: int | None = None) -> BoolArray:
-    """Which remote parts need each unit of a space, (U, k); with ``values``, of the layers that read so many values of a unit."""
+def remote_readers(work: Workload, partition: Partition, space: str, sent: Sent | None = None) -> BoolArray:
+    """Which remote parts need each unit of a space, (U, k); with ``sent``, of the layers that read it so."""
     found = np.zeros((work.units[space], partition.count), bool)
     for layer in work.layers:
-        for reads in layer.reads:
-            if reads.space == space and values in (None, reads.values):
+        for name, reads in layer.sent():
+            if reads.space == space and sent in (None, name):
                 found |= readers(work, partition, reads, layer)
     found[np.arange(len(found)), partition.parts[space]] = False
     return found
 
 
 def communication_volume(work: Workload, partition: Partition, space: str | None = None) -> int:
-    """Sum over the hidden units (of one space) of the remote parts that need the unit: km1."""
+    """Sum over the hidden units (of one space) of the remote parts that need the unit: km1.
+
+    A unit of a residual space has several values, one after each addition. Each that layers read is sent, and counts, by itself.
+    """
     spaces = work.hidden if space is None else (space,)
-    return sum(int(remote_readers(work, partition, name).sum()) for name in spaces)
+    return sum(int(remote_readers(work, partition, name, sent).sum()) for name in spaces for sent in exchanges(work, name))
 
 
 def crossing_units(work: Workload, partition: Partition, space: str | None = None) -> int:
@@ -114,15 +117,16 @@ def halo(work: Workload, partition: Partition, layer: str, part: int) -> dict[st
     return found
 
 
-def exchanges(work: Workload, space: str) -> tuple[int, ...]:
-    """Values per unit of every exchange of a hidden space: layers that read a unit in the same form share one."""
-    return tuple(sorted({r.values for layer in work.layers for r in layer.reads if r.space == space and layer.target in work.hidden}))
+def exchanges(work: Workload, space: str) -> tuple[Sent, ...]:
+    """The exchanges of a hidden space: layers that read the same value share one; where values are not known, those that read one form."""
+    found = (sent for layer in work.layers if layer.target in work.hidden for sent, _ in layer.sent() if sent.space == space)
+    return tuple(dict.fromkeys(found))
 
 
 def bytes_per_step(work: Workload, partition: Partition, batch: int, element_size: int) -> int:
     """Bytes handed to halo exchanges in one step, forward and backward: 2 x element size x batch x values per unit x volume."""
     crossing = sum(
-        values * int(remote_readers(work, partition, space, values).sum()) for space in work.hidden for values in exchanges(work, space)
+        sent.values * int(remote_readers(work, partition, space, sent).sum()) for space in work.hidden for sent in exchanges(work, space)
     )
     return 2 * element_size * batch * crossing
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +44,22 @@ class Reads:
     outgoing: IntArray  # (U,) connections of each source unit
 
 
+class Sent(NamedTuple):
+    """Units of a space as one value holds them, so many numbers each per sample; place: the segment of the value."""
+
+    space: str
+    value: str
+    place: int
+    values: int
+
+
 @dataclass(frozen=True, eq=False)
 class LayerWork:
     """The work of one layer.
 
     target: the space whose units are its rows, ``per_unit`` each, '' if there are several; computes: the first of them, also: the
     others. incoming: connections of every unit that it computes, (U,). value: what names the value that it reads: layers that read
-    one value share its exchange; '' where only spaces are known. bias: whether it has one. depthwise: a row reads its own unit alone.
+    one value share its exchange; '' where nobody knows. bias: whether it has one. depthwise: a row reads its own unit alone.
     """
 
     layer: str
@@ -68,6 +77,11 @@ class LayerWork:
     depthwise: bool = False
     per_unit: int = 1
     also: tuple[str, ...] = ()
+
+    def sent(self) -> Iterator[tuple[Sent, Reads]]:
+        """What it reads, with what names that among all that is sent: layers that read the same share one exchange."""
+        for place, reads in enumerate(self.reads):
+            yield Sent(reads.space, self.value, place if self.value else 0, reads.values), reads
 
     @property
     def convolution(self) -> bool:
@@ -116,17 +130,17 @@ class Workload:
 
     @staticmethod
     def of(topology: Topology) -> Workload:
-        """The work of a topology. Every layer counts as having a bias and a value of its own kind to read."""
+        """The work of a topology. Every layer counts as having a bias."""
         inputs = tuple(space.name for space in topology.spaces if space.role == "input")
         layers = tuple(_layer_work(topology, layer) for layer in topology.layers)
         return Workload(topology.units, tuple(space.name for space in topology.hidden), inputs, layers, indivisible(topology))
 
     @staticmethod
     def of_network(network: Network) -> Workload:
-        """The work of a network, with its biases, norms and the values that its layers read."""
-        work, nodes = Workload.of(network.topology), {str(n.target): n for n in network.module.graph.nodes if n.op == "call_module"}
+        """The work of a network, with its biases and norms."""
+        work = Workload.of(network.topology)
         biased = {path for path, layer in network.layers.items() if layer.bias is not None}
-        layers = tuple(replace(w, value=str(nodes[w.layer].args[0]), bias=w.layer in biased) for w in work.layers)
+        layers = tuple(replace(layer, bias=layer.layer in biased) for layer in work.layers)
         return replace(work, layers=layers, others=tuple(_others(network)), norms=tuple(_norms(network, layers)))
 
     @cached_property
@@ -208,6 +222,7 @@ def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
         incoming.astype(np.int64),
         reads,
         next((segment.space for segment in layer.target), ""),
+        layer.value,
         depthwise=layer.depthwise,
         per_unit=1 if target is None else layer.shape[0] // max(topology.units[target], 1),
         also=tuple(dict.fromkeys(segment.space for segment in layer.target))[1:],

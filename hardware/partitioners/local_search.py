@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from hardware.partition import BoolArray, Partition
-from hardware.workload import IntArray, Workload
+from hardware.workload import IntArray, Sent, Workload
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -57,13 +57,13 @@ class Sender:
 
 
 def senders(work: Workload) -> tuple[Sender, ...]:
-    """Every hidden space that a hidden space reads, once for each number of values in which its units are read."""
-    found: dict[tuple[str, int], tuple[bool, dict[str, csr_array]]] = {}
+    """Every hidden space that a hidden space reads, once for each exchange of its units."""
+    found: dict[Sent, tuple[bool, dict[str, csr_array]]] = {}
     for layer in work.layers:
-        for reads in layer.reads:
+        for sent, reads in layer.sent():
             if layer.target in work.hidden and reads.space in work.hidden:
-                always, pins = found.setdefault((reads.space, reads.values), (False, {}))
-                found[reads.space, reads.values] = (always or reads.complete, pins)
+                always, pins = found.setdefault(sent, (False, {}))
+                found[sent] = (always or reads.complete, pins)
                 if not reads.complete:
                     shape = (work.units[layer.target], work.units[reads.space])
                     pairs = csr_array((np.ones(len(reads.sources), np.float32), (reads.targets, reads.sources)), shape=shape)
@@ -71,8 +71,8 @@ def senders(work: Workload) -> tuple[Sender, ...]:
                     joined.data[:] = 1  # read by two layers, sent once
                     pins[layer.target] = joined
     return tuple(
-        Sender(space, values, always, {} if always else pins, {} if always else {name: p.T.tocsr() for name, p in pins.items()})
-        for (space, values), (always, pins) in found.items()
+        Sender(sent.space, sent.values, always, {} if always else pins, {} if always else {name: p.T.tocsr() for name, p in pins.items()})
+        for sent, (always, pins) in found.items()
     )
 
 

@@ -25,8 +25,8 @@ def traffic(work: Workload, partition: Partition) -> FloatArray:
     """Values per sample sent from part to part, (k, k)."""
     found = np.zeros((partition.count, partition.count))
     for space in work.hidden:
-        for values in exchanges(work, space):
-            np.add.at(found, partition.parts[space], values * remote_readers(work, partition, space, values))
+        for sent in exchanges(work, space):
+            np.add.at(found, partition.parts[space], sent.values * remote_readers(work, partition, space, sent))
     return found
 
 

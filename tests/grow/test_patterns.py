@@ -151,6 +151,21 @@ def test_a_group_spans_all_layers_that_read_the_unit() -> None:
     assert lists(groups(scored, topology, parts, 0.0, 2)) == {"one": [1], "other": [1]}
 
 
+def test_a_unit_that_is_read_before_and_after_an_addition_is_two_groups_and_joins_a_halo_twice() -> None:
+    """The layers read unit 1 of a for part 0 in two values: pruning one of them saves a message, and adding one to the other costs one."""
+    spaces = (Space("in", 1, "input"), Space("a", 2, "hidden"), Space("b", 2, "hidden"), Space("out", 1, "output"))
+    layers = (
+        Connections("before", (2, 2), (Segment("b"),), (Segment("a"),), None, value="x"),
+        Connections("after", (2, 2), (Segment("b"),), (Segment("a"),), None, value="y"),
+    )
+    topology, parts = Topology(spaces, layers), {"a": np.array([0, 1]), "b": np.array([0, 1])}
+    scored = scores_of(before={1: 1, 3: 3}, after={0: 3, 1: 4})
+    assert lists(groups(scored, topology, parts, 1.0, 1)) == {"before": [1], "after": []}
+    sent = topology.with_index({"before": np.array([1]), "after": np.zeros(0, np.int64)})
+    absent = scores_of(before={3: 2.0}, after={1: 2.5, 3: 2.0})
+    assert lists(highest_priced(absent, sent, parts, 1.0, 1)) == {"before": [3], "after": []}
+
+
 def test_segments_of_one_layer_are_units_of_their_own() -> None:
     """The head reads a and b: unit 0 of each is another unit, and the output is everywhere."""
     topology = branched()

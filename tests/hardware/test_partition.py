@@ -76,7 +76,7 @@ def test_layers_into_the_output_cause_no_exchange() -> None:
 def test_values_of_a_feature_map_count_in_the_bytes() -> None:
     work = Workload.of(convolutional())  # b is flattened with 4 positions a channel, a is read as 1 value
     partition = PARTITIONERS["contiguous"](work, 2)
-    assert exchanges(work, "b") == (4,)
+    assert [sent.values for sent in exchanges(work, "b")] == [4]
     assert bytes_per_step(work, partition, batch=10, element_size=4) == 2 * 4 * 10 * (6 * 1 + 9 * 4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from hardware import layout
 from hardware.execute.exchange import Peers
 from hardware.execute.ranks import Kind, Rank, run_ranks
 from hardware.layout import Strategy
-from hardware.partition import Partition
+from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units
 from hardware.shard import StrategyName, by_density, shard
 from hardware.transitions import TABLE, norm_sums, parameter_sums, transitions
 from hardware.workload import Workload
@@ -67,6 +68,39 @@ class Residual(nn.Module):
         first = torch.relu(self.first(x))
         second = first + torch.tanh(self.second(first))
         return self.last(torch.cat([second, torch.relu(self.third(first))], 1))
+
+
+class Forked(nn.Module):
+    """Values that are read at several places: by a residual branch and its sum, by two layers of two spaces, whose results are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.back = nn.Linear(6, 9), nn.Linear(9, 8), nn.Linear(8, 9)
+        self.side, self.again = nn.Linear(9, 7), nn.Linear(9, 7)
+        self.tail, self.last = nn.Linear(7, 5), nn.Linear(5, 4)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        first = torch.relu(self.first(x))
+        residual = first + torch.tanh(self.back(torch.relu(self.middle(first))))
+        joined = torch.relu(self.side(first)) + self.again(residual)
+        return self.last(torch.relu(self.tail(joined)))
+
+
+PAIRS = ("wwww", "wbbb", "wuuu", "bwbu", "bbuw", "buwb", "uwub", "ubwu", "uubw")
+"""Layouts of four spaces in which any two spaces have all nine pairs of layouts: Taguchi's orthogonal array L9."""
+
+
+class Dense(nn.Module):
+    """Every layer reads all that came before, joined along the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.last = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(12, 6), nn.Linear(18, 4)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        first = torch.relu(self.first(x))
+        second = torch.cat([first, torch.tanh(self.second(first))], 1)
+        return self.last(torch.cat([second, torch.relu(self.third(second))], 1))
 
 
 # No bias before a batch norm: its gradient is zero but for rounding, which Adam would blow up to whole steps.
@@ -140,6 +174,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, (6,)),
     "lenet": (lenet, (1, 10, 10)),
     "residual": (Residual, (6,)),
+    "forked": (Forked, (6,)),
+    "dense": (Dense, (6,)),
     "wide": (wide, (6,)),
     "normed": (normed, (2, 4, 4)),
     "grouped": (grouped, (2, 4, 4)),
@@ -268,13 +304,13 @@ def forward_halo_bytes(case: Case, layouts: Strategy, ranks: int) -> int:
 
 
 def volume_bytes(topology: Topology, parts: Mapping[str, IntArray], batch: int, element: int) -> int:
-    """2 x element size x batch x values per unit x communication volume, counted unit by unit."""
+    """2 x element size x batch x values per unit x communication volume, counted unit by unit and value by value."""
     total = 0
     for space in topology.hidden:
         readers = [layer for layer in topology.consumers(space.name) if layer.target_space in parts]
-        for unit in range(space.units):
+        for value, unit in product({layer.value for layer in readers}, range(space.units)):
             remote, values = set(), 0
-            for layer in readers:
+            for layer in (layer for layer in readers if layer.value == value):
                 segments, sources, targets = topology.connected_units(layer, layer.positions())
                 spaces = np.array([segment.space == space.name for segment in layer.source])
                 reads = spaces[segments] & (sources == unit)
@@ -337,6 +373,8 @@ def two_rank_cases() -> list[Case]:
         make_case("lenet", 2, DOUBLE, "adamw", 0.6),
         make_case("lenet", 2, DOUBLE, "sgd", 0.6, ("uuu", "bbu"), empty=0),
         make_case("residual", 2, DOUBLE, "sgd", 0.5),
+        make_case("forked", 2, DOUBLE, "sgd", 0.6, PAIRS[1:]),
+        make_case("dense", 2, DOUBLE, "sgd", 0.6, ("model",)),
         make_case("wide", 2, DOUBLE, "adam", 0.02),
         make_case("wide", 2, DOUBLE, "sgd", 0.5, ("model", "bu", "uw")),
         make_case("wide", 2, DOUBLE, "sgd", 1.0, ("model",)),
@@ -379,7 +417,9 @@ def test_every_transition_takes_place() -> None:
 
 
 def test_three_ranks_train_as_one_process_does() -> None:
-    cases = [make_case("residual", 3, DOUBLE, "sgd", 0.5), make_case("lenet", 3, DOUBLE, "sgd", 0.5, ("model", "ubu", "bbu"), empty=1)]
+    cases = [make_case("residual", 3, DOUBLE, "sgd", 0.5), make_case("dense", 3, DOUBLE, "sgd", 0.6, ("model",), empty=1)]
+    cases += [make_case("forked", 3, DOUBLE, "sgd", 0.6, PAIRS[1:], empty=2)]
+    cases += [make_case("lenet", 3, DOUBLE, "sgd", 0.5, ("model", "ubu", "bbu"), empty=1)]
     cases += [make_case("lenet", 3, DOUBLE, "sgd", 0.5, ("data", "bbu", "wbu"), batch=2)]  # under batch one rank has no sample
     cases += [make_case("attending", 3, DOUBLE, "sgd", 0.7, ("model", "bbb", "bub"), empty=0)]
     cases += [
@@ -390,10 +430,23 @@ def test_three_ranks_train_as_one_process_does() -> None:
 
 
 def test_exchanges_between_units_hand_in_the_communication_volume() -> None:
-    case = make_case("lenet", 3, DOUBLE, "sgd", 0.5)
-    work = Workload.of_network(case.network)
-    counted = handed_bytes(case, layout.strategy(work, "model"), 3, {})["halo"]
-    assert counted == volume_bytes(case.network.topology, case.parts, len(case.targets), 8) > 0
+    for name in ("lenet", "residual", "forked", "dense"):
+        case = make_case(name, 3, DOUBLE, "sgd", 0.5)
+        work, topology = Workload.of_network(case.network), case.network.topology
+        counted = handed_bytes(case, layout.strategy(work, "model"), 3, {})["halo"]
+        assert counted == bytes_per_step(work, Partition(case.parts, 3), len(case.targets), 8) > 0
+        assert counted == volume_bytes(topology, case.parts, len(case.targets), 8)
+
+
+def test_a_unit_that_is_read_before_and_after_an_addition_is_sent_twice() -> None:
+    """Of the residual space all nine units are read by `middle` and `side` in one value, and by `again` in the other."""
+    case = make_case("forked", 2, DOUBLE, "sgd", 1.0)
+    work, partition = Workload.of(case.network.topology), Partition(case.parts, 2)
+    residual, middle, joined, _ = work.hidden
+    assert communication_volume(work, partition, residual) == 2 * 9
+    assert communication_volume(work, partition, middle) == 8
+    assert communication_volume(work, partition, joined) == 7
+    assert crossing_units(work, partition, residual) == 9
 
 
 @pytest.mark.slow
