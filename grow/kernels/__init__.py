@@ -3,10 +3,11 @@
 from grow.kernels.base import Kernel, KernelCase, Product, Storage, UnfitStructureError
 from grow.kernels.choose import Timings, fastest
 from grow.kernels.columns import COLUMNS
+from grow.kernels.compiled import COMPILED
 from grow.kernels.csr import CSR
 from grow.kernels.dense import DENSE
 from grow.kernels.radix import RADIX
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX)}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX, COMPILED)}
 
 __all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "UnfitStructureError", "fastest"]

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 from grow.kernels import Kernel
 
-BATCH = 4
+LAYOUTS = ("row-major", "feature-major", "every second entry", "one sample for all")
 
 
 @st.composite
@@ -26,6 +26,18 @@ def structures(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor]:
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def laid_out(layout: str, batch: int, features: int, seed: int = 0) -> Tensor:
+    """Random values (B, F) that lie in memory as said."""
+    match layout:
+        case "feature-major":
+            return draw(features, batch, seed=seed).t()
+        case "every second entry":
+            return draw(2 * batch, 2 * features, seed=seed)[::2, ::2]
+        case "one sample for all":
+            return draw(1, features, seed=seed).expand(batch, features)
+    return draw(batch, features, seed=seed)
 
 
 def stored(kernel: Kernel, values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -42,25 +54,38 @@ def of_connections(kernel: Kernel, gradient: Tensor, positions: Tensor) -> Tenso
 class KernelContract:
     structures: st.SearchStrategy[tuple[tuple[int, int], Tensor]] = structures()
     example: tuple[tuple[int, int], tuple[int, ...]] = ((3, 4), (0, 2, 5, 7))  # the last row is empty
+    wide: tuple[tuple[int, int], tuple[int, ...]] = (130, 200), tuple(np.random.default_rng(0).choice(26_000, 2_600, replace=False))
 
     @pytest.fixture
     def kernel(self) -> Kernel:
         raise NotImplementedError("supply the kernel under test")
 
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
-    @given(data=st.data(), with_bias=st.booleans(), feature_major=st.booleans())
+    @given(
+        data=st.data(),
+        batch=st.sampled_from([1, 4, 64, 150]),
+        with_bias=st.booleans(),
+        layout=st.sampled_from(LAYOUTS),
+        upstream_layout=st.sampled_from(LAYOUTS),
+    )
     def test_output_and_gradients_are_those_of_the_masked_dense_product(
-        self, kernel: Kernel, data: st.DataObject, with_bias: bool, feature_major: bool
+        self,
+        kernel: Kernel,
+        data: st.DataObject,
+        batch: int,
+        with_bias: bool,
+        layout: str,
+        upstream_layout: str,
     ) -> None:
         shape, positions = data.draw(self.structures)
         values = draw(len(positions), seed=1)
-        x = (draw(shape[1], BATCH).t() if feature_major else draw(BATCH, shape[1])).requires_grad_()
+        x = laid_out(layout, batch, shape[1]).requires_grad_()
         weight = stored(kernel, values, positions, shape).requires_grad_()
         bias = draw(shape[0], seed=2).requires_grad_() if with_bias else None
         oracle_x, oracle_values = x.detach().clone().requires_grad_(), values.clone().requires_grad_()
         dense = torch.zeros(shape[0] * shape[1], dtype=torch.float64).index_put((positions,), oracle_values).reshape(shape)
         expected = oracle_x @ dense.T + (0 if bias is None else bias.detach())
-        upstream = draw(BATCH, shape[0], seed=3)
+        upstream = laid_out(upstream_layout, batch, shape[0], seed=3)
 
         y = kernel.prepare(positions, shape)(x, weight, bias)
         torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
@@ -110,3 +135,25 @@ class KernelContract:
             y.sum().backward()
             assert weight.grad is not None
             assert y.dtype == weight.grad.dtype == dtype
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_wide_layer_is_the_dense_one_and_a_second_run_repeats_every_bit(self, kernel: Kernel, dtype: torch.dtype) -> None:
+        shape, positions, batch = self.wide[0], torch.tensor(sorted(self.wide[1])), 200
+        x, values, upstream = draw(batch, shape[1]), draw(len(positions), seed=1), draw(batch, shape[0], seed=3)
+        dense = torch.zeros(shape[0] * shape[1], dtype=torch.float64).index_put((positions,), values).reshape(shape)
+        expected = x @ dense.T, upstream @ dense, (upstream.T @ x).reshape(-1)[positions]
+
+        def run() -> tuple[Tensor, Tensor, Tensor]:
+            source = x.to(dtype).requires_grad_()
+            weight = stored(kernel, values.to(dtype), positions, shape).requires_grad_()
+            y = kernel.prepare(positions, shape)(source, weight, None)
+            y.backward(upstream.to(dtype))
+            assert source.grad is not None
+            assert weight.grad is not None
+            return y.detach(), source.grad, of_connections(kernel, weight.grad, positions)
+
+        found = run()
+        bound = 1e-13 if dtype == torch.float64 else 1e-5
+        for ours, oracle in zip(found, expected, strict=True):
+            assert (ours - oracle).norm() <= bound * oracle.norm()
+        assert all(torch.equal(first, second) for first, second in zip(found, run(), strict=True))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, fastest
+from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, fastest
 from grow.kernels.radix import Circle, Tiles, circle_of
 from grow.network import Network
 from grow.seeds.radix import Ring, radix_matrices
@@ -33,6 +33,38 @@ class TestCsr(KernelContract):
     def test_a_layer_without_positions_is_refused(self, kernel: Kernel) -> None:
         with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
             kernel.prepare(None, (3, 4))
+
+
+class TestCompiled(KernelContract):
+    @pytest.fixture
+    def kernel(self) -> Kernel:
+        return KERNELS["compiled"]
+
+    def test_a_layer_without_positions_is_refused(self, kernel: Kernel) -> None:
+        with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
+            kernel.prepare(None, (3, 4))
+
+    def test_any_number_of_threads_computes_the_same_bits(self, kernel: Kernel) -> None:
+        positions = torch.arange(0, 40 * 30, 3)
+        x, values = torch.randn(70, 30, requires_grad=True), torch.randn(len(positions), requires_grad=True)
+        product = kernel.prepare(positions, (40, 30))
+
+        def run() -> list[torch.Tensor]:
+            y = product(x, values, None)
+            return [y, *torch.autograd.grad(y.square().sum(), (x, values))]
+
+        alone = run()
+        torch.set_num_threads(3)
+        try:
+            together = run()
+        finally:
+            torch.set_num_threads(1)
+        assert all(torch.equal(first, second) for first, second in zip(alone, together, strict=True))
+
+    def test_csr_computes_where_numba_is_missing(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled, "available", lambda: False)
+        positions, x, values = torch.tensor([0, 2, 5, 7]), torch.randn(2, 4), torch.randn(4)
+        assert torch.equal(kernel.prepare(positions, (3, 4))(x, values, None), KERNELS["csr"].prepare(positions, (3, 4))(x, values, None))
 
 
 class TestColumns(KernelContract):
@@ -65,6 +97,7 @@ def radix_layers(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor]:
 class TestRadix(KernelContract):
     structures = radix_layers()
     example = ((4, 2), (0, 3, 4, 7))  # rows 0 and 2 read column 0, rows 1 and 3 column 1
+    wide = (128, 192), tuple(np.flatnonzero(np.kron(np.ones((16, 24)), np.eye(8) + np.roll(np.eye(8), 1, 0))))
 
     @pytest.fixture
     def kernel(self) -> Kernel:
