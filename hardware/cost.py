@@ -76,9 +76,10 @@ def predict(
     devices: int = 1,
     *,
     kernels: Sequence[str] = KERNELS,
+    inference: bool = False,
 ) -> StepTime:
-    """Predict one training step. A strategy with ``units`` takes its number of devices from the partition."""
-    return simulate(work, strategy, partition, profile, batch, devices, kernels=kernels).step
+    """Predict one training step, or the way forward alone. A strategy with ``units`` takes its number of devices from the partition."""
+    return simulate(work, strategy, partition, profile, batch, devices, kernels=kernels, inference=inference).step
 
 
 def simulate(
@@ -90,8 +91,12 @@ def simulate(
     devices: int = 1,
     *,
     kernels: Sequence[str] = KERNELS,
+    inference: bool = False,
 ) -> Simulation:
-    """Predict one training step with its timeline, the bytes of every link and the memory of every device."""
+    """Predict one training step with its timeline, the bytes of every link and the memory of every device.
+
+    ``inference``: outputs alone, in evaluation mode; the memory is that of training.
+    """
     layouts = layout.strategy(work, strategy) if isinstance(strategy, str) else strategy
     layout.check(work, layouts)
     if batch < 1:
@@ -104,14 +109,14 @@ def simulate(
     elif "batch" not in layouts.values():
         devices = 1  # nothing is shared: more devices would all do the same
     usable = partition if partition is not None and partition.count == devices else None
-    return simulated(Prices(Shares(work, usable, devices, batch), profile, kernels), layouts)
+    return simulated(Prices(Shares(work, usable, devices, batch), profile, kernels), layouts, inference=inference)
 
 
-def simulated(prices: Prices, layouts: Strategy) -> Simulation:
+def simulated(prices: Prices, layouts: Strategy, *, inference: bool = False) -> Simulation:
     """As `simulate`, with prices that were asked before."""
-    timeline = schedule(step_tasks(prices, layouts), prices.profile.slowdown(prices.devices))
+    timeline = schedule(step_tasks(prices, layouts, inference=inference), prices.profile.slowdown(prices.devices))
     compute_s = max(timeline.busy_s(device(r), "forward", "backward", "overhead") for r in range(prices.devices))
-    moves = all_moves(prices, layouts)
+    moves = forward_moves(prices, layouts) if inference else all_moves(prices, layouts)
     halo_bytes = sum(move.bytes for move in moves if move.collective == "exchange")
     link_bytes = np.zeros((prices.devices, prices.devices), np.int64)
     for move in moves:
@@ -134,6 +139,12 @@ def all_moves(prices: Prices, layouts: Strategy) -> list[Move]:
     found = [move for transition in prices.moved(layouts) for move in (transition.forward, transition.backward)]
     found += [gradients.move for gradients in prices.parameter_sums(layouts)]
     return found + [moments.move for pair in prices.norm_sums(layouts).values() for moments in pair]
+
+
+def forward_moves(prices: Prices, layouts: Strategy) -> list[Move]:
+    """Every collective of inference."""
+    found = [transition.forward for transition in prices.moved(layouts)]
+    return found + [forward.move for forward, _ in prices.norm_sums(layouts, inference=True).values()]
 
 
 def memory_bytes(prices: Prices, layouts: Strategy) -> IntArray:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
-from math import isfinite
+from math import exp, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -38,9 +38,17 @@ MASKED = " masked"
 """Ends the name of a dense kernel's table of times with a mask: without one every connection exists."""
 
 
-def table_name(kernel: str, *, convolution: bool) -> str:
+CONVOLUTION_TAPS = (9, 25)
+"""Of the convolutions that are measured: kernels of 3 x 3 and of 5 x 5."""
+FEW_CHANNELS = 4
+"""The channels of an image."""
+
+
+def table_name(kernel: str, *, convolution: bool, taps: int = CONVOLUTION_TAPS[1]) -> str:
     """Name of the table of a kernel's times, which for a convolution are other ones: it unfolds its input."""
-    return f"conv {kernel}" if convolution else kernel
+    if not convolution:
+        return kernel
+    return f"conv {kernel}" if taps == CONVOLUTION_TAPS[1] else f"conv 3x3 {kernel}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,17 @@ class KernelTime:
     batch: int
     density: float
     seconds: float
+    spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One measured operator of `hardware.operators`, forward and backward, on so many values that go in. forward_s: the way forward."""
+
+    operator: str
+    values: int
+    seconds: float
+    forward_s: float
     spread: float = 0.0
 
 
@@ -181,7 +200,8 @@ class Calibration:
 class Profile:
     """Measured rates of devices and links. ``without_input_gradient``: per kernel, the share of its time that the first layer takes.
 
-    sources: where the figures of a machine that was never measured come from, by what they are.
+    channel_block: channels that a dense convolution computes at a time: it takes as long for fewer. sources: where the figures of a
+    machine that was never measured come from, by what they are.
     """
 
     schema_version: int
@@ -199,6 +219,8 @@ class Profile:
     contention: tuple[Contention, ...] = ()
     halos: tuple[HaloTime, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
+    channel_block: int = 1
     coefficients: Coefficients = Coefficients()
     calibration: Calibration | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -242,6 +264,15 @@ class Profile:
         return {name: KernelTable([row for row in self.kernels if row.kernel == name]) for name in {row.kernel for row in self.kernels}}
 
     @cached_property
+    def _operator_tables(self) -> Mapping[str, tuple[SizeTable, SizeTable]]:
+        """Per kind: seconds there and back, and forward, over the values that go in."""
+        found = {}
+        for name in {row.operator for row in self.operators}:
+            rows = [row for row in self.operators if row.operator == name]
+            found[name] = SizeTable([(r.values, r.seconds) for r in rows]), SizeTable([(r.values, r.forward_s) for r in rows])
+        return found
+
+    @cached_property
     def _contention_tables(self) -> Mapping[tuple[str, int], SizeTable]:
         tables: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for row in self.contention:
@@ -283,8 +314,42 @@ class Profile:
             return alone * self.coefficients.alone
         return alone * self.coefficients.together * self._contended(kernel, devices, touched_bytes(rows, columns, batch, self.element_size))
 
+    def convolution_seconds(
+        self, kernel: str, rows: int, channels: int, taps: int, density: float, positions: int, devices: int = 1
+    ) -> float:
+        """Time of a layer step of a convolution: ``positions`` are those of the outputs of all samples.
+
+        A dense one takes as long as if its channels filled whole blocks (but for a first layer of few); between and beyond the
+        measured numbers of taps it goes by their logarithm. Others are products of unfolded maps.
+        """
+        small, whole = (table_name(kernel, convolution=True, taps=taps) for taps in CONVOLUTION_TAPS)
+        if kernel != "dense" or small not in self._kernel_tables or min(rows, channels, density, positions) <= 0:
+            return self.seconds(whole, rows, channels * taps, density, positions, devices)
+        rows, channels = (
+            size if size <= FEW_CHANNELS else self.channel_block * -(-size // self.channel_block) for size in (rows, channels)
+        )
+        less, more = (
+            self.seconds(name, rows, channels * measured, 1.0, positions, devices)
+            for name, measured in zip((small, whole), CONVOLUTION_TAPS, strict=True)
+        )
+        share = log(taps / CONVOLUTION_TAPS[0]) / log(CONVOLUTION_TAPS[1] / CONVOLUTION_TAPS[0])
+        seconds = exp((1 - share) * log(less) + share * log(more))
+        if density < 1:  # the mask costs as much as on the weight that was measured with one
+            columns = channels * CONVOLUTION_TAPS[1]
+            seconds *= self.seconds(whole, rows, columns, density, positions, devices) / more
+        return seconds
+
+    def operator_seconds(self, kind: str, values: float, devices: int = 1) -> tuple[float, float]:
+        """Time of an operator on so many values, there and back, and forward alone; 0 where its kind was not measured."""
+        if kind not in self._operator_tables or values <= 0:
+            return 0.0, 0.0
+        factor = self.coefficients.alone if devices == 1 else self.coefficients.together
+        both, forward = (table.seconds(values) for table in self._operator_tables[kind])
+        return factor * both, factor * forward
+
     def _contended(self, kernel: str, devices: int, size_bytes: float) -> float:
         """The slowdown on so many devices; of the nearest smaller number where this one was not measured."""
+        kernel = kernel.replace("3x3 ", "")  # measured on the larger one for both
         counts = [count for name, count in self._contention_tables if name == kernel and count <= devices]
         return self._contention_tables[kernel, max(counts)].within(size_bytes) if counts else 1.0
 
@@ -364,7 +429,7 @@ class Profile:
         """ValueError where a figure cannot be: a time of nothing, a link without bandwidth, a graph that falls apart."""
         if not self.devices:
             raise ValueError("devices is empty, but must name at least one; measure it with `grow profile`")
-        for rows in (self.kernels, self.collectives, self.messages, self.halos):
+        for rows in (self.kernels, self.collectives, self.messages, self.halos, self.operators):
             for row in rows:
                 if not (row.seconds > 0 and isfinite(row.seconds)):
                     raise ValueError(f"seconds of {row} is {row.seconds}, but must be positive and finite; measure it with `grow profile`")

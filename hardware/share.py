@@ -80,16 +80,25 @@ def layer_seconds(
 
     A layer that has all its connections is dense.
     """
-    columns = local.columns * local.work.taps
+    columns, positions = local.columns * local.work.taps, local.samples * local.work.target_values
     if min(local.rows, columns, local.connections, local.samples) == 0:
         return 0.0, "dense"
     density = min(1.0, local.connections / (local.rows * columns))
     times = []
     for kernel in kernels if density < 1 else ("dense",):
         measured = table_name(kernel, convolution=local.work.convolution)
-        seconds = profile.seconds(measured, local.rows, columns, density, local.samples * local.work.target_values, devices)
+        if local.work.convolution:
+            seconds = profile.convolution_seconds(kernel, local.rows, local.columns, local.work.taps, density, positions, devices)
+        else:
+            seconds = profile.seconds(measured, local.rows, columns, density, positions, devices)
         times.append((seconds * (1.0 if input_gradient else profile.without_input_gradient.get(measured, 1.0)), kernel))
     return min(times, key=lambda pair: pair[0])
+
+
+def operator_seconds(local: LocalLayer, profile: Profile, devices: int = 1) -> tuple[float, float]:
+    """Time of what is done to a device's outputs of a layer, there and back, and forward alone."""
+    found = [profile.operator_seconds(o.kind, o.values * local.rows * local.samples, devices) for o in local.work.operators]
+    return sum(both for both, _ in found), sum(forward for _, forward in found)
 
 
 def needs_input_gradient(work: Workload, layer: LayerWork) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from hardware.layout import Strategy
 from hardware.profile import Profile
-from hardware.share import KERNELS, LocalLayer, Shares, layer_seconds, needs_input_gradient
+from hardware.share import KERNELS, LocalLayer, Shares, layer_seconds, needs_input_gradient, operator_seconds
 from hardware.simulate import Task, TaskKind
 from hardware.transitions import Move, Sum, Transition, norm_sums, parameter_sums, transitions
 from hardware.workload import LayerWork
@@ -45,14 +45,21 @@ class Prices:
         return self.profile.devices[0].kind == "cuda"
 
     def layer(self, local: LocalLayer) -> tuple[float, str]:
-        """Seconds of a device's layer step, and its kernel."""
+        """Seconds of a device's layer step with the operators after it, and its kernel."""
         key = (local.work.layer, *local[1:])
         if key not in self._layers:
             self._layers[key] = self._layer_seconds(local)
         return self._layers[key]
 
+    def forward_s(self, local: LocalLayer) -> float:
+        """Seconds of the way forward: a share of the products, and that of the operators after them."""
+        both, forward = operator_seconds(local, self.profile, self.devices)
+        share = FORWARD_SHARE if needs_input_gradient(self.work, local.work) else 1 / 2
+        return (self.layer(local)[0] - both) * share + forward
+
     def _layer_seconds(self, local: LocalLayer) -> tuple[float, str]:
-        return layer_seconds(local, self.profile, needs_input_gradient(self.work, local.work), self.kernels, self.devices)
+        seconds, kernel = layer_seconds(local, self.profile, needs_input_gradient(self.work, local.work), self.kernels, self.devices)
+        return seconds + operator_seconds(local, self.profile, self.devices)[0], kernel
 
     def stored(self, layouts: Strategy) -> dict[str, int]:
         """Values that the weights of the layers without divided rows or columns are held in."""
@@ -72,10 +79,11 @@ class Prices:
         """The sums of gradients of a strategy."""
         return parameter_sums(self.work, layouts, self.devices, self.profile.element_size, self.stored(layouts))
 
-    def norm_sums(self, layouts: Strategy) -> dict[str, tuple[Sum, Sum]]:
-        """Per batch norm, the sums of its moments."""
+    def norm_sums(self, layouts: Strategy, *, inference: bool = False) -> dict[str, tuple[Sum, Sum]]:
+        """Per norm, the sums of its moments; in inference batch norms have theirs already."""
         found = norm_sums(self.work, layouts, self.devices, self.batch, self.profile.element_size)
-        return {forward.names[0]: (forward, backward) for forward, backward in found}
+        known = {norm.name for norm in self.work.norms if inference and norm.over == "batch"}
+        return {forward.names[0]: (forward, backward) for forward, backward in found if forward.names[0] not in known}
 
     def move_s(self, move: Move) -> float:
         """Seconds of a collective by itself: measured where the profile has it, else by its slowest device. Exchanges go there and back."""
@@ -91,9 +99,10 @@ class Prices:
         return any((row.collective, row.ranks) == (move.collective, self.devices) for row in self.profile.collectives)
 
 
-def step_tasks(prices: Prices, layouts: Strategy) -> tuple[Task, ...]:
-    """The tasks of one training step under a strategy."""
-    return _Step(prices, layouts).tasks()
+def step_tasks(prices: Prices, layouts: Strategy, *, inference: bool = False) -> tuple[Task, ...]:
+    """The tasks of one training step under a strategy; for ``inference`` those of the way forward."""
+    step = _Step(prices, layouts, inference)
+    return step.forward() if inference else step.tasks()
 
 
 def device(number: int) -> str:
@@ -107,6 +116,7 @@ class _Step:
 
     prices: Prices
     layouts: Strategy
+    inference: bool
     found: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -121,7 +131,7 @@ class _Step:
 
     def _norms_by_layer(self) -> dict[str, list[tuple[Sum, Sum]]]:
         """Batch norms by the layer whose outputs they take: the layers of a space in order, one norm each."""
-        sums, found = self.prices.norm_sums(self.layouts), dict[str, list[tuple[Sum, Sum]]]()
+        sums, found = self.prices.norm_sums(self.layouts, inference=self.inference), dict[str, list[tuple[Sum, Sum]]]()
         for space in dict.fromkeys(norm.space for norm in self.work.norms):
             producers = [layer.layer for layer in self.work.layers if layer.computes == space]
             for place, norm in enumerate(norm for norm in self.work.norms if norm.space == space):
@@ -129,10 +139,14 @@ class _Step:
                     found.setdefault(producers[min(place, len(producers) - 1)], []).append(sums[norm.name])
         return found
 
-    def tasks(self) -> tuple[Task, ...]:
+    def forward(self) -> tuple[Task, ...]:
         arrived: dict[int, Waits] = {}
         for layer in self.work.layers:
             self._forward(layer, arrived)
+        return tuple(self.found)
+
+    def tasks(self) -> tuple[Task, ...]:
+        self.forward()
         overhead = self.prices.profile.step_overhead_s
         for r in range(self.k):
             self._compute("loss and optimizer", "overhead", overhead, r, (w for waits in self.computed.values() for w in waits[r]))
@@ -157,8 +171,7 @@ class _Step:
             values = arrived[id(transition)]
         ended: Waits = []
         for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
-            seconds = self.prices.layer(local)[0]
-            forward = seconds * self._forward_share(layer)
+            forward = self.prices.forward_s(local)
             at_once = forward * (1 - local.remote_columns / local.columns) if self.prices.overlapping and local.columns else 0.0
             if at_once and values is not own:
                 self._compute(f"{layer.layer} own units", "forward", at_once, r, own[r])
@@ -170,9 +183,6 @@ class _Step:
             ended = self._move(forward_sum.move, f"{forward_sum.names[0]} moments", ended)
         self.computed[layer.computes] = self._join([self.computed.get(layer.computes), ended])
 
-    def _forward_share(self, layer: LayerWork) -> float:
-        return FORWARD_SHARE if needs_input_gradient(self.work, layer) else 1 / 2
-
     def _backward(self, layer: LayerWork, returned: dict[str, Waits]) -> None:
         """returned: per layer, what its gradient waits for."""
         waits = self._join([returned.get(layer.layer)])
@@ -180,7 +190,7 @@ class _Step:
             waits = self._move(backward_sum.move, f"{backward_sum.names[0]} gradients", self._join([waits, self.last]))
         ended: Waits = []
         for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
-            seconds = self.prices.layer(local)[0] * (1 - self._forward_share(layer))
+            seconds = self.prices.layer(local)[0] - self.prices.forward_s(local)
             ended.append(self._compute(layer.layer, "backward", seconds, r, waits[r]))
         self._begin_sums(layer, ended)
         transition = self.transition.get(layer.layer)

@@ -22,6 +22,7 @@ from grow.network import Network
 from grow.norms import LayerNorm
 from grow.topology import Connections, Topology, UnitPairs
 from grow.trace.spaces import VALUE
+from hardware.operators import Operator, operators
 
 IntArray: TypeAlias = NDArray[np.int64]
 
@@ -60,6 +61,7 @@ class LayerWork:
     target: the space whose units are its rows, ``per_unit`` each, '' if there are several; computes: the first of them, also: the
     others. incoming: connections of every unit that it computes, (U,). value: what names the value that it reads: layers that read
     one value share its exchange; '' where nobody knows. bias: whether it has one. depthwise: a row reads its own unit alone.
+    operators: what is done to its outputs before they are read.
     """
 
     layer: str
@@ -77,6 +79,7 @@ class LayerWork:
     depthwise: bool = False
     per_unit: int = 1
     also: tuple[str, ...] = ()
+    operators: tuple[Operator, ...] = ()
 
     def sent(self) -> Iterator[tuple[Sent, Reads]]:
         """What it reads, with what names that among all that is sent: layers that read the same share one exchange."""
@@ -137,10 +140,11 @@ class Workload:
 
     @staticmethod
     def of_network(network: Network) -> Workload:
-        """The work of a network, with its biases and norms."""
+        """The work of a network, with its biases, norms and other operators."""
         work = Workload.of(network.topology)
         biased = {path for path, layer in network.layers.items() if layer.bias is not None}
-        layers = tuple(replace(layer, bias=layer.layer in biased) for layer in work.layers)
+        follow = _operators(network, work.layers)
+        layers = tuple(replace(w, bias=w.layer in biased, operators=tuple(follow.get(w.layer, ()))) for w in work.layers)
         return replace(work, layers=layers, others=tuple(_others(network)), norms=tuple(_norms(network, layers)))
 
     @cached_property
@@ -197,6 +201,27 @@ def _norms(network: Network, layers: Sequence[LayerWork]) -> Iterator[NormWork]:
                 yield NormWork(path, space, network.topology.units.get(space, 0), "units", max(positions, default=1))
             else:
                 yield NormWork(path, space, module.num_features, "batch")
+
+
+def _operators(network: Network, layers: Sequence[LayerWork]) -> dict[str, list[Operator]]:
+    """Operators by the layer whose outputs they take: the latest one before them that computes the same space."""
+    modules, graph = dict(network.module.named_modules()), network.module.graph
+    kinds, by_name = dict(operators(graph, modules)), {layer.layer: layer for layer in layers}
+    latest: dict[str, LayerWork] = {}
+    found: dict[str, list[Operator]] = {}
+    for node in graph.nodes:
+        layer = by_name.get(str(node.target)) if node.op == "call_module" else None
+        if layer is not None:
+            latest[layer.computes] = layer
+        elif node in kinds:
+            read = node.all_input_nodes[0]
+            held = [(dim, axis) for dim, axis in enumerate(read.meta[VALUE].axes) if axis] if read.meta.get(VALUE) else []
+            if held and held[0][1][0].space in latest:
+                (dim, axis), shape = held[0], read.meta["shape"]
+                before = latest[axis[0].space]
+                per_unit = prod(shape[1:]) / shape[dim] * axis[0].repeat
+                found.setdefault(before.layer, []).append(Operator(kinds[node], per_unit / before.per_unit))
+    return found
 
 
 def _space_along(axes: Axes) -> str:

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from hardware.profile import (
     HaloTime,
     KernelTime,
     MessageTime,
+    OperatorTime,
     Overlap,
     Profile,
     Progress,
@@ -49,6 +50,8 @@ class Measured:
     collectives: tuple[CollectiveTime, ...] = ()
     halos: tuple[HaloTime, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
+    channel_block: int = 1
 
 
 def measure(
@@ -79,6 +82,8 @@ def measure(
         contention=first.contention,
         halos=first.halos,
         overlaps=first.overlaps,
+        operators=first.operators,
+        channel_block=first.channel_block,
     )
 
 
@@ -98,22 +103,27 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
     from hardware.sweep.contention import measure_contention, measure_overlap
     from hardware.sweep.kernels import Bench
     from hardware.sweep.messages import measure_collectives, measure_halos, measure_messages
+    from hardware.sweep.operators import measure_operators
 
     torch.manual_seed(0)
     bench = Bench(rank.device, getattr(torch, dtype), grid)
     alone = Measured((), {}, 0.0)
     if rank.number == 0:
-        alone = Measured(bench.kernels(), bench.without_input_gradient(), bench.overhead())
+        alone = Measured(
+            bench.kernels(),
+            bench.without_input_gradient(),
+            bench.overhead(),
+            operators=measure_operators(rank.device, bench.dtype, bench.patience),
+            channel_block=bench.channel_block(),
+        )
     if rank.count == 1:
         return alone
     distributed.barrier()
-    return Measured(
-        alone.kernels,
-        alone.without_input_gradient,
-        alone.step_overhead_s,
-        measure_contention(rank, bench),
-        measure_messages(rank, grid),
-        measure_collectives(rank, grid),
-        measure_halos(rank, grid),
-        measure_overlap(rank),
+    return replace(
+        alone,
+        contention=measure_contention(rank, bench),
+        messages=measure_messages(rank, grid),
+        collectives=measure_collectives(rank, grid),
+        halos=measure_halos(rank, grid),
+        overlaps=measure_overlap(rank),
     )

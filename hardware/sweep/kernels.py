@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from math import isqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from grow.kernels import KERNELS
 from grow.layers import SparseConv2d, SparseLinear
-from hardware.profile import MASKED, KernelTime, table_name
+from hardware.profile import CONVOLUTION_TAPS, MASKED, KernelTime, table_name
 from hardware.sweep.clock import Patience, own_work
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 Step = Callable[[], object]
 MASKED_DENSITY = 0.3
 """Any would do: a mask costs what it costs, however many zeros it has."""
+
+
+CHANNEL_BLOCKS = (1, 4, 8, 16, 32)
 
 
 class Bench:
@@ -38,7 +42,7 @@ class Bench:
 
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""
-        return tuple(self._table(convolution=False)) + tuple(self._table(convolution=True))
+        return tuple(self._table(convolution=False)) + tuple(self._table(convolution=True)) + tuple(self._smaller_convolutions())
 
     def _table(self, *, convolution: bool) -> Iterator[KernelTime]:
         grid = self.grid
@@ -49,6 +53,29 @@ class Bench:
                 seconds, spread = own_work(make(name, rows, columns, batch, density), self.device, self.patience)
                 recorded = 1.0 if table.endswith(MASKED) else density
                 yield KernelTime(table_name(table, convolution=convolution), rows, columns, batch, recorded, seconds, spread)
+
+    def _smaller_convolutions(self) -> Iterator[KernelTime]:
+        """Dense ones of 3 x 3, on as many channels as the others have."""
+        taps, most = CONVOLUTION_TAPS
+        for rows, columns, batch in product(self.grid.conv_rows, self.grid.conv_columns, self.grid.conv_batches):
+            step = self.conv_step("dense", rows, columns // most * taps, batch, 1.0, taps)
+            name = table_name("dense", convolution=True, taps=taps)
+            yield KernelTime(name, rows, columns // most * taps, batch, 1.0, *own_work(step, self.device, self.patience))
+
+    def channel_block(self) -> int:
+        """Channels that a dense convolution computes at a time: of some numbers the one whose whole blocks tell the times best.
+
+        Libraries compute as many channels at a time as fit into a vector (oneDNN 8 with AVX2, 16 with AVX-512).
+        """
+        channels = (16, 18, 24, 28, 32)
+        steps = [self.conv_step("dense", 32, 25 * count, 2048, 1.0) for count in channels]
+        times = np.log([own_work(step, self.device, self.patience).seconds for step in steps])
+
+        def misfit(block: int) -> float:
+            beyond = times - np.log([-(-count // block) * block for count in channels])
+            return float(np.square(beyond - beyond.mean()).sum())
+
+        return min(CHANNEL_BLOCKS, key=misfit)
 
     def _variants(self) -> Iterator[tuple[str, str, float]]:
         """Kernel, name of the table, density."""
@@ -63,10 +90,11 @@ class Bench:
         """Per kernel, the time of a step without the gradient of the input over the time with it."""
         found = {}
         for name in self.names:
-            found[table_name(name, convolution=True)] = 2 / 3  # three products of equal size, of which one is left out
-            steps = [self.linear_step(name, 512, 512, 256, 0.1, input_gradient=needed) for needed in (True, False)]
-            with_it, without = (own_work(step, self.device, self.patience).seconds for step in steps)
-            found[name] = min(1.0, without / with_it)
+            for convolution in (False, True):  # the first convolution reads an image
+                make, sizes = (self.conv_step, (32, 25, 4096)) if convolution else (self.linear_step, (512, 512, 256))
+                steps = [make(name, *sizes, 0.1, input_gradient=needed) for needed in (True, False)]
+                with_it, without = (own_work(step, self.device, self.patience).seconds for step in steps)
+                found[table_name(name, convolution=convolution)] = min(1.0, without / with_it)
         return found
 
     def overhead(self) -> float:
@@ -89,12 +117,17 @@ class Bench:
         x = torch.randn(batch, columns, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
         return _step(layer.to(self.device), x)
 
-    def conv_step(self, kernel: str, rows: int, columns: int, batch: int, density: float) -> Step:
-        """One 5 x 5 convolution on maps of 8 x 8 with its activation: ``columns`` / 25 channels in, ``batch`` / 64 samples."""
-        weight = torch.randn(rows, columns // 25, 5, 5, dtype=self.dtype) * 0.01
-        layer = SparseConv2d(weight, torch.zeros(rows, dtype=self.dtype), (1, 1), (2, 2), (1, 1))
+    def conv_step(
+        self, kernel: str, rows: int, columns: int, batch: int, density: float, taps: int = 25, *, input_gradient: bool = True
+    ) -> Step:
+        """One convolution of 5 x 5 (or 3 x 3) taps on maps of 8 x 8 with its activation: ``columns`` / taps channels in, ``batch`` / 64
+        samples.
+        """
+        side, channels = isqrt(taps), columns // taps
+        weight = torch.randn(rows, channels, side, side, dtype=self.dtype) * 0.01
+        layer = SparseConv2d(weight, torch.zeros(rows, dtype=self.dtype), (1, 1), (side // 2, side // 2), (1, 1))
         _thin_out(layer, kernel, density)
-        x = torch.randn(batch // 64, columns // 25, 8, 8, device=self.device, dtype=self.dtype, requires_grad=True)
+        x = torch.randn(batch // 64, channels, 8, 8, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
         return _step(layer.to(self.device), x)
 
 

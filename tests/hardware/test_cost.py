@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from grow.network import Network
 from hardware.cost import predict
 from hardware.layout import strategy
 from hardware.partition import Partition, bytes_per_step
 from hardware.partitioners import PARTITIONERS
-from hardware.profile import key_of
+from hardware.profile import OperatorTime, key_of
 from hardware.share import Shares, layer_seconds
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
@@ -116,3 +119,26 @@ def test_units_without_a_partition_are_refused() -> None:
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="batch is 0, but must be at least 1"):
         predict(Workload.of(MLP), "single", None, PROFILE, 0)
+
+
+def test_operators_take_their_share_of_rows_and_samples() -> None:
+    """8 channels of 36 values are pooled at 1 ns a value, of which the way forward takes 0.9."""
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4))
+    work = Workload.of_network(Network(module, torch.zeros(1, 1, 8, 8)))
+    pooling = replace(PROFILE, operators=tuple(OperatorTime("max_pool", n, 1e-9 * n, 0.9e-9 * n) for n in (1, 10**6)))
+    partition = Partition({"0": np.arange(8) % 2}, 2)
+    for strategy_, devices in (("single", 1), ("data", 2), ("model", 2)):
+        plain, pooled = (predict(work, strategy_, partition, profile, 64, devices).compute_s for profile in (PROFILE, pooling))
+        assert pooled - plain == pytest.approx(1e-9 * 8 * 36 * 64 / devices)
+    forward = [predict(work, "single", None, profile, 64, inference=True).compute_s for profile in (PROFILE, pooling)]
+    assert forward[1] - forward[0] == pytest.approx(0.9e-9 * 8 * 36 * 64)
+
+
+def test_inference_is_the_way_forward_alone() -> None:
+    work, partition = halves(separate=False)
+    forward, step = (predict(work, "model", partition, PROFILE, 64, inference=inference) for inference in (True, False))
+    assert forward.compute_s == pytest.approx(FLOP_S * 64 * (10 * 10 / 4 + 10 * 20 / 3 + 10 * 5 / 3))
+    assert forward.halo_bytes_per_step * 2 == step.halo_bytes_per_step
+    assert 0 < forward.sum_bytes_per_step == step.sum_bytes_per_step  # the logits, which are totalled on the way forward
+    data = predict(work, "data", None, PROFILE, 64, 2, inference=True)
+    assert (data.bytes_per_step, data.communication_s) == (0, 0.0)

@@ -18,6 +18,7 @@ from hardware.profile import (
     HaloTime,
     KernelTime,
     MeasuredLink,
+    OperatorTime,
     Overlap,
     Profile,
     calibrated,
@@ -58,6 +59,39 @@ def test_power_laws_are_met_between_and_beyond_the_measured_points(case: tuple[i
     rows, columns, batch = case
     assert made_up_profile().seconds("dense", rows, columns, 1.0, batch) == pytest.approx(FLOP_S * rows * columns * batch)
     assert made_up_profile().seconds("csr", rows, columns, 0.6, batch) == pytest.approx(CSR_FLOP_S * rows * columns * batch * 0.6)
+
+
+def with_convolutions() -> Profile:
+    """Dense convolutions of 3 x 3 run at twice the rate of those of 5 x 5, and in blocks of 8 channels."""
+    plain = made_up_profile()
+    small = [KernelTime("conv 3x3 dense", r, 9 * c, b, 1.0, FLOP_S / 2 * r * 9 * c * b) for r, c, b in product((8, 64), (1, 64), (64, 256))]
+    return replace(plain, kernels=(*plain.kernels, *small), channel_block=8)
+
+
+def test_a_convolution_takes_as_long_as_its_whole_blocks_of_channels() -> None:
+    profile = with_convolutions()
+    assert profile.convolution_seconds("dense", 16, 16, 9, 1.0, 100) == pytest.approx(FLOP_S / 2 * 16 * 16 * 9 * 100)
+    assert profile.convolution_seconds("dense", 16, 16, 25, 1.0, 100) == pytest.approx(FLOP_S * 16 * 16 * 25 * 100)
+    assert profile.convolution_seconds("dense", 12, 9, 25, 1.0, 100) == profile.convolution_seconds("dense", 16, 16, 25, 1.0, 100)
+    image = profile.convolution_seconds("dense", 16, 3, 9, 1.0, 100)  # an image's few channels fill no block
+    assert image == pytest.approx(FLOP_S / 2 * 16 * 3 * 9 * 100)
+    between = profile.convolution_seconds("dense", 16, 16, 15, 1.0, 100)
+    assert between == pytest.approx((FLOP_S * FLOP_S / 2) ** 0.5 * 16 * 16 * 15 * 100)  # halfway in logarithms
+    assert profile.convolution_seconds("csr", 12, 9, 9, 0.1, 100) == pytest.approx(CSR_FLOP_S * 12 * 81 * 0.1 * 100)
+    assert profile.convolution_seconds("dense", 0, 9, 9, 1.0, 100) == 0.0
+
+
+def test_without_smaller_convolutions_all_are_as_the_larger_ones() -> None:
+    assert made_up_profile().convolution_seconds("dense", 16, 16, 9, 1.0, 100) == pytest.approx(FLOP_S * 16 * 16 * 9 * 100)
+
+
+def test_an_operator_takes_its_measured_rate_and_an_unknown_one_nothing() -> None:
+    profile = replace(made_up_profile(), operators=tuple(OperatorTime("sum", n, 1e-9 * n, 4e-10 * n) for n in (100, 10_000)))
+    assert profile.operator_seconds("sum", 1000) == pytest.approx((1e-6, 4e-7))
+    assert profile.operator_seconds("sum", 20_000) == pytest.approx((2e-5, 8e-6))
+    assert profile.operator_seconds("max_pool", 1000) == (0.0, 0.0)
+    slower = replace(profile, coefficients=Coefficients(alone=1.5, together=2.0))
+    assert [slower.operator_seconds("sum", 1000, count)[0] for count in (1, 2)] == pytest.approx([1.5e-6, 2e-6])
 
 
 def test_nothing_to_do_takes_no_time() -> None:

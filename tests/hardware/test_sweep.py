@@ -9,11 +9,13 @@ import torch
 
 from hardware.devices import discover
 from hardware.execute.ranks import run_ranks
+from hardware.operators import KINDS
 from hardware.profile import MASKED
 from hardware.sweep import Grid, measure, measure_rank
-from hardware.sweep.clock import Patience, in_company, own_work
+from hardware.sweep.clock import Patience, Timing, in_company, own_work
 from hardware.sweep.kernels import Bench
 from hardware.sweep.messages import fitted, links_of
+from hardware.sweep.operators import measure_operators
 from tests.hardware.test_profile import made_up_profile
 
 SMALL = Grid(
@@ -37,13 +39,30 @@ def test_a_measured_table_has_every_kernel_at_every_point() -> None:
     bench = Bench(CPU, torch.float32, SMALL)
     rows = bench.kernels()
     kernels = {"dense", "csr", "conv dense", "conv csr"}
-    assert {row.kernel for row in rows} == kernels | {"dense" + MASKED, "conv dense" + MASKED}
-    assert len(rows) == 2 * 8 * (1 + 1 + 2)
+    assert {row.kernel for row in rows} == kernels | {"dense" + MASKED, "conv dense" + MASKED, "conv 3x3 dense"}
+    assert len(rows) == 2 * 8 * (1 + 1 + 2) + 8
+    assert {row.columns for row in rows if row.kernel == "conv 3x3 dense"} == {9, 18}
     assert all(row.seconds > 0 and row.spread >= 0 for row in rows)
     found = replace(made_up_profile(), kernels=rows)
     assert all(np.isfinite(found.seconds(kernel, 20, 20, density, 20)) for kernel, density in product(kernels, (0.2, 1.0)))
     assert 0 < bench.overhead() < 0.1
     assert all(0 < share <= 1 for share in bench.without_input_gradient().values())
+
+
+def test_operators_of_every_kind_are_measured_there_and_back() -> None:
+    found = measure_operators(CPU, torch.float32, Patience(3, 0.0))
+    assert {row.operator for row in found} == set(KINDS)
+    assert all(0 < row.forward_s <= row.seconds for row in found)
+    rates = {kind: sorted((row.values, row.seconds) for row in found if row.operator == kind) for kind in KINDS}
+    assert all(len(sizes) == 2 and sizes[0][1] < sizes[1][1] for sizes in rates.values())  # sixteen times the values take longer
+
+
+def test_the_block_of_channels_is_the_one_that_tells_the_times_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(CPU, torch.float32, SMALL)
+    monkeypatch.setattr(bench, "conv_step", lambda kernel, rows, columns, *rest: columns // 25)
+    for block in (1, 8, 16):
+        monkeypatch.setattr("hardware.sweep.kernels.own_work", lambda count, *rest, block=block: Timing(1e-4 * -(-count // block), 0.0))
+        assert bench.channel_block() == block
 
 
 def test_a_kernel_is_measured_in_its_own_dtypes_only() -> None:

@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from grow.network import Network
+from hardware.operators import Operator
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import branched, convolutional, mlp
@@ -33,6 +37,20 @@ def test_connections_are_counted_alike_from_both_ends(topology: object, density:
     for layer in work.layers:
         assert layer.incoming.sum() == layer.connections
         assert sum(int(reads.outgoing.sum()) for reads in layer.reads) == layer.connections
+
+
+def test_operators_belong_to_the_layer_whose_outputs_they_take() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 3, padding=1), nn.Tanh(), nn.Flatten(),
+        nn.Linear(64, 5), nn.Dropout(0.5), nn.Linear(5, 2),
+    )  # fmt: skip
+    network = Network(module, torch.zeros(1, 1, 10, 10))
+    network.remove_units("4", [0, 2])  # what a row has to do does not depend on how many there are
+    found = {layer.layer: layer.operators for layer in Workload.of_network(network).layers}
+    assert found["0"] == (Operator("batch_norm", 64), Operator("max_pool", 64))  # 8 x 8 values of a channel go in
+    assert found["4"] == (Operator("curved", 16),)
+    assert found["7"] == (Operator("dropout", 1),)
+    assert found["9"] == ()
 
 
 def test_an_unknown_layer_is_named() -> None:
