@@ -11,6 +11,7 @@ from hardware.cache import obtain
 from hardware.devices import Device
 from hardware.profile import (
     MASKED,
+    SCHEMA_VERSION,
     Calibration,
     Coefficients,
     CollectiveTime,
@@ -40,7 +41,7 @@ def made_up_profile(ranks: int = 4) -> Profile:
     ]
     devices = tuple(Device("cpu", "cpu", index, 2**33, f"nowhere/worker{index}") for index in range(ranks))
     return Profile(
-        schema_version=2,
+        schema_version=SCHEMA_VERSION,
         key="nowhere",
         made_at="2026-01-01T00:00:00+00:00",
         machine={"host": "nowhere"},
