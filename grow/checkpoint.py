@@ -78,10 +78,14 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _write(temporary / "tensors.safetensors", data)
-    _write(temporary / "checkpoint.json", json.dumps(meta, indent=1).encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(temporary, folder)
+    try:
+        _write(temporary / "tensors.safetensors", data)
+        _write(temporary / "checkpoint.json", json.dumps(meta, indent=1).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, what was written of it would be in the way
+        raise
     sync_folder(folder.parent)
 
 
@@ -102,15 +106,21 @@ def read(folder: Path) -> Checkpoint:
 
 def latest(folder: Path) -> Checkpoint | None:
     """The last whole checkpoint among the numbered folders in ``folder``; None if there are none. CheckpointError if all are damaged."""
-    paths = sorted(folder.glob("[0-9]*[0-9]"), reverse=True)
-    for path in paths:
+    found, damaged = last_whole(folder)
+    if found is None and damaged:
+        raise CheckpointError(f"{folder} holds {len(damaged)} checkpoints, but none is whole; remove the folder to train from the start")
+    return found
+
+
+def last_whole(folder: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The last whole checkpoint among the numbered folders in ``folder``, if there is one, and why later ones are not."""
+    damaged: list[CheckpointError] = []
+    for path in sorted(folder.glob("[0-9]*[0-9]"), reverse=True):
         try:
-            return read(path)
-        except CheckpointError:
-            continue
-    if paths:
-        raise CheckpointError(f"{folder} holds {len(paths)} checkpoints, but none is whole; remove the folder to train from the start")
-    return None
+            return read(path), damaged
+        except CheckpointError as error:
+            damaged.append(error)
+    return None, damaged
 
 
 def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None = None) -> None:

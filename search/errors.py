@@ -6,6 +6,7 @@ another runner, 130 and 143 on signals. Every message is one line that names the
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -36,6 +37,12 @@ class NoUsableTrialError(RunError):
     exit_code = 3
 
 
+class StorageError(RunError):
+    """Nothing can be written any more. A worker that ends so leaves its trial as it was, and the run stops."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h; the command ends with 1, as its message comes from the parent
+
+
 class RunNotFoundError(RunError):
     """There is no such run, or its files are damaged."""
 
@@ -62,6 +69,11 @@ class ChildError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"a child process ended with exit code {code}")
         self.exit_code = code if 0 < code <= 5 else 1
+
+
+def full(error: OSError) -> bool:
+    """Whether an error says that the disk, the quota or the allowed size of a file is used up, or that the disk fails."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:

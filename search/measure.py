@@ -72,8 +72,7 @@ def _recipe(run: RunFolder, number: int) -> Recipe:
     return Recipe.from_json(read_json(run.trial(number).recipe))
 
 
-def main() -> None:
-    """Entry point."""
+def _main() -> None:
     die_with_parent()
     parser = argparse.ArgumentParser(prog="search.measure")
     parser.add_argument("run", type=Path)
@@ -88,7 +87,12 @@ def main() -> None:
         test(run, number)
 
 
+def main() -> int:
+    """Entry point."""
+    return exit_code_of(_main)
+
+
 if __name__ == "__main__":
     from search.measure import main as importable  # `job` must be found by its name in other processes, where this is no main
 
-    sys.exit(exit_code_of(importable))
+    sys.exit(importable())

@@ -1,13 +1,12 @@
 """What must be known before the first trial, found in a process of its own since it needs torch: `python -m search.prepare RUN`.
 
-Finds the data, traces the start network, profiles the devices. Writes `hardware.json` and prints the plan as JSON.
+Finds the data, traces the start network, profiles the devices. Writes `hardware.json`, and the plan into `run.json`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from grow.topology import Topology
@@ -97,8 +96,15 @@ def _check_units(topology: Topology, gpus: int, definition: StudyDefinition) -> 
 
 def _main() -> None:
     die_with_parent()
-    sys.stdout.write(json.dumps(asdict(prepare(RunFolder(Path(sys.argv[1]))))) + "\n")
+    run = RunFolder(Path(sys.argv[1]))
+    plan = prepare(run)
+    replace(RunRecord.read(run), plan=plan).write(run)
+
+
+def main() -> int:
+    """Entry point."""
+    return exit_code_of(_main)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(_main))
+    sys.exit(main())

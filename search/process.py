@@ -16,13 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 from hardware.cores import idle_first
 from search.errors import StoppedError
 
 PARENT_VARIABLE = "GROW_PARENT"
 """Environment variable that tells a child its parent's pid, which the system's own answer is compared with."""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables that keep libraries from making threads of their own when they are loaded."""
+
+NOTICE = "grow: note: "
+"""How a line of a worker's log begins that the user is to see."""
 
 POLL_S = 0.05
 STOP_S = 30.0
@@ -88,6 +94,7 @@ def spawn(
     core: int | None = None,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start ``python -m module``, in a session of its own, so that Ctrl-C on the terminal reaches the parent only.
 
@@ -100,13 +107,34 @@ def spawn(
         stderr=stderr,
         env={**os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
+        pass_fds=pass_fds,
     )
     if core is not None:
         os.sched_setaffinity(process.pid, {core})
     return process
 
 
-def wait(process: subprocess.Popen[bytes], signals: Signals) -> int:
+class Child(Protocol):
+    """A process that was spawned or forked."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, negative for a signal, once it is known."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code; subprocess.TimeoutExpired after so many seconds."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+def wait(process: Child, signals: Signals) -> int:
     """Wait for a child; when a signal comes, stop it and raise StoppedError. Returns its exit code."""
     try:
         while (code := process.poll()) is None:
@@ -117,7 +145,7 @@ def wait(process: subprocess.Popen[bytes], signals: Signals) -> int:
         stop([process])
 
 
-def stop(processes: Sequence[subprocess.Popen[bytes]], patience_s: float = STOP_S) -> None:
+def stop(processes: Sequence[Child], patience_s: float = STOP_S) -> None:
     """End children: SIGTERM, on which workers write a checkpoint, and SIGKILL to those that do not end in time."""
     for process in processes:
         if process.poll() is None:
@@ -145,13 +173,33 @@ def orphaned() -> bool:
     return parent is not None and os.getppid() != int(parent)
 
 
+def was_stopped(code: int) -> bool:
+    """Whether an exit code says that somebody else ended the process, so that it can go on where it was."""
+    asked = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    return code in (*(-number for number in asked), *(128 + number for number in asked))
+
+
+def out_of_memory_kills() -> int:
+    """Processes that the system has ended since it started because memory ran out: SIGKILL does not tell that from a user's."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counts.get("oom_kill", 0))
+
+
 def ending(code: int, log: Path) -> str:
     """Why a worker ended that left no result: its signal or exit code and the last line that it logged."""
     if code < 0:
-        cause = f"the worker was ended by {signal.Signals(-code).name}"
-        return cause + (", perhaps because memory ran out" if -code == signal.SIGKILL else "")
+        return f"the worker was ended by {signal.Signals(-code).name}"
     said = last_words(log)
     return f"the worker ended with exit code {code}" + (f": {said}" if said else "")
+
+
+def said(log: Path, begin: int) -> list[str]:
+    """What a process said to the user in a log, from a byte on, unless it is why it ended."""
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log.exists() else []
+    return [line.removeprefix(NOTICE) for line in lines if line.startswith(NOTICE)]
 
 
 def last_words(log: Path) -> str:

@@ -7,32 +7,49 @@ Every step leaves files from which the next can start, so that a run that was ki
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from search import progress
-from search.errors import ChildError, RunError, RunNotFoundError, StoppedError
+from search.errors import ChildError, RunError, RunNotFoundError, StoppedError, StorageError, full
+from search.nursery import Nursery
 from search.options import Options, RunRecord
-from search.process import POLL_S, Signals, Slot, ending, last_words, noted_signals, slots, spawn, stop, wait
+from search.process import (
+    POLL_S,
+    THREADS,
+    Child,
+    Signals,
+    Slot,
+    ending,
+    last_words,
+    noted_signals,
+    out_of_memory_kills,
+    said,
+    slots,
+    spawn,
+    stop,
+    wait,
+    was_stopped,
+)
 from search.progress import Progress, open_progress
 from search.rundir import (
     RunFolder,
     RunLock,
+    TrialFolder,
     append_line,
     create_run_folder,
     missing_folders,
     read_json,
+    read_json_if_valid,
     removed_on_error,
     write_json,
 )
@@ -43,6 +60,9 @@ if TYPE_CHECKING:
 
     from search.recipe import Recipe, TrialRole
     from search.space import Range
+
+STOPS_IN_A_ROW = 10
+"""Times that a trial's worker may be ended by others before its first or its next checkpoint; then the trial has failed."""
 
 FAILURES_IN_A_ROW = 5
 """Search trials that may fail one after the other before the run is given up."""
@@ -60,11 +80,11 @@ def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str 
     with removed_on_error(folder, unfit, made):
         options.write(folder)
         RunRecord(run=folder.name, created_at=_now(), versions=_versions(), study_sha256=study_sha256).write(folder)
-    with RunLock(folder), noted_signals() as signals, _state_kept(folder):
+    with RunLock(folder), noted_signals() as signals, _state_kept(folder), Nursery(signals) as nursery:
         _note(folder, "run_created")
         with removed_on_error(folder, unfit, made):
-            _prepare(folder, signals)
-        _work(folder, signals)
+            _prepare(folder, signals, nursery)
+        _work(folder, signals, nursery)
     return folder
 
 
@@ -78,7 +98,7 @@ def resume(folder: RunFolder) -> RunFolder:
         read_json(folder.hardware)
         if not folder.journal.is_file() and folder.trials.is_dir():
             raise RunNotFoundError(f"{folder.journal} is missing, but must be there; restore it from a copy or start a new run")
-    with RunLock(folder) as lock, noted_signals() as signals, _state_kept(folder):
+    with RunLock(folder) as lock, noted_signals() as signals, _state_kept(folder), Nursery(signals) as nursery:
         if lock.taken_over_from is not None:
             gone = lock.taken_over_from
             _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")
@@ -86,8 +106,8 @@ def resume(folder: RunFolder) -> RunFolder:
         if record.plan is not None and record.plan.elsewhere is None:
             _compare_machine(folder)
         if record.plan is None:
-            _prepare(folder, signals)
-        _work(folder, signals)
+            _prepare(folder, signals, nursery)
+        _work(folder, signals, nursery)
     return folder
 
 
@@ -114,22 +134,23 @@ def reference(folder: RunFolder) -> str:
 # Preparing
 
 
-def _prepare(folder: RunFolder, signals: Signals) -> None:
-    process = spawn("search.prepare", [str(folder.path)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    with process.stdout as output:
-        code = wait(process, signals)
-        if code != 0:
-            raise ChildError(code)
-        write_json(folder.record, {**read_json(folder.record), "plan": json.loads(output.read())})
-    RunRecord.read(folder)
+def _prepare(folder: RunFolder, signals: Signals, nursery: Nursery) -> None:
+    _check_ended(wait(nursery.start("search.prepare", [str(folder.path)]), signals), "preparing", folder)
     _note(folder, "run_prepared")
+
+
+def _check_ended(code: int, what: str, folder: RunFolder) -> None:
+    """ChildError for a child that has said why it failed, RunError for one that others ended."""
+    if was_stopped(code):
+        raise RunError(f"{what} was stopped from outside; continue with: {resume_command(folder)}")
+    if code != 0:
+        raise ChildError(code)
 
 
 # Working
 
 
-def _work(folder: RunFolder, signals: Signals) -> None:
+def _work(folder: RunFolder, signals: Signals, nursery: Nursery) -> None:
     from search.storage import open_study, pareto, read_trials, repair
 
     options, record = Options.read(folder), RunRecord.read(folder)
@@ -139,14 +160,14 @@ def _work(folder: RunFolder, signals: Signals) -> None:
         _say(f"the journal ended in a torn line of {lost} bytes, which is lost; nothing else is")
     study = open_study(folder.journal, record.run)
     with open_progress(options.trials) as view:
-        _Search(folder, options, record, study, signals, view).run()
+        _Search(folder, options, record, study, signals, view, nursery).run()
         members = pareto(read_trials(folder.journal))
         timed = [] if record.plan.elsewhere is not None else sorted({0, DATA_PARALLEL, *members})
-        _measure(folder, timed, members, signals, view)
+        _measure(folder, timed, members, signals, view, nursery)
     _set_state(folder, "complete")
 
 
-def _measure(folder: RunFolder, timed: Sequence[int], tested: Sequence[int], signals: Signals, view: Progress) -> None:
+def _measure(folder: RunFolder, timed: Sequence[int], tested: Sequence[int], signals: Signals, view: Progress, nursery: Nursery) -> None:
     """Time final networks alone on the devices, and read the test accuracy of some, once."""
     time_them = [n for n in timed if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).measured.exists()]
     test_them = [n for n in tested if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).test.exists()]
@@ -156,10 +177,18 @@ def _measure(folder: RunFolder, timed: Sequence[int], tested: Sequence[int], sig
     view.say(f"measuring trials {numbers} on the devices" if time_them else f"reading the test accuracy of trials {numbers}")
     arguments = [str(folder.path), "--time", *map(str, time_them), "--test", *map(str, test_them)]
     with view.aside():
-        code = wait(spawn("search.measure", arguments, stdout=subprocess.DEVNULL), signals)
-    if code != 0:
-        raise ChildError(code)
+        code = wait(nursery.start("search.measure", arguments), signals)
+    _check_ended(code, "measuring", folder)
     _note(folder, "measured", timed=time_them, tested=test_them)
+
+
+@dataclass(frozen=True)
+class Before:
+    """How things stood when a worker began, by which its end is judged. checkpoint: the name of the last one, empty if there was none."""
+
+    checkpoint: str
+    out_of_memory_kills: int
+    logged_bytes: int
 
 
 @dataclass(frozen=True)
@@ -168,33 +197,48 @@ class Job:
 
     number: int
     slot: Slot
-    process: subprocess.Popen[bytes]
+    process: Child
+    before: Before
 
 
 class _Search:
     """The loop: free devices are refilled at once, ended workers told at once, until the budget is met."""
 
     def __init__(
-        self, folder: RunFolder, options: Options, record: RunRecord, study: optuna.Study, signals: Signals, view: Progress
+        self,
+        folder: RunFolder,
+        options: Options,
+        record: RunRecord,
+        study: optuna.Study,
+        signals: Signals,
+        view: Progress,
+        nursery: Nursery,
     ) -> None:
         from search.space import from_json
 
         assert record.plan is not None
         plan = record.plan
         self.folder, self.options, self.record, self.plan, self.study = folder, options, record, plan, study
-        self.signals, self.progress = signals, view
+        self.signals, self.progress, self.nursery = signals, view, nursery
         self.ranges: Mapping[str, Range] = from_json(plan.ranges)
         # A clock that is the objective must not be disturbed by a neighbour, so then trials take turns.
         here = options.gpus if plan.elsewhere is None or plan.kind == "cpu" else 1
         self.slots = slots(plan.kind, here if options.throughput == "predicted" else 1)
         self.jobs: list[Job] = []
         self.ended: list[int] = []  # trained, not yet told
+        self.stops: dict[int, int] = {}  # how often a trial's worker was ended by others since its last checkpoint
         self.failures: list[str] = []  # reasons of the search trials that failed since one succeeded
 
     def run(self) -> None:
         """Work until every trial of the budget is told."""
         for trial in self._trials():
-            if not trial.state.is_finished() and self.folder.trial(trial.number).result.exists():
+            result = self.folder.trial(trial.number).result
+            if trial.state.is_finished() or not result.exists():
+                continue
+            if read_json_if_valid(result) is None:
+                self.progress.say(f"{result} is damaged and not used; trial {trial.number} goes on from its last checkpoint")
+                result.unlink()
+            else:
                 self.ended.append(trial.number)  # trained before the parent was killed
         try:
             while self._step():
@@ -270,21 +314,21 @@ class _Search:
     def _spawn(self, number: int, slot: Slot) -> Job:
         files = self.folder.trial(number)
         files.path.mkdir(parents=True, exist_ok=True)
-        if not files.recipe.exists():
+        if read_json_if_valid(files.recipe) is None:  # it follows from the journal
             write_json(files.recipe, self._recipe(number).to_json())
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         with open(files.log, "ab") as log:
-            process = spawn(
-                "search.worker",
-                [str(files.recipe)],
-                environment=threads | slot.environment(),
-                core=slot.index if slot.kind == "cpu" else None,
-                stdout=log,
-                stderr=log,
-            )
+            before = Before(self._checkpoint(number), out_of_memory_kills(), log.tell())
+            process = self._child(files, slot, log)
         _note(self.folder, "trial_started", number=number)
         self.progress.say(progress.started(number, _role(number), read_json(files.recipe)))
-        return Job(number, slot, process)
+        return Job(number, slot, process, before)
+
+    def _child(self, files: TrialFolder, slot: Slot, log: IO[bytes]) -> Child:
+        if slot.kind == "cpu":
+            return self.nursery.start("search.worker", [str(files.recipe)], environment=slot.environment(), core=slot.index, log=log)
+        # Where training takes a GPU, a fresh interpreter costs little, and nothing of CUDA's can be inherited.
+        environment = slot.environment() | {name: "1" for name in THREADS}
+        return spawn("search.worker", [str(files.recipe)], environment=environment, stdout=log, stderr=log)
 
     def _recipe(self, number: int) -> Recipe:
         from search.recipe import recipe
@@ -314,15 +358,47 @@ class _Search:
     # Telling
 
     def _collect(self) -> None:
-        for job in [job for job in self.jobs if job.process.poll() is not None]:
+        for job in list(self.jobs):
+            code = job.process.poll()
+            if code is None:
+                continue
             self.jobs.remove(job)
-            self.ended.append(job.number)
             files = self.folder.trial(job.number)
-            if not files.result.exists():
-                if job.process.returncode == RunNotFoundError.exit_code:
-                    raise RunNotFoundError(last_words(files.log))
+            for line in said(files.log, job.before.logged_bytes):
+                self.progress.say(f"trial {job.number}: {line}")
+            if files.result.exists():
+                self.ended.append(job.number)
+            elif code == RunNotFoundError.exit_code:
+                raise RunNotFoundError(last_words(files.log))
+            elif code == StorageError.exit_code:
+                raise RunError(last_words(files.log))
+            elif not self._goes_on(job, code):
                 # The reason goes where a worker that can still speak puts it, so that telling needs one source only.
-                write_json(files.result, {"state": "failed", "failure": ending(job.process.returncode, files.log)})
+                write_json(files.result, {"state": "failed", "failure": self._reason(job, code)})
+                self.ended.append(job.number)
+
+    def _goes_on(self, job: Job, code: int) -> bool:
+        """Whether the trial of a worker that was ended by others continues: always, unless memory ran out or it does not get on."""
+        if not was_stopped(code) or out_of_memory_kills() > job.before.out_of_memory_kills:
+            return False
+        stops = self.stops[job.number] = self.stops.get(job.number, 0) + 1 if job.before.checkpoint == self._checkpoint(job.number) else 1
+        if stops >= STOPS_IN_A_ROW:
+            return False
+        self.progress.say(f"trial {job.number}: {ending(code, self.folder.trial(job.number).log)}, and goes on from its last checkpoint")
+        _note(self.folder, "trial_interrupted", number=job.number)
+        return True
+
+    def _reason(self, job: Job, code: int) -> str:
+        reason = ending(code, self.folder.trial(job.number).log)
+        if not was_stopped(code):
+            return reason
+        if out_of_memory_kills() > job.before.out_of_memory_kills:
+            return f"{reason} because memory ran out"
+        return f"{reason}, {STOPS_IN_A_ROW} times without a new checkpoint"
+
+    def _checkpoint(self, number: int) -> str:
+        """Name of the last checkpoint of a trial, empty before the first."""
+        return max((path.name for path in self.folder.trial(number).checkpoint.glob("[0-9]*[0-9]")), default="")
 
     def _tell(self, number: int) -> None:
         from search.storage import tell_complete, tell_failed
@@ -354,7 +430,7 @@ class _Search:
     def _throughput(self, number: int, result: Mapping[str, object]) -> float:
         if self.options.throughput == "predicted":
             return _number(result, "predicted_samples_per_s")
-        _measure(self.folder, [number], [], self.signals, self.progress)
+        _measure(self.folder, [number], [], self.signals, self.progress, self.nursery)
         return _number(read_json(self.folder.trial(number).measured), "samples_per_s")
 
     def _failed(self, number: int, reason: str) -> None:
@@ -406,8 +482,16 @@ def _state_kept(folder: RunFolder) -> Iterator[None]:
     except KeyboardInterrupt:
         _set_state(folder, "interrupted")
         raise
+    except OSError as error:
+        if not full(error):
+            _set_state(folder, "failed", " ".join(str(error).split()))
+            raise
+        with suppress(OSError):
+            _set_state(folder, "interrupted")
+        raise RunError(f"{error}: make room, and continue with: {resume_command(folder)}") from error
     except BaseException as error:
-        _set_state(folder, "failed", " ".join(str(error).split()))
+        with suppress(OSError):
+            _set_state(folder, "failed", " ".join(str(error).split()))
         raise
 
 

@@ -19,14 +19,18 @@ from pathlib import Path
 import torch
 
 from grow import checkpoint
+from grow.checkpoint import Checkpoint
 from grow.history import History
 from grow.train import DivergedError, Session, evaluate, train
 from hardware.profile import Profile
 from search import build
-from search.errors import DEBUG_VARIABLE, StoppedError, exit_code_of
-from search.process import Signals, die_with_parent, noted_signals, orphaned
+from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full
+from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
 from search.rundir import RunFolder, TrialFolder, append_line, read_json, read_lines, write_json, write_text
+
+RESULT = "result"
+"""What the last checkpoint of a trial holds beside the training: how it ended."""
 
 METRICS = 50
 """Lines of metrics that a training writes."""
@@ -40,7 +44,12 @@ def work(path: Path) -> None:
     die_with_parent()
     with open(path) as owned:
         fcntl.flock(owned, fcntl.LOCK_EX)  # a killed parent's worker may still be writing its last checkpoint
-        _work(path)
+        try:
+            _work(path)
+        except OSError as error:
+            if full(error):
+                raise StorageError(f"{error}: make room, and resume the run") from error
+            raise
 
 
 def _work(path: Path) -> None:
@@ -49,21 +58,33 @@ def _work(path: Path) -> None:
     torch.set_num_threads(recipe.threads)
     profile = Profile.load(run.hardware)
     with noted_signals() as signals:
+        saved = last_whole(files.checkpoint)
+        if saved is not None and RESULT in saved.meta["extra"]:
+            write_json(files.result, saved.meta["extra"][RESULT])  # killed between its last checkpoint and its result
+            return
         try:
-            training = begin(recipe, profile, files)
+            training = begin(recipe, profile, files, saved)
             advance(training, recipe, files, signals)
         except DivergedError as error:
             write_json(files.result, {"state": "failed", "failure": str(error)})
             return
-        figures = build.figures(training, recipe, profile)
-        checkpoint.save_session(files.checkpoint, training)  # with the final partition
-        write_json(files.result, {"state": "complete", **asdict(figures)})
+        result = {"state": "complete", **asdict(build.figures(training, recipe, profile))}
+        checkpoint.save_session(files.checkpoint, training, {RESULT: result})  # with the final partition
+        write_json(files.result, result)
 
 
-def begin(recipe: Recipe, profile: Profile, files: TrialFolder) -> Session:
-    """The training at its last whole checkpoint, or before its first step. What was noted after that point is forgotten."""
+def last_whole(folder: Path) -> Checkpoint | None:
+    """The last whole checkpoint, None for a beginning anew. What is lost by that is said."""
+    saved, damaged = checkpoint.last_whole(folder)
+    where = "the start" if saved is None else f"step {saved.meta['extra']['training']['step']}"
+    for error in damaged:
+        sys.stderr.write(f"{NOTICE}{error}; it is lost, and the training goes on from {where}\n")
+    return saved
+
+
+def begin(recipe: Recipe, profile: Profile, files: TrialFolder, saved: Checkpoint | None) -> Session:
+    """The training at a checkpoint, or before its first step. What was noted after that point is forgotten."""
     training = build.session(build.material(recipe), profile, History(files.history))
-    saved = build.last_checkpoint(files.checkpoint)
     if saved is None:
         training.history.rewind(0)
     else:
@@ -104,11 +125,11 @@ def metrics(training: Session, loss: float, steps_per_s: float, *, evaluated: bo
     }
 
 
-def main() -> None:
+def main() -> int:
     """Entry point."""
     os.environ[DEBUG_VARIABLE] = "1"  # the log of a trial is the place for tracebacks
-    sys.exit(exit_code_of(lambda: work(Path(sys.argv[1]))))
+    return exit_code_of(lambda: work(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

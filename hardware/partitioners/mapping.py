@@ -11,7 +11,6 @@ from __future__ import annotations
 from itertools import combinations, permutations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hardware.partition import Partition, exchanges, remote_readers
 from hardware.partitioners.local_search import FloatArray
@@ -48,6 +47,8 @@ def best_mapping(sent: FloatArray, costs: FloatArray, fees: FloatArray | None = 
     fees = np.zeros((count, count)) if fees is None else fees
     if count <= EXHAUSTIVE:
         return min((np.array(p) for p in permutations(range(count))), key=lambda p: _cost(p, sent, costs, fees))
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
+
     by_fees = np.asarray(linear_sum_assignment(fees)[1], np.int64)
     between = costs[~np.eye(count, dtype=bool)]
     if np.ptp(between) == 0:

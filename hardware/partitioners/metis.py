@@ -7,7 +7,6 @@ heavy as all units of a part together, so that balance puts one into every part;
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, csr_array
 
 from hardware.partition import Partition
@@ -75,5 +74,7 @@ def _named(found: IntArray, count: int, parts: int) -> IntArray:
     """Parts renamed so that each has the name of its anchor; where two anchors share a part, the best assignment."""
     anchors = np.zeros((parts, parts), np.int64)
     np.add.at(anchors, (found[count : count + parts], np.arange(parts)), 1)
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     names = linear_sum_assignment(-anchors)[1]
     return np.asarray(names, np.int64)[found[:count]]

@@ -1,58 +1,133 @@
 """What is killed or stopped goes on where it was, in real processes."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from search.rundir import read_lines
+from search.storage import read_trials
 from tests.search.conftest import Grow
 
+STUDY = """
+import torch
+from torch import nn
 
-def test_a_run_killed_twice_ends_as_if_it_had_not_been(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
-    options = ["run", "--study", "digits", "--gpus", "1", "--trials", "3", "--tolerance", "100"]
-    options += ["--set", "steps=120", "--set", "checkpoint_interval=10"]
-    whole = tmp_path / "runs" / "whole"
-    assert grow(*options, "--name", "whole", cwd=tmp_path).returncode == 0
+from grow.task import Samples
+from search.definition import StudyDefinition
 
+points = torch.rand(600, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+samples = [Samples(part, (part.norm(dim=1) < 0.8).long()) for part in points.split([400, 100, 100])]
+
+circle = StudyDefinition.from_samples(
+    "circle",
+    *samples,
+    networks={"mlp": lambda: nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2))},
+    settings={"steps": 12, "batch_size": 50, "update_interval": 3, "checkpoint_interval": 4, "learning_rate": 0.02},
+)
+"""
+TRIALS = 16
+"""Enough for the sampler's model to be at work."""
+
+
+def circle(folder: Path, *options: str) -> list[str]:
+    (folder / "circle.py").write_text(STUDY)
+    return ["run", "--study", "circle.py:circle", "--gpus", "1", "--trials", str(TRIALS), "--tolerance", "100", *options]
+
+
+def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
+    options = circle(tmp_path, "--hardware", "pcie-2")
+    whole = grow(*options, "--name", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
     killed = tmp_path / "runs" / "killed"
+    # The parent alone, while it trains: its worker ends by itself, and another process can take the run over, but no earlier.
     with started([*options, "--name", "killed"], environment, tmp_path) as parent:
-        until((killed / "study.journal").exists, parent)
-    shutil.copy(whole / "hardware.json", killed)  # the two differ in nothing but the clock
-    with started(["resume", "killed"], environment, tmp_path) as parent:
-        until(lambda: any((killed / "trials" / "0002" / "checkpoint").glob("[0-9]*0")), parent)
-        workers = psutil.Process(parent.pid).children()
+        until(lambda: steps(killed) > 60, parent)
         live = grow("resume", "killed", cwd=tmp_path)
-        assert live.returncode == 5
-        assert str(parent.pid) in live.stderr
-    assert workers
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+        assert (live.returncode, str(parent.pid) in live.stderr) == (5, True)
+        children = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert children
+    assert psutil.wait_procs(children, timeout=10)[1] == []
     assert json.loads(grow("show", "killed", "--json", cwd=tmp_path).stdout)["state"] == "interrupted"
-
-    steps = [line["step"] for line in read_lines(killed / "trials" / "0002" / "metrics.jsonl")]
     with open(killed / "study.journal", "ab") as journal:
         journal.write(b'{"op_code":')
+    # Then a worker, which its parent replaces, and then all of them.
+    with started(["resume", "killed"], environment, tmp_path) as parent:
+        until(lambda: steps(killed) > 100, parent)
+        kill(parent, "worker")
+        until(lambda: steps(killed) > 150, parent)
+        kill(parent, "all")
+        _, stderr = parent.communicate(timeout=30)
+    assert "taking over from process" in stderr.decode()
+    assert "torn line of 11 bytes" in stderr.decode()
+    assert "was ended by SIGKILL, and goes on" in stderr.decode()
     resumed = grow("resume", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"taking over from process {parent.pid}" in resumed.stderr
-    assert "torn line of 11 bytes" in resumed.stderr
-    assert steps
-    assert same(whole, killed)
+    assert_same(tmp_path / "runs" / "whole", killed)
 
 
-def same(one: Path, other: Path) -> bool:
-    """Whether two runs made the same trials with the same results, to the last bit."""
-    names = ["recipe.json", "result.json", "history.jsonl"]
-    for number in range(3):
-        for name in names:
+@pytest.mark.slow
+@pytest.mark.parametrize("throughput", ["predicted", "measured"])
+def test_twenty_random_kills_change_nothing(throughput: str, grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
+    options = circle(tmp_path, "--throughput", throughput)
+    whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
+    done = grow(*options, "--name", "whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    draw = random.Random(throughput)
+    with started([*options, "--name", "killed"], environment, tmp_path) as parent:
+        until((killed / "run.json").exists, parent)
+        kill(parent, "all")  # before anything is prepared
+    with started(["resume", "killed"], environment, tmp_path) as parent:
+        until((killed / "study.journal").exists, parent)
+    shutil.copy(whole / "hardware.json", killed)  # the two differ in nothing but the clock
+    for point in sorted(draw.sample(range(12 * TRIALS), 20)):
+        with started(["resume", "killed"], environment, tmp_path) as parent:
+            until(lambda point=point: steps(killed) >= point or parent.poll() is not None, parent)
+            time.sleep(draw.uniform(0, 0.3))
+            kill(parent, draw.choice(("parent", "worker", "all")))
+            time.sleep(draw.uniform(0, 2))
+    resumed = grow("resume", "killed", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    # Where the clock is the objective, the sampler is told other figures: only what was begun under equal ones is the same.
+    assert_same(whole, killed, trials=TRIALS if throughput == "predicted" else 6)
+
+
+def steps(run: Path) -> int:
+    """Training steps of which the metrics tell, over all trials."""
+    return sum(path.read_bytes().count(b"\n") for path in run.glob("trials/*/metrics.jsonl"))
+
+
+def kill(parent: subprocess.Popen[bytes], who: str) -> None:
+    """SIGKILL for the parent of a run, for its worker (if one is at work) or for all of its processes."""
+    if parent.poll() is not None:
+        return
+    nursery, *workers = sorted(psutil.Process(parent.pid).children(), key=lambda child: child.create_time()) or [None]
+    targets = {"parent": [], "worker": workers, "all": [nursery, *workers]}[who]
+    if who != "worker":
+        parent.kill()
+    for process in targets:
+        with suppress(psutil.NoSuchProcess):
+            if process is not None:
+                process.kill()
+
+
+def assert_same(one: Path, other: Path, trials: int = TRIALS) -> None:
+    """That two runs made the same trials with the same networks and metrics, to the last bit; only the clock may differ."""
+    told = [[(t.number, t.state, t.params, t.values[0]) for t in read_trials(run / "study.journal")] for run in (one, other)]
+    assert len(told[0]) == len(told[1]) == TRIALS
+    assert told[0][:trials] == told[1][:trials]
+    for number in range(trials):
+        for name in ("recipe.json", "result.json", "history.jsonl"):
             path = Path("trials") / f"{number:04d}" / name
             assert (one / path).read_bytes() == (other / path).read_bytes(), path
         last = max((one / "trials" / f"{number:04d}" / "checkpoint").glob("[0-9]*")).name
@@ -60,7 +135,9 @@ def same(one: Path, other: Path) -> bool:
         assert (one / weights).read_bytes() == (other / weights).read_bytes(), weights
         metrics = [[strip(line) for line in read_lines(run / "trials" / f"{number:04d}" / "metrics.jsonl")] for run in (one, other)]
         assert metrics[0] == metrics[1]
-    return True
+        assert metrics[0]
+    events = [line["number"] for line in read_lines(other / "events.jsonl") if line["event"] == "trial_told"]
+    assert len(events) == len(set(events))
 
 
 def strip(line: dict[str, object]) -> dict[str, object]:
