@@ -165,9 +165,9 @@ class StudyReference:
     text: str
     sha256: str | None = None
 
-    def load(self) -> StudyDefinition:
-        """The study. ConfigurationError when it is not there, is none, or its file has changed."""
-        study = _load_file(self.text, self.sha256) if self.sha256 else _installed_study(self.text).load()
+    def load(self, copy: Path | None = None) -> StudyDefinition:
+        """The study. ConfigurationError when it is not there, is none, or its file has changed and there is no copy of what it was."""
+        study = _load_file(self.text, self.sha256, copy) if self.sha256 else _installed_study(self.text).load()
         if not isinstance(study, StudyDefinition):
             raise ConfigurationError(f"study {self.text} is of type {type(study).__name__}, but must be a StudyDefinition; name another")
         return study
@@ -214,34 +214,45 @@ def _installed_networks() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group="grow.networks")}
 
 
+def file_of(study: str) -> Path | None:
+    """The file of a study that is named by path, None for an installed one."""
+    return _path_and_name(study)[0]
+
+
 def _path_and_name(text: str) -> tuple[Path | None, str]:
     path, _, name = text.rpartition(":") if not text.endswith(".py") else (text, "", "")
     return (Path(path).expanduser().resolve() if path.endswith(".py") else None), name
 
 
-def _load_file(text: str, sha256: str) -> object:
+def _load_file(text: str, sha256: str, copy: Path | None) -> object:
     path, name = _path_and_name(text)
     assert path is not None
-    if not path.is_file():
-        raise ConfigurationError(f"study is {text}, but must name a file that exists; put {path} back")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise ConfigurationError(
-            f"{path} has the sha256 {found}, but must have {sha256} as when the run began; restore it or start a new run"
-        )
+    content = _content(path, sha256, copy)
     module_name = f"grow_study_{sha256[:16]}"
     spec = spec_from_file_location(module_name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[module_name] = module  # where a dataclass looks for the module that it is in
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, str(path), "exec"), vars(module))  # what was hashed, and not what the file may hold by now
     except Exception as error:  # a stranger's code may raise anything
         raise ConfigurationError(f"study file {path} raised {type(error).__name__}: {error}; mend the file") from error
     names = [known for known, value in vars(module).items() if isinstance(value, StudyDefinition)]
     _look_up(name, names, "the name in " + path.name, "a StudyDefinition in that file")
     return vars(module)[name]
+
+
+def _content(path: Path, sha256: str, copy: Path | None) -> bytes:
+    """The study's file, or its copy, whichever has the hash."""
+    found = [place.read_bytes() for place in (path, copy) if place is not None and place.is_file()]
+    if not found:
+        raise ConfigurationError(f"study is {path}, but must name a file that exists; put it back")
+    hashes = [hashlib.sha256(content).hexdigest() for content in found]
+    if sha256 not in hashes:
+        raise ConfigurationError(
+            f"{path} has the sha256 {hashes[0]}, but must have {sha256} as when the run began; restore it or start a new run"
+        )
+    return found[hashes.index(sha256)]
 
 
 def _check_fields(values: Iterable[tuple[str, object]]) -> None:

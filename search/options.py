@@ -103,7 +103,8 @@ class Plan:
 class RunRecord:
     """What the run is and how it ended: `run.json`.
 
-    study_sha256: of the file of a study that was given by path. plan: None until the run is prepared. reference: accuracy and throughput
+    study_sha256: of the file of a study that was given by path. options: as they were when the run began, or when a change of them was
+    last allowed. plan: None until the run is prepared. reference: accuracy and throughput
     (samples/s) that hypervolumes are reckoned from, fixed when trial 0 is told.
     """
 
@@ -111,6 +112,7 @@ class RunRecord:
     created_at: str
     versions: Mapping[str, str]
     study_sha256: str | None = None
+    options: Mapping[str, object] | None = None
     state: RunState = "running"
     reason: str | None = None
     plan: Plan | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from grow.topology import Topology
 from hardware.cache import obtain
-from hardware.devices import discover
+from hardware.devices import Device, discover
 from hardware.presets import hardware
 from hardware.profile import Profile
 from search import build
@@ -38,7 +38,7 @@ def prepare(run: RunFolder) -> Plan:
     _check_units(_start_topology(definition, source, options, network), options.gpus, definition)
     if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
         _say(found.note)
-    profile = obtain(found.devices, progress=_say) if machine is None else machine
+    profile = _profile(run, found.devices, machine)
     profile.save(run.hardware)
     return Plan(
         network=network,
@@ -61,6 +61,13 @@ def _machine(options: Options) -> Profile | None:
         return None
     _say(f"planning for {found.described}, which is not this machine: throughput is simulated, and nothing is measured")
     return found
+
+
+def _profile(run: RunFolder, devices: tuple[Device, ...], machine: Profile | None) -> Profile:
+    """What the run has frozen already, if it is prepared anew."""
+    if run.hardware.is_file():
+        return Profile.load(run.hardware)
+    return obtain(devices, progress=_say) if machine is None else machine
 
 
 def _say(text: str) -> None:

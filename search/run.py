@@ -7,20 +7,19 @@ Every step leaves files from which the next can start, so that a run that was ki
 
 from __future__ import annotations
 
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from search import progress
-from search.errors import ChildError, RunError, RunNotFoundError, StoppedError, StorageError, full
+from search.changes import accept, changes, record_state, versions
+from search.errors import ChildError, ConfigurationError, RunError, RunNotFoundError, StoppedError, StorageError, full
 from search.nursery import Nursery
 from search.options import Options, RunRecord
 from search.process import (
@@ -79,7 +78,9 @@ def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str 
     unfit = (ChildError, ValueError, OSError)
     with removed_on_error(folder, unfit, made):
         options.write(folder)
-        RunRecord(run=folder.name, created_at=_now(), versions=_versions(), study_sha256=study_sha256).write(folder)
+        record_state(folder, options, study_sha256)
+        record = RunRecord(run=folder.name, created_at=_now(), versions=versions(), study_sha256=study_sha256, options=asdict(options))
+        record.write(folder)
     with RunLock(folder), noted_signals() as signals, _state_kept(folder), Nursery(signals) as nursery:
         _note(folder, "run_created")
         with removed_on_error(folder, unfit, made):
@@ -88,12 +89,20 @@ def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str 
     return folder
 
 
-def resume(folder: RunFolder) -> RunFolder:
-    """Go on with a run until its budget is met. One whose budget is met already is left as it is."""
-    record = RunRecord.read(folder)
-    Options.read(folder)
-    if record.state == "complete":
+def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False) -> RunFolder:
+    """Go on with a run until its budget is met, after adding so many trials to it. One whose budget is met already is left as it is.
+
+    ConfigurationError where study, code or configuration have changed, unless that is allowed; what changed is told on stderr.
+    """
+    record, options = RunRecord.read(folder), Options.read(folder)
+    if add < 0:
+        raise ConfigurationError(f"add is {add}, but must be at least 0; a budget that was given stays")
+    if record.state == "complete" and add == 0:
         return folder
+    changed = changes(folder, record, options)
+    if changed and not allow_change:
+        sys.stderr.write("\n".join([f"changed since run {record.run} began:", *changed]) + "\n")
+        raise ConfigurationError(f"run {record.run!r} is not what it was, but must be; put back what changed, or add --allow-config-change")
     if record.plan is not None:
         read_json(folder.hardware)
         if not folder.journal.is_file() and folder.trials.is_dir():
@@ -103,6 +112,14 @@ def resume(folder: RunFolder) -> RunFolder:
             gone = lock.taken_over_from
             _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")
         _note(folder, "run_resumed")
+        if changed:
+            record = accept(folder, record, options)
+            _note(folder, "change_allowed", changed=changed)
+        if add:
+            options = replace(options, trials=options.trials + add)
+            options.write(folder)
+            _note(folder, "budget_raised", trials=options.trials)
+            _say(f"the budget is now {options.trials} trials")
         if record.plan is not None and record.plan.elsewhere is None:
             _compare_machine(folder)
         if record.plan is None:
@@ -511,16 +528,6 @@ def _note(folder: RunFolder, event: str, **details: object) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("growprune", "torch", "optuna", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,8 @@
       config.toml      what the user asked for
       run.json         what the run is: its study, data, devices, and how it ended
       hardware.json    the profile that it was planned with, frozen at the start
+      code.json        hashes of the code that it runs on
+      study/           copies of the study's file, if it has one, by their hash
       study.journal    Optuna's
       events.jsonl     what happened to the run, in order
       run.lock         who works on it
@@ -105,6 +107,15 @@ class RunFolder:
     def hardware(self) -> Path:
         """The frozen profile."""
         return self.path / "hardware.json"
+
+    @property
+    def code(self) -> Path:
+        """Hashes of the code that the run depends on."""
+        return self.path / "code.json"
+
+    def study_copy(self, sha256: str) -> Path:
+        """A version of the study's file that the run has used."""
+        return self.path / "study" / f"{sha256}.py"
 
     @property
     def journal(self) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -25,7 +25,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from search.errors import RunNotFoundError
 from search.recipe import TrialRole
 from search.rundir import cut_torn_line
-from search.space import Range, suggest
+from search.space import Choice, Range, suggest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -118,12 +118,19 @@ def ask(
     with _experimental():
         sampler = TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup)
     copy = optuna.create_study(storage=InMemoryStorage(), directions=DIRECTIONS, sampler=sampler)
-    copy.add_trials([trial for trial in trials if trial.params])
+    copy.add_trials([trial for trial in trials if trial.params and _drawn_alike(trial, ranges)])
     if guess:
         copy.enqueue_trial(dict(guess))
     trial = copy.ask()
     suggest(trial, ranges, settings)
     return Proposal(trial.params, trial.distributions)
+
+
+def _drawn_alike(trial: FrozenTrial, ranges: Mapping[str, Range]) -> bool:
+    """Whether the choices that a trial was drawn from are still the same: Optuna models no others, where a study was changed."""
+    choices = {name: values for name, values in ranges.items() if isinstance(values, Choice)}
+    drawn = {name: found.choices for name, found in trial.distributions.items() if isinstance(found, CategoricalDistribution)}
+    return all(name not in choices or choices[name].values == values for name, values in drawn.items())
 
 
 def values_of(params: Mapping[str, object], ranges: Mapping[str, Range], settings: Mapping[str, object]) -> dict[str, object]:

@@ -24,6 +24,7 @@ from grow.history import History
 from grow.train import DivergedError, Session, evaluate, train
 from hardware.profile import Profile
 from search import build
+from search.build import Material
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
@@ -63,7 +64,7 @@ def _work(path: Path) -> None:
             write_json(files.result, saved.meta["extra"][RESULT])  # killed between its last checkpoint and its result
             return
         try:
-            training = begin(recipe, profile, files, saved)
+            training = begin(build.material(recipe, run), profile, files, saved)
             advance(training, recipe, files, signals)
         except DivergedError as error:
             write_json(files.result, {"state": "failed", "failure": str(error)})
@@ -82,9 +83,9 @@ def last_whole(folder: Path) -> Checkpoint | None:
     return saved
 
 
-def begin(recipe: Recipe, profile: Profile, files: TrialFolder, saved: Checkpoint | None) -> Session:
+def begin(material: Material, profile: Profile, files: TrialFolder, saved: Checkpoint | None) -> Session:
     """The training at a checkpoint, or before its first step. What was noted after that point is forgotten."""
-    training = build.session(build.material(recipe), profile, History(files.history))
+    training = build.session(material, profile, History(files.history))
     if saved is None:
         training.history.rewind(0)
     else:
