@@ -86,7 +86,8 @@ class Plan:
 
     settings: recipe fields that are fixed. ranges, first_guesses: what is searched, and what is tried first. data: name, sha256,
     folder and samples of each split. kind: of the devices that train. device_names: those that are planned for; elsewhere: the
-    machine that they are of, None if it is this one.
+    machine that they are of, None if it is this one. dense_step_s: seconds that a step of the dense start network is predicted to take on
+    one device, None where the profile is of another machine.
     """
 
     network: str
@@ -97,6 +98,7 @@ class Plan:
     kind: Literal["cpu", "cuda"]
     device_names: Sequence[str]
     elsewhere: str | None = None
+    dense_step_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,17 @@ from pathlib import Path
 
 from grow.topology import Topology
 from hardware.cache import obtain
+from hardware.cost import predict
 from hardware.devices import Device, discover
 from hardware.presets import hardware
 from hardware.profile import Profile
+from hardware.workload import Workload
 from search import build
 from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
 from search.options import Options, Plan, RunRecord
 from search.process import die_with_parent
-from search.recipe import recipe
+from search.recipe import default, recipe
 from search.run import baseline
 from search.rundir import RunFolder
 from search.space import to_json
@@ -35,7 +37,8 @@ def prepare(run: RunFolder) -> Plan:
     found = discover(options.device, options.gpus if machine is None else 1)
     ranges = definition.ranges(options.gpus)
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
-    _check_units(_start_topology(definition, source, options, network), options.gpus, definition)
+    topology = _start_topology(definition, source, options, network)
+    _check_units(topology, options.gpus, definition)
     if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
         _say(found.note)
     profile = _profile(run, found.devices, machine)
@@ -49,7 +52,14 @@ def prepare(run: RunFolder) -> Plan:
         kind=found.kind,
         device_names=[device.name for device in profile.devices[: options.gpus]],
         elsewhere=None if machine is None else machine.described,
+        dense_step_s=None if machine is not None else _dense_step_s(topology, definition, profile),
     )
+
+
+def _dense_step_s(topology: Topology, definition: StudyDefinition, profile: Profile) -> float:
+    batch = definition.settings.get("batch_size", default("batch_size"))
+    assert isinstance(batch, int)
+    return predict(Workload.of(topology), "single", None, profile, batch).total_s
 
 
 def _machine(options: Options) -> Profile | None:

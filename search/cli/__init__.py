@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from search.errors import DEBUG_VARIABLE, ConfigurationError, exit_code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cyclopts import App
 
 _COMMANDS = {
     "run": "Search recipes for a study's network: accuracy against training throughput on several devices.",
@@ -24,7 +26,13 @@ _COMMANDS = {
     "profile": "Measure the devices and the links between them.",
     "calibrate": "Compare predictions with the clock, and correct them.",
     "plan": "Find the parallel strategy under which a network trains fastest.",
+    "completion": "Print a script that lets a shell complete the commands.",
 }
+
+_EPILOGUE = """Example: grow run --study mnist --gpus 2
+
+Every command takes --debug, which shows tracebacks, and --config FILE. What is not on the command line is taken from the environment
+(GROW_GPUS), then from FILE or ./grow.toml (gpus under [run])."""
 
 
 def main() -> None:
@@ -36,20 +44,33 @@ def main() -> None:
     sys.exit(exit_code_of(lambda: _dispatch(tokens)))
 
 
-def _dispatch(tokens: Sequence[str]) -> int | None:
-    from cyclopts import App, CycloptsError
+def application(config: Path | None = None, command: str | None = None) -> App:
+    """The command line as cyclopts sees it, with what a configuration file says. The help of ``command`` is that of its function."""
+    from cyclopts import App
+
+    from search.cli.configuration import Configuration
 
     app = App(
         name="grow",
         help="Find a network's own architecture for the hardware that it will run on.",
-        help_epilogue="Example: grow run --study mnist --gpus 2\n\nEvery command takes --debug, which shows tracebacks.",
+        help_epilogue=_EPILOGUE,
         version=_version,
         result_action="return_value",
         print_error=False,
         exit_on_error=False,
+        config=Configuration(config),
     )
     for name, text in _COMMANDS.items():
-        app.command(f"search.cli.{name}:{name}", name=name, help=text)
+        app.command(f"search.cli.{name}:{name}", name=name, help=None if name == command else text)
+    return app
+
+
+def _dispatch(tokens: list[str]) -> int | None:
+    from cyclopts import CycloptsError
+
+    from search.cli.configuration import take_config
+
+    app = application(take_config(tokens), tokens[0] if tokens else None)
     try:
         code = app(tokens)
     except CycloptsError as error:

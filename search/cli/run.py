@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from search.cli.output import conclude
 from search.options import DeviceChoice, Options, ThroughputChoice
 from search.recipe import parse_setting
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from search.options import Plan
 
 Flag = Parameter(negative="")
 
@@ -30,6 +35,8 @@ def run(
     data_dir: Path | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     json: Annotated[bool, Flag] = False,
+    print_config: Annotated[bool, Flag] = False,
+    dry_run: Annotated[bool, Flag] = False,
 ) -> int:
     """Search recipes for a study's network: accuracy against training throughput on several devices.
 
@@ -66,6 +73,10 @@ def run(
         key=value: fix a field of the recipe, as in --set steps=200. May be repeated.
     json
         Print one JSON object on stdout at the end, and nothing else there.
+    print_config
+        Print every value and where it comes from, as TOML that --config reads, and do nothing else.
+    dry_run
+        Print configuration, search space, devices and the time that the search may take, and do nothing else.
     """
     from search.definition import check_reference
     from search.run import start
@@ -84,4 +95,71 @@ def run(
         data_dir=None if data_dir is None else str(data_dir.resolve()),
         settings=dict(parse_setting(text) for text in settings),
     )
+    if print_config or dry_run:
+        return _rehearse(options, found.sha256, dry=dry_run, as_json=json)
     return conclude(start(options, found.sha256, runs_dir, name), as_json=json)
+
+
+def _rehearse(options: Options, study_sha256: str | None, *, dry: bool, as_json: bool) -> int:
+    from search import rehearsal
+    from search.cli.configuration import SOURCES
+    from search.cli.output import print_json
+
+    resolved = rehearsal.configuration(options, study_sha256, SOURCES.get())
+    plan = rehearsal.rehearse(options, study_sha256) if dry else None
+    if as_json:
+        print_json({"configuration": resolved} | ({} if plan is None else _planned(options, plan)))
+        return 0
+    print(rehearsal.as_toml(resolved))
+    if plan is not None:
+        from search.report import show
+
+        show(*_tables(options, plan))
+    return 0
+
+
+def _planned(options: Options, plan: Plan) -> dict[str, object]:
+    """What a dry run finds, as plain data."""
+    from search import rehearsal
+
+    return {
+        "network": plan.network,
+        "search_space": plan.ranges,
+        "first_guesses": list(plan.first_guesses),
+        "data": plan.data,
+        "devices": {"kind": plan.kind, "names": list(plan.device_names), "elsewhere": plan.elsewhere},
+        "trials_at_once": rehearsal.trials_at_once(options, plan),
+        "estimated_s": rehearsal.estimate_s(options, plan),
+    }
+
+
+def _tables(options: Options, plan: Plan) -> list[RenderableType]:
+    from search import rehearsal
+    from search.report import table
+    from search.space import from_json
+
+    seconds = rehearsal.estimate_s(options, plan)
+    facts = [
+        ("start network", plan.network),
+        (
+            "data",
+            f"{plan.data['name']}: {plan.data['train']:,} training, {plan.data['validation']:,} validation, {plan.data['test']:,} test",
+        ),
+        ("devices", ", ".join(plan.device_names) + ("" if plan.elsewhere is None else f" of {plan.elsewhere}, simulated")),
+        ("trials at once", str(rehearsal.trials_at_once(options, plan))),
+        (
+            "estimated time",
+            "unknown, as the profile is of another machine" if seconds is None else f"at most {_duration(seconds)} of training",
+        ),
+    ]
+    ranges = [(name, rehearsal.described(values)) for name, values in from_json(plan.ranges).items()]
+    guesses = [(", ".join(f"{name} {value}" for name, value in guess.items()),) for guess in plan.first_guesses]
+    return [
+        table("search space", ("field", "range"), ranges, text=("field", "range")),
+        *([table("tried first", ("values",), guesses, text=("values",))] if guesses else []),
+        table("plan", ("what", "value"), facts, text=("what", "value")),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
