@@ -100,7 +100,9 @@ def read(folder: Path) -> Checkpoint:
                 f"{folder / 'tensors.safetensors'} has sha256 {found}, but must have {meta['sha256']}; use an earlier checkpoint"
             )
         return Checkpoint(meta, load_tensors(data))
-    except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no whole checkpoint ({error}); use an earlier one") from error
 
 

@@ -475,7 +475,7 @@ def _version_in(text: bytes) -> object:
 
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found.get("schema_version") if isinstance(found, dict) else None
 

@@ -36,7 +36,6 @@ from hardware.workload import IntArray, Workload
 from search.definition import StudyDefinition, StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
 from search.recipe import Recipe
-from search.rundir import RunFolder
 
 UNEVEN = 1.5
 """How many times the cheapest link the dearest must cost before the links count as uneven: measured ones of a kind differ by chance."""
@@ -87,10 +86,9 @@ class Placing:
         return place(Workload.of(topology), parts, self.parts, self.imbalance, self.costs).parts
 
 
-def material(recipe: Recipe, run: RunFolder | None = None) -> Material:
-    """Find the study and its data. ValueError when the data are not those of the recipe. run: keeps copies of a study that changed."""
-    copy = None if run is None or recipe.study_sha256 is None else run.study_copy(recipe.study_sha256)
-    definition = StudyReference(recipe.study, recipe.study_sha256).load(copy)
+def material(recipe: Recipe) -> Material:
+    """Find the study and its data. ValueError when the data are not those of the recipe."""
+    definition = StudyReference(recipe.study, recipe.study_sha256).load()
     source = definition.data(None if recipe.data_dir is None else Path(recipe.data_dir))
     if source.sha256 != recipe.data_sha256:
         raise ValueError(f"data of {source.name} has sha256 {source.sha256}, but must have {recipe.data_sha256}; restore the run's data")

@@ -1,7 +1,7 @@
 """What of a run is not as it was when it began: its configuration, its study, the code and the libraries that it runs on.
 
 A run is repeatable only as long as none of them changes, so resuming says what did, and goes on only when that is wanted. What was begun
-is then finished as it began, by the copy of the study's file that the run keeps; new trials follow what has changed.
+is then finished as it began, by the copy of the study's file that is kept for the user; new trials follow what has changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 from search.definition import file_of
 from search.errors import ConfigurationError, RunNotFoundError
 from search.options import Options, RunRecord
-from search.rundir import RunFolder, read_json, write_json, write_text
+from search.rundir import RunFolder, read_json, write_json
+from search.trusted import trust, trusted
 
 PACKAGES = ("grow", "hardware", "search")
 """Packages of which every change may change a trial."""
@@ -44,11 +45,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record_state(folder: RunFolder, options: Options, study_sha256: str | None) -> None:
-    """Keep what a later resume is compared with: hashes of the code, and a copy of the study's file."""
-    path = file_of(options.study)
-    if path is not None and study_sha256 is not None:
-        write_text(folder.study_copy(study_sha256), path.read_text(encoding="utf-8"))
+def record_code(folder: RunFolder, options: Options) -> None:
+    """Keep what a later resume is compared with: hashes of the code."""
     write_json(folder.code, code_of(options.study))
 
 
@@ -83,7 +81,7 @@ def _module_of(study: str) -> str:
 
 def changes(folder: RunFolder, record: RunRecord, options: Options) -> list[str]:
     """What has changed since the run began or was last allowed to change, as the lines of a diff."""
-    return [*_options(record, options), *_study(folder, record, options), *_code(folder, options), *_versions(record)]
+    return [*_options(record, options), *_study(record, options), *_code(folder, options), *_versions(record)]
 
 
 def accept(folder: RunFolder, record: RunRecord, options: Options) -> RunRecord:
@@ -96,8 +94,8 @@ def accept(folder: RunFolder, record: RunRecord, options: Options) -> RunRecord:
         if record.options is not None and was != now:
             raise ConfigurationError(f"{name} is {now!r} in {folder.config}, but must be {was!r} as in the trials so far; start a new run")
     path = file_of(options.study)
-    sha256 = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
-    record_state(folder, options, sha256)
+    sha256 = None if path is None else trust(path.read_text(encoding="utf-8"))
+    record_code(folder, options)
     accepted = replace(record, options=asdict(options), versions=versions(), study_sha256=sha256, plan=None)
     accepted.write(folder)
     return accepted
@@ -113,18 +111,17 @@ def _options(record: RunRecord, options: Options) -> Iterator[str]:
             yield f"+ {name} = {json.dumps(now[name])}"
 
 
-def _study(folder: RunFolder, record: RunRecord, options: Options) -> Iterator[str]:
+def _study(record: RunRecord, options: Options) -> Iterator[str]:
     path = file_of(options.study)
     if path is None or record.study_sha256 is None:
         return
     if not path.is_file():
         raise RunNotFoundError(f"{path} is missing, but must be there, the study of the run; put it back")
-    if hashlib.sha256(path.read_bytes()).hexdigest() == record.study_sha256:
-        return
-    copy = folder.study_copy(record.study_sha256)
-    was = copy.read_text(encoding="utf-8").splitlines() if copy.is_file() else []
-    now = path.read_text(encoding="utf-8").splitlines()
-    yield from unified_diff(was, now, f"{path} (when the run began)", str(path), lineterm="")
+    was, now = trusted(record.study_sha256), path.read_text(encoding="utf-8")
+    if was is None:
+        yield f"+ {path}, which is run as code, was never named here"
+    if was != now:
+        yield from unified_diff((was or "").splitlines(), now.splitlines(), f"{path} (when the run began)", str(path), lineterm="")
 
 
 def _code(folder: RunFolder, options: Options) -> Iterator[str]:

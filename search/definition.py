@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast, get_type_hints
 from search.errors import ConfigurationError, suggestion
 from search.recipe import Recipe, check, settable
 from search.space import Choice, Float, Integer, Range, idle, up_to
+from search.trusted import trust, trusted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -165,16 +166,16 @@ class StudyReference:
     text: str
     sha256: str | None = None
 
-    def load(self, copy: Path | None = None) -> StudyDefinition:
-        """The study. ConfigurationError when it is not there, is none, or its file has changed and there is no copy of what it was."""
-        study = _load_file(self.text, self.sha256, copy) if self.sha256 else _installed_study(self.text).load()
+    def load(self) -> StudyDefinition:
+        """The study. ConfigurationError when it is not there, is none, or is a file of a content that the user never named."""
+        study = _load_file(self.text, self.sha256) if self.sha256 else _installed_study(self.text).load()
         if not isinstance(study, StudyDefinition):
             raise ConfigurationError(f"study {self.text} is of type {type(study).__name__}, but must be a StudyDefinition; name another")
         return study
 
 
 def check_reference(text: str) -> StudyReference:
-    """What ``--study`` names, checked as far as that goes without running code."""
+    """What the user names with ``--study``, checked as far as that goes without running code; its file is trusted from now on."""
     path, name = _path_and_name(text)
     if path is None:
         _installed_study(text)
@@ -185,7 +186,7 @@ def check_reference(text: str) -> StudyReference:
         raise ConfigurationError(
             f"study is {text}, but must be path.py:NAME; add the name of the study in the file, as in {path.name}:NAME"
         )
-    return StudyReference(f"{path}:{name}", hashlib.sha256(path.read_bytes()).hexdigest())
+    return StudyReference(f"{path}:{name}", trust(path.read_text(encoding="utf-8")))
 
 
 def installed() -> dict[str, StudyDefinition]:
@@ -224,35 +225,27 @@ def _path_and_name(text: str) -> tuple[Path | None, str]:
     return (Path(path).expanduser().resolve() if path.endswith(".py") else None), name
 
 
-def _load_file(text: str, sha256: str, copy: Path | None) -> object:
+def _load_file(text: str, sha256: str) -> object:
     path, name = _path_and_name(text)
     assert path is not None
-    content = _content(path, sha256, copy)
+    content = trusted(sha256)
+    if content is None:
+        raise ConfigurationError(
+            f"study {text} with the sha256 {sha256} is not yours, but must be a file that you have named, since it is run as code; "
+            f"look at it, and name it once with: grow run --study {text} --gpus 1 --print-config"
+        )
     module_name = f"grow_study_{sha256[:16]}"
     spec = spec_from_file_location(module_name, path)
     assert spec is not None
     module = module_from_spec(spec)
     sys.modules[module_name] = module  # where a dataclass looks for the module that it is in
     try:
-        exec(compile(content, str(path), "exec"), vars(module))  # what was hashed, and not what the file may hold by now
+        exec(compile(content, str(path), "exec"), vars(module))  # what was trusted, and not what the file may hold by now
     except Exception as error:  # a stranger's code may raise anything
         raise ConfigurationError(f"study file {path} raised {type(error).__name__}: {error}; mend the file") from error
     names = [known for known, value in vars(module).items() if isinstance(value, StudyDefinition)]
     _look_up(name, names, "the name in " + path.name, "a StudyDefinition in that file")
     return vars(module)[name]
-
-
-def _content(path: Path, sha256: str, copy: Path | None) -> bytes:
-    """The study's file, or its copy, whichever has the hash."""
-    found = [place.read_bytes() for place in (path, copy) if place is not None and place.is_file()]
-    if not found:
-        raise ConfigurationError(f"study is {path}, but must name a file that exists; put it back")
-    hashes = [hashlib.sha256(content).hexdigest() for content in found]
-    if sha256 not in hashes:
-        raise ConfigurationError(
-            f"{path} has the sha256 {hashes[0]}, but must have {sha256} as when the run began; restore it or start a new run"
-        )
-    return found[hashes.index(sha256)]
 
 
 def _check_fields(values: Iterable[tuple[str, object]]) -> None:

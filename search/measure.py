@@ -42,7 +42,7 @@ def job(recipe_path: str) -> Job:
     """The trained network of a recipe file, ready to be timed under its strategy, with the loss of its task."""
     path = Path(recipe_path)
     recipe = Recipe.from_json(read_json(path))
-    material = build.material(recipe, RunFolder(path.parent.parent.parent))
+    material = build.material(recipe)
     network = build.trained_network(material, TrialFolder(path.parent).checkpoint)
     inputs, targets = material.task.train_batch(0)
     return Job(
@@ -62,7 +62,7 @@ def job(recipe_path: str) -> Job:
 
 def test(run: RunFolder, number: int) -> None:
     """Read the test accuracy of a trial's network and write `test.json`."""
-    material = build.material(_recipe(run, number), run)
+    material = build.material(_recipe(run, number))
     network = build.trained_network(material, run.trial(number).checkpoint)
     accuracy = train.evaluate(network, material.task.test(), material.task.correct)
     write_json(run.trial(number).test, {"accuracy": accuracy})

@@ -67,7 +67,7 @@ class Options:
         try:
             with open(folder.config, "rb") as file:
                 return TypeAdapter(cls).validate_python(tomllib.load(file))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunNotFoundError(f"{folder.config} is unreadable ({error}); the run is damaged, start a new one") from error
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from search import progress
-from search.changes import accept, changes, record_state, versions
+from search.changes import accept, changes, record_code, versions
 from search.errors import ChildError, ConfigurationError, RunError, RunNotFoundError, StoppedError, StorageError, full
 from search.nursery import Nursery
 from search.options import Options, RunRecord
@@ -78,7 +78,7 @@ def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str 
     unfit = (ChildError, ValueError, OSError)
     with removed_on_error(folder, unfit, made):
         options.write(folder)
-        record_state(folder, options, study_sha256)
+        record_code(folder, options)
         record = RunRecord(run=folder.name, created_at=_now(), versions=versions(), study_sha256=study_sha256, options=asdict(options))
         record.write(folder)
     with RunLock(folder), noted_signals() as signals, _state_kept(folder), Nursery(signals) as nursery:

@@ -5,7 +5,6 @@
       run.json         what the run is: its study, data, devices, and how it ended
       hardware.json    the profile that it was planned with, frozen at the start
       code.json        hashes of the code that it runs on
-      study/           copies of the study's file, if it has one, by their hash
       study.journal    Optuna's
       events.jsonl     what happened to the run, in order
       run.lock         who works on it
@@ -112,10 +111,6 @@ class RunFolder:
     def code(self) -> Path:
         """Hashes of the code that the run depends on."""
         return self.path / "code.json"
-
-    def study_copy(self, sha256: str) -> Path:
-        """A version of the study's file that the run has used."""
-        return self.path / "study" / f"{sha256}.py"
 
     @property
     def journal(self) -> Path:
@@ -237,7 +232,7 @@ def read_json(path: Path) -> JsonObject:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunNotFoundError(f"{path} is missing, but must be there; the run is damaged, start a new one") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunNotFoundError(f"{path} is unreadable ({error}), but must be JSON; the run is damaged, start a new one") from error
     if not isinstance(data, dict):
         raise RunNotFoundError(f"{path} holds a {type(data).__name__}, but must hold an object; the run is damaged, start a new one")
@@ -308,7 +303,7 @@ def last_line(path: Path) -> JsonObject | None:
 
 def _objects(lines: list[bytes]) -> Iterator[JsonObject]:
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict):
                 yield record

@@ -56,7 +56,7 @@ def repair(journal: Path) -> int:
     for number, line in enumerate(lines, start=1):
         try:
             json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunNotFoundError(
                 f"{journal} is damaged in line {number} of {len(lines)}; restore it from a copy or start a new run"
             ) from error
@@ -65,7 +65,8 @@ def repair(journal: Path) -> int:
 
 def open_study(journal: Path, name: str) -> optuna.Study:
     """The study of a repaired journal, made when there is none."""
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+    with _foreign(journal):
+        storage = JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(
         storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True, sampler=RandomSampler()
     )  # a sampler that is never asked: see `ask`
@@ -79,12 +80,19 @@ def read_trials(journal: Path) -> list[FrozenTrial]:
     """All trials of a journal, also while another process writes it; none when there is no journal yet."""
     if not journal.exists():
         return []
-    try:
+    with _foreign(journal):
         storage = JournalStorage(JournalFileBackend(str(journal)))
         studies = storage.get_all_studies()
         return storage.get_all_trials(studies[0]._study_id) if studies else []
-    except (ValueError, KeyError, AssertionError) as error:
-        raise RunNotFoundError(f"{journal} is unreadable ({error}); the run is damaged, start a new one") from error
+
+
+@contextmanager
+def _foreign(journal: Path) -> Iterator[None]:
+    """Optuna checks nothing of what a line says; whatever it stumbles over makes the journal unreadable."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError) as error:
+        raise RunNotFoundError(f"{journal} is unreadable ({error!r}); the run is damaged, start a new one") from error
 
 
 @dataclass(frozen=True)

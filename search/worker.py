@@ -64,7 +64,7 @@ def _work(path: Path) -> None:
             write_json(files.result, saved.meta["extra"][RESULT])  # killed between its last checkpoint and its result
             return
         try:
-            training = begin(build.material(recipe, run), profile, files, saved)
+            training = begin(build.material(recipe), profile, files, saved)
             advance(training, recipe, files, signals)
         except DivergedError as error:
             write_json(files.result, {"state": "failed", "failure": str(error)})

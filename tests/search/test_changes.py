@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.changes import changes, code_of, record_state, versions
+from search.changes import changes, code_of, record_code, versions
 from search.options import Options, RunRecord
 from search.rundir import RunFolder, create_run_folder, read_json, write_json, write_text
 from search.storage import read_trials
@@ -25,7 +25,7 @@ def run(tiny: str, tmp_path: Path) -> tuple[RunFolder, RunRecord, Options]:
     options = Options(study=found.text, gpus=1)
     folder = create_run_folder(tmp_path / "runs", "one", "")
     options.write(folder)
-    record_state(folder, options, found.sha256)
+    record_code(folder, options)
     return folder, RunRecord(run="one", created_at="", versions=versions(), study_sha256=found.sha256, options=asdict(options)), options
 
 
