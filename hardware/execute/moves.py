@@ -231,10 +231,17 @@ class Halo:
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Gradients of the halo, summed up at the owner."""
-        plan = self.plan
-        own, *halo, _ = torch.split(gradient, [plan.own, *plan.receives, plan.padding], self.at)
-        sections = self.begin(halo, [len(entries) for entries in plan.sends]).finish()
-        return self.added(own.clone(memory_format=torch.contiguous_format), sections)
+        return self.come_back(gradient, self.set_out(gradient))
+
+    def set_out(self, gradient: Tensor) -> Pending:
+        """Gradients of the halo, on their way to the owner."""
+        _, *halo, _ = torch.split(gradient, [self.plan.own, *self.plan.receives, self.plan.padding], self.at)
+        return self.begin(halo, [len(entries) for entries in self.plan.sends])
+
+    def come_back(self, gradient: Tensor, returning: Pending) -> Tensor:
+        """The gradient of the own values, with what came back for those sent."""
+        own = gradient.narrow(self.at, 0, self.plan.own).clone(memory_format=torch.contiguous_format)
+        return self.added(own, returning.finish())
 
     def added(self, total: Tensor, sections: Sequence[Tensor]) -> Tensor:
         """The gradient of the own values with what came back for those sent."""
