@@ -35,14 +35,15 @@ class _Product(torch.autograd.Function):
         """Gradients of x, weight and bias."""
         (upstream,), halo = gradients, ctx.halo
         values, weight, mask = ctx.saved_tensors
-        _, of_weight, of_bias = ctx.needs_input_grad[:3]
-        inner = upstream @ weight  # (B, S + H)
-        returning = halo.set_out(inner)
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        inner = upstream @ weight if of_x else None  # (B, S + H)
+        returning = None if inner is None else halo.set_out(inner)
         grad_weight = upstream.t() @ values if of_weight else None
         if grad_weight is not None and mask is not None:
             grad_weight *= mask
         grad_bias = upstream.sum(0) if of_bias else None
-        return halo.come_back(inner, returning), grad_weight, grad_bias, None, None
+        grad_x = None if inner is None or returning is None else halo.come_back(inner, returning)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class HaloLinear(nn.Module):

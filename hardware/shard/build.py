@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from grow.axes import Axes, IntArray, Moves, SpaceAxis, axis_length, axis_moves, reindex
-from grow.layers import SparseConv2d, SparseLayer
+from grow.layers import SparseConv2d, SparseLayer, SparseLinear
 from grow.network import Network
 from grow.norms import LayerNorm
 from grow.topology import Connections
@@ -28,6 +28,7 @@ from hardware.execute.batch_norm import GlobalBatchNorm
 from hardware.execute.dropout import DrawnDropout, Elements
 from hardware.execute.exchange import HaloPlan, Peers, halo_plans
 from hardware.execute.gradients import GradientSum
+from hardware.execute.halo_linear import HaloLinear
 from hardware.execute.layer_norm import GlobalLayerNorm
 from hardware.execute.moves import Batch, Begin, Bias, CutSamples, Halo, JoinSamples, Kept, Moved, SumGradient, SumParts, ToSamples, ToUnits
 from hardware.execute.overlap import OverlappedLayer
@@ -158,8 +159,8 @@ class Builder:
             call = self.calls[layer.layer]
             call.replace_input_with(source, moved)
             self._place(layer, call, columns, partial=self.states[source] == "units" and target == "whole")
-        if self.overlap and len(layers) == 1:
-            self._overlap(layers[0], moved)
+        if len(layers) == 1:
+            self._join(layers[0], moved)
 
     def _move(self, source: fx.Node, held: State, target: State, layers: Sequence[Connections]) -> tuple[fx.Node, IntArray]:
         """The node that layers read from, and the entries that it gives, -1 at padding."""
@@ -261,15 +262,20 @@ class Builder:
             return
         self._total(layer, call, bias, whole)
 
-    def _overlap(self, layer: Connections, moved: fx.Node) -> None:
-        """Let the only layer that reads a halo compute while the halo is under way."""
+    def _join(self, layer: Connections, moved: fx.Node) -> None:
+        """Let the only layer that reads a halo compute while that, or its gradient, is under way."""
         exchange, local = self.modules.get(str(moved.target)), self.modules[layer.layer]
         if not (isinstance(exchange, Moved) and isinstance(exchange.move, Halo) and isinstance(local, SparseLayer)):
             return
         plan = exchange.move.plan
         if local.storage != "dense" or plan.own == 0 or sum(plan.receives) + plan.padding == 0:
             return
-        self.modules[layer.layer] = OverlappedLayer(local, exchange.move)
+        if self.overlap:
+            self.modules[layer.layer] = OverlappedLayer(local, exchange.move)
+        elif isinstance(local, SparseLinear) and exchange.move.at == 1:
+            self.modules[layer.layer] = HaloLinear(local, exchange.move)
+        else:
+            return
         for leaf in ("weight", "bias"):
             if f"{layer.layer}.{leaf}" in self.held:
                 self.held[f"{layer.layer}.layer.{leaf}"] = self.held.pop(f"{layer.layer}.{leaf}")
