@@ -214,7 +214,11 @@ def _swap(peers: Peers, mine: Tensor, handed: Sequence[Tensor | None], shapes: S
 
 @dataclass(frozen=True, eq=False)
 class Halo:
-    """units -> units: (B, S) -> (B, S + H), own values, then those of needed units, then padding with zeros. at: dimension of entries."""
+    """units -> units: (B, S) -> (B, S + H), own values, then those of needed units, then padding with zeros. at: dimension of entries.
+
+    Matrices travel feature-major, (H, B), and are joined so where the own values lie so, as sparse kernels leave them: then the
+    entries that are sent, received and added up are rows, and nothing is transposed.
+    """
 
     plan: HaloPlan
     peers: Peers
@@ -222,12 +226,18 @@ class Halo:
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of the needed units."""
-        sections = self.begin(self.sent(x), self.plan.receives).finish()
-        return torch.cat([x, *sections, x.new_zeros(resized(x, self.at, self.plan.padding))], self.at)
+        return self.joined(x, self.finish(self.begin(self.sent(x), self.plan.receives)))
 
     def sent(self, x: Tensor) -> list[Tensor]:
         """What every rank needs of the own values."""
+        if _feature_major(x):
+            return [x.t().index_select(0, entries).t() for entries in self.plan.sends]
         return [x.index_select(self.at, entries) for entries in self.plan.sends]
+
+    def joined(self, x: Tensor, sections: Sequence[Tensor]) -> Tensor:
+        """Own values, halo and padding."""
+        parts = [x, *sections, x.new_zeros(resized(x, self.at, self.plan.padding))]
+        return torch.cat([part.t() for part in parts]).t() if _feature_major(x) else torch.cat(parts, self.at)
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Gradients of the halo, summed up at the owner."""
@@ -240,20 +250,34 @@ class Halo:
 
     def come_back(self, gradient: Tensor, returning: Pending) -> Tensor:
         """The gradient of the own values, with what came back for those sent."""
-        own = gradient.narrow(self.at, 0, self.plan.own).clone(memory_format=torch.contiguous_format)
-        return self.added(own, returning.finish())
+        own = gradient.narrow(self.at, 0, self.plan.own)
+        total = own.t().clone().t() if _feature_major(own) else own.clone(memory_format=torch.contiguous_format)
+        return self.added(total, self.finish(returning))
 
     def added(self, total: Tensor, sections: Sequence[Tensor]) -> Tensor:
         """The gradient of the own values with what came back for those sent."""
+        lines, at = (total.t(), 0) if _feature_major(total) else (total, self.at)
         for entries, section in zip(self.plan.sends, sections, strict=True):
             if len(entries):
-                total.index_add_(self.at, entries, section)
+                lines.index_add_(at, entries, section.t() if lines is not total else section)
         return total
 
     def begin(self, sections: Sequence[Tensor], receives: Sequence[int]) -> Pending:
-        """Sections (B, entries) set out to every rank; what comes back has ``receives[r]`` entries from rank r."""
+        """Sections (B, entries) set out to every rank; `finish` has what comes back, ``receives[r]`` entries from rank r."""
         self.peers.halo_bytes += sum(section.numel() * section.element_size() for section in sections)
-        return self.peers.begin(sections, [resized(sections[0], self.at, count) for count in receives])
+        shapes = [resized(sections[0], self.at, count) for count in receives]
+        if sections[0].dim() == 2:
+            sections, shapes = [section.t() for section in sections], [(entries, batch) for batch, entries in shapes]
+        return self.peers.begin(sections, shapes)
+
+    def finish(self, pending: Pending) -> list[Tensor]:
+        """What came back, (B, entries) by rank."""
+        return [section.t() if section.dim() == 2 else section for section in pending.finish()]
+
+
+def _feature_major(x: Tensor) -> bool:
+    """Whether the samples of an entry lie together, in (B, entries)."""
+    return x.dim() == 2 and x.stride(0) == 1 < x.shape[0] and x.shape[1] > 1
 
 
 class Kept(nn.Module):

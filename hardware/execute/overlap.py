@@ -39,7 +39,7 @@ class _Open(torch.autograd.Function):
         """X (B, S) -> (B, H)."""
         ctx.crossing, halo = crossing, crossing.halo
         padding = x.new_zeros(resized(x, halo.at, halo.plan.padding))
-        return torch.cat([*crossing.coming.finish(), padding], halo.at)
+        return torch.cat([*halo.finish(crossing.coming), padding], halo.at)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
@@ -66,7 +66,7 @@ class _Close(torch.autograd.Function):
         crossing: _Crossing = ctx.crossing
         assert crossing.returning is not None
         total = gradients[0].clone(memory_format=torch.contiguous_format)
-        return crossing.halo.added(total, crossing.returning.finish()), None
+        return crossing.halo.added(total, crossing.halo.finish(crossing.returning)), None
 
 
 class OverlappedLayer(nn.Module):

@@ -268,12 +268,12 @@ class Builder:
         if not (isinstance(exchange, Moved) and isinstance(exchange.move, Halo) and isinstance(local, SparseLayer)):
             return
         plan = exchange.move.plan
-        if local.storage != "dense" or plan.own == 0 or sum(plan.receives) + plan.padding == 0:
-            return
         if self.overlap:
+            if local.storage != "dense" or plan.own == 0 or sum(plan.receives) + plan.padding == 0:
+                return
             self.modules[layer.layer] = OverlappedLayer(local, exchange.move)
         elif isinstance(local, SparseLinear) and exchange.move.at == 1:
-            self.modules[layer.layer] = HaloLinear(local, exchange.move)
+            self.modules[layer.layer] = HaloLinear(local, exchange.move)  # on every rank, whatever it holds: all exchange in one order
         else:
             return
         for leaf in ("weight", "bias"):
