@@ -7,7 +7,7 @@ and its lock is never taken.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from search.results import RunDocument, TrialDocument, document
 from search.rundir import JsonObject, RunFolder, TrialFolder, find_run, read_json, read_lines
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from grow.network import Network
 
 
@@ -71,17 +73,21 @@ class LoadedRun:
         return found.convert_dtypes()
 
     def network(self, number: int) -> Network:
-        """The network of a trial's last checkpoint. A study that was given by path is run as code; its data are not needed."""
+        """The network of a trial's last checkpoint, on the CPU. A study that was given by path is run as code; its data are not needed."""
         from search import build
 
-        return build.saved_network(self.recipe(number), self._definition(number), self.folder.trial(number).checkpoint)
+        return build.saved_network(self._here(number), self._definition(number), self.folder.trial(number).checkpoint)
 
     def start_network(self, number: int) -> Network:
-        """The network that a trial began with."""
+        """The network that a trial began with, on the CPU."""
         from hardware.profile import Profile
         from search import build
 
-        return build.seeded_network(self.recipe(number), self._definition(number), Profile.load(self.folder.hardware))
+        return build.seeded_network(self._here(number), self._definition(number), Profile.load(self.folder.hardware))
+
+    def example(self, number: int) -> Tensor:
+        """What the network of a trial reads, (1, ...)."""
+        return self._definition(number).example()
 
     def recipe(self, number: int) -> Recipe:
         """What decides a trial."""
@@ -94,6 +100,9 @@ class LoadedRun:
             name = self.document["run"]
             raise ConfigurationError(f"trial is {number}, but must be below {len(trials)}, the trials of run {name!r} so far")
         return trials[number]
+
+    def _here(self, number: int) -> Recipe:
+        return replace(self.recipe(number), device="cpu")
 
     def _definition(self, number: int) -> StudyDefinition:
         recipe = self.recipe(number)

@@ -1,0 +1,82 @@
+"""A trial's network, taken home."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from search import load_run
+from search.errors import ConfigurationError
+from search.export import TOLERANCE, export, onnx_outputs
+from tests.search.conftest import Grow
+
+Finished = tuple[Path, dict[str, Any], str]
+
+
+def test_an_exported_network_says_what_the_trained_one_says_where_grow_is_not(digits: Finished, grow: Grow, tmp_path: Path) -> None:
+    folder, found, _ = digits
+    done = grow("export", str(folder), "2", "--output", "mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "mine"
+    x = torch.rand(5, *load_run(folder).example(2).shape[1:], generator=torch.Generator().manual_seed(0))
+    code = f"""
+import sys
+for name in ("grow", "hardware", "search", "studies"):
+    sys.modules[name] = None
+import torch
+sys.path.insert(0, "mine")
+from network import load
+x = torch.rand(*{tuple(x.shape)}, generator=torch.Generator().manual_seed(0))
+print(*load()(x).flatten().tolist())
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    expected = load_run(folder).network(2).eval()(x).detach().flatten()
+    torch.testing.assert_close(torch.tensor([float(word) for word in run.stdout.split()]), expected, rtol=0, atol=TOLERANCE)
+
+    told = json.loads((tmp_path / "mine" / "network.json").read_text())
+    assert told["schema_version"] == 1
+    assert told["recipe"] == found["trials"][2]["recipe"]
+    assert told["metrics"]["accuracy"] == found["trials"][2]["accuracy"]
+    assert told["topology"]["connections"] == found["trials"][2]["connections"]
+    assert told["topology"]["connections"] == sum(layer["connections"] for layer in told["topology"]["layers"])
+    assert {space["name"]: space["units"] for space in told["topology"]["spaces"]} == found["trials"][2]["units"]
+
+
+def test_safetensors_hold_the_weights_and_nothing_of_a_program(digits: Finished, tmp_path: Path) -> None:
+    run = load_run(digits[0])
+    export(run, 3, "safetensors", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["network.json", "weights.safetensors"]
+    stored, told = load_file(tmp_path / "out" / "weights.safetensors"), json.loads((tmp_path / "out" / "network.json").read_text())
+    for name, layer in run.network(3).layers.items():
+        entry = told["tensors"][f"{name}.weight"]
+        assert entry["shape"] == list(layer.weight_shape)
+        values = stored[f"{name}.weight"][layer.dense_weight() != 0] if entry["stored"] == "dense" else stored[f"{name}.weight.values"]
+        assert values.sum() == pytest.approx(float(layer.dense_weight().sum()), abs=1e-4)
+
+
+def test_nothing_is_written_over_and_nothing_is_left_of_what_fails(digits: Finished, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match="must be a new or empty folder"):
+        export(load_run(digits[0]), 2, "safetensors", tmp_path / "full")
+    with pytest.raises(ConfigurationError, match="trial is 9"):
+        export(load_run(digits[0]), 9, "safetensors", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", [0, 2])
+def test_an_onnx_file_computes_the_same_in_onnxruntime_for_any_batch(trial: int, digits: Finished, tmp_path: Path) -> None:
+    run = load_run(digits[0])
+    (checked,) = export(run, trial, "onnx", tmp_path / "out")
+    assert "onnxruntime differ" in checked
+    for batch in (1, 3, 17):
+        x = torch.rand(batch, *run.example(trial).shape[1:])
+        expected = run.network(trial).eval()(x).detach()
+        torch.testing.assert_close(torch.from_numpy(onnx_outputs(tmp_path / "out" / "network.onnx", x)), expected, rtol=1e-5, atol=1e-5)
