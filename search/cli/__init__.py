@@ -21,6 +21,7 @@ _COMMANDS = {
     "watch": "Follow a run that is at work.",
     "compare": "Show runs side by side.",
     "report": "Write a run as one HTML page.",
+    "dashboard": "Open a run in Optuna's dashboard.",
     "export": "Take a trained network home, needing nothing of this project.",
     "best": "Show the best network of a run and how to use it.",
     "train": "Train one recipe on several devices, growing and pruning on the way.",

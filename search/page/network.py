@@ -127,6 +127,9 @@ def _borders(part: IntArray, way: str) -> list[dict[str, Any]]:
 
 _TOP, _BOTTOM, _HEIGHT, _SIDE, _COLUMN, _GAP = 46, 14, 400, 34, 92, 10
 
+_NAMES = 'font-family="sans-serif" font-size="12" text-anchor="middle" fill="#7b8794"'
+"""How names are written where no style sheet says so."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Column:
@@ -139,6 +142,11 @@ class _Column:
 
 
 def draw(topology: Topology, parts: Parts, alt: str) -> str:
+    """The picture for the page, which scrolls where a network has many spaces."""
+    return f'<div class="network">{drawing(topology, parts, alt)}</div>'
+
+
+def drawing(topology: Topology, parts: Parts, alt: str) -> str:
     """An SVG of the network: spaces from left to right, their units by device, and the connections between them.
 
     Lines within a device have its colour, lines between devices the colour of what crosses; the denser, the stronger.
@@ -150,9 +158,9 @@ def draw(topology: Topology, parts: Parts, alt: str) -> str:
     body = "".join(markup for _, markup in lines) + "".join(_dots(column) for column in columns.values())
     heads = "".join(_head(column, _size(topology, column.space), len(columns)) for column in columns.values())
     return (
-        f'<div class="network"><svg viewBox="0 0 {width} {_HEIGHT}" style="min-width:{min(width, 24 * len(columns) + 120)}px" '
+        f'<svg viewBox="0 0 {width} {_HEIGHT}" style="min-width:{min(width, 24 * len(columns) + 120)}px" '
         f'role="img" aria-label="{text(alt)}" xmlns="http://www.w3.org/2000/svg"><title>{text(alt)}</title>'
-        f'<g fill="none">{body}</g><g class="names">{heads}</g></svg></div>'
+        f'<g fill="none">{body}</g><g {_NAMES}>{heads}</g></svg>'
     )
 
 
