@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from math import log10
+from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
 from search.compare import throughput
@@ -63,9 +63,7 @@ def front(found: RunDocument) -> Chart:
     return {
         "data": [trace for trace in traces if trace["x"]],
         "layout": look.layout(
-            xaxis=look.axis(
-                "training throughput, samples/s", type="log" if wide else "linear", **({"dtick": "D2"} if wide else {"rangemode": "tozero"})
-            ),
+            xaxis=look.axis("training throughput, samples/s", **(log_axis(min(rates), max(rates)) if wide else {"rangemode": "tozero"})),
             yaxis=look.axis("validation accuracy, %"),
             shapes=_tolerance(found),
             annotations=_tolerance_name(found),
@@ -271,7 +269,7 @@ def step_times(trials: Sequence[TrialDocument]) -> Chart:
     """Milliseconds of a training step, as predicted against as measured."""
     pairs = [(trial, *pair) for trial in trials if (pair := step_ms(trial)) is not None]
     ends = [min(min(p, m) for _, p, m in pairs) / 1.5, max(max(p, m) for _, p, m in pairs) * 1.5]
-    ranged = {"type": "log", "range": [log10(ends[0]), log10(ends[1])], "dtick": "D2"}
+    ranged = {**log_axis(*ends), "range": [log10(ends[0]), log10(ends[1])]}
     return {
         "data": [
             {
@@ -374,6 +372,18 @@ def importance_bars(found: Mapping[str, tuple[float, float]]) -> Chart:
 
 
 # ---- small things ----
+
+
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis with whole numbers at 1, 2 and 5.
+
+    >>> log_axis(30, 240)["ticktext"]
+    ['20', '50', '100', '200', '500']
+    """
+    steps = [digit * 10**power for power in range(floor(log10(low)), ceil(log10(high)) + 1) for digit in (1, 2, 5)]
+    first, last = max(step for step in steps if step <= low), min(step for step in steps if step >= high)
+    shown = [step for step in steps if first <= step <= last]
+    return {"type": "log", "tickvals": shown, "ticktext": [f"{step:,.10g}" for step in shown]}
 
 
 def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str, axis: str, hover: str, *, mode: str = "lines") -> dict[str, Any]:

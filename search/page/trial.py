@@ -241,10 +241,10 @@ def _links(shown: _Shown) -> str:
         sent = network.units_sent(work, shown.partition)
     units = "" if shown.partition is None else "{:,} units, "
     cells = [["-" if r == p else units.format(sent[r, p]) + in_bytes(float(traffic[r, p])) for p in range(count)] for r in range(count)]
-    what = "Bytes" if shown.partition is None else "Units sent and bytes"
+    what = "Bytes" if shown.partition is None else "Units sent forward, and all bytes"
     volume = "" if shown.partition is None else f"; the communication volume is {communication_volume(work, shown.partition):,}"
     rest = " and include the gradients and sums that all devices take part in" if simulation.step.sum_bytes_per_step else ""
-    words = f"{what} of one training step over every link{volume}. Bytes are {simulation.step.word}{rest}."
+    words = f"{what} of one training step, forward and backward, over every link{volume}. Bytes are {simulation.step.word}{rest}."
     drawn = network.links(cells, traffic / max(1, traffic.max()), "Communication per link")
     return f"<h4>Communication per link</h4>{paragraph(words, 'quiet')}{drawn}"
 
