@@ -11,18 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from search import load_run
+from search.cli.export import export as take_home
 from search.errors import ConfigurationError
 from search.export import TOLERANCE, export, onnx_outputs
-from tests.search.conftest import Grow
 
 Finished = tuple[Path, dict[str, Any], str]
 
 
-def test_an_exported_network_says_what_the_trained_one_says_where_grow_is_not(digits: Finished, grow: Grow, tmp_path: Path) -> None:
+def test_an_exported_network_says_what_the_trained_one_says_where_grow_is_not(
+    digits: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, found, _ = digits
-    done = grow("export", str(folder), "2", "--output", "mine", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "mine"
+    take_home(str(folder), 2, output=tmp_path / "mine")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "mine")
     x = torch.rand(5, *load_run(folder).example(2).shape[1:], generator=torch.Generator().manual_seed(0))
     code = f"""
 import sys

@@ -16,11 +16,13 @@ import torch
 from optuna._hypervolume import compute_hypervolume
 
 from search import load_run, results
+from search.cli.compare import compare as compare_runs
+from search.cli.show import show
 from search.compare import compare
-from search.errors import ConfigurationError, RunNotFoundError
+from search.errors import ConfigurationError, RunError, RunNotFoundError
 from search.hypervolume import hypervolume
 from search.rundir import RunFolder, RunLock, read_json, write_json
-from tests.search.conftest import Grow
+from search.watch import watch
 from tests.search.test_run import contents
 
 Finished = tuple[Path, dict[str, Any], str]
@@ -70,19 +72,22 @@ def test_documents_of_schema_1_have_these_fields(digits: Finished) -> None:
     assert course["events"][0].keys() >= {"step", "what", "connections", "units", "why", "densities", "thresholds"}
 
 
-def test_show_prints_csv_of_a_run_and_of_the_course_of_a_trial(digits: Finished, grow: Grow) -> None:
+def test_show_prints_csv_of_a_run_and_of_the_course_of_a_trial(digits: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     folder, found, _ = digits
-    table = pd.read_csv(io.StringIO(grow("show", "digits-1", "--csv", cwd=folder.parent.parent).stdout))
+    show(str(folder), csv=True)
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert table["number"].tolist() == [0, 1, 2, 3]
     assert table["accuracy"].tolist() == [trial["accuracy"] for trial in found["trials"]]
     assert table["throughput.predicted_samples_per_s"].gt(0).all()
-    course = pd.read_csv(io.StringIO(grow("show", "digits-1", "2", "--csv", cwd=folder.parent.parent).stdout))
+    show(str(folder), 2, csv=True)
+    course = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert course["step"].is_monotonic_increasing
     assert set(course["what"]) >= {"metrics", "prune_connections", "grow_connections"}
     assert course["density"].iloc[-1] == found["trials"][2]["density"]
-    both = grow("show", "digits-1", "--csv", "--json", cwd=folder.parent.parent)
-    assert both.returncode == 2
-    assert "at most one of the two" in both.stderr
+    show(str(folder), 2, json=True)
+    assert json.loads(capsys.readouterr().out)["events"][0]["what"] == "prune_connections"
+    with pytest.raises(ConfigurationError, match="at most one of the two"):
+        show(str(folder), csv=True, json=True)
 
 
 # ---- comparing ----
@@ -102,15 +107,18 @@ def test_runs_are_compared_from_the_lowest_of_their_references(digits: Finished)
     assert "words for throughput" in compare([mine, {**mine, "objective": "measured"}])["notes"][0]
 
 
-def test_compare_prints_tables_json_and_csv(digits: Finished, grow: Grow) -> None:
-    where = digits[0].parent.parent
-    assert "hypervolume" in grow("compare", "digits-1", cwd=where).stdout
-    found = json.loads(grow("compare", "digits-1", "digits-1", "--json", cwd=where).stdout)
+def test_compare_prints_tables_json_and_csv(digits: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(digits[0])
+    compare_runs(run)
+    assert "hypervolume" in capsys.readouterr().out
+    compare_runs(run, run, json=True)
+    found = json.loads(capsys.readouterr().out)
     assert found["schema_version"] == 1
     assert found["median"]["hypervolume"] == found["runs"][0]["hypervolume"]
-    table = pd.read_csv(io.StringIO(grow("compare", "digits-1", "--csv", cwd=where).stdout))
-    assert table["hypervolume"].tolist() == [found["runs"][0]["hypervolume"]]
-    assert grow("compare", cwd=where).returncode == 2
+    compare_runs(run, csv=True)
+    assert pd.read_csv(io.StringIO(capsys.readouterr().out))["hypervolume"].tolist() == [found["runs"][0]["hypervolume"]]
+    with pytest.raises(ConfigurationError, match="at least one run"):
+        compare_runs()
 
 
 # ---- in Python ----
@@ -161,7 +169,15 @@ def watching(run: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("end", "code"), [("complete", 0), ("failed", 1), ("running", 1)])
+def test_watching_a_run_that_has_failed_says_why(digits: Finished, tmp_path: Path) -> None:
+    run = tmp_path / "failed"
+    shutil.copytree(digits[0], run)
+    write_json(run / "run.json", {**read_json(run / "run.json"), "state": "failed", "reason": "the disk is full"})
+    with pytest.raises(RunError, match="run 'digits-1' failed: the disk is full"):
+        watch(RunFolder(run), "")
+
+
+@pytest.mark.parametrize(("end", "code"), [("complete", 0), ("running", 1)])
 def test_a_watched_run_is_followed_to_its_end_and_never_touched(
     end: str, code: int, digits: Finished, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -177,7 +193,7 @@ def test_a_watched_run_is_followed_to_its_end_and_never_touched(
             lines = [process.stderr.readline() for _ in range(8)]
             assert process.poll() is None  # it waits for the end
             assert contents(run) == before
-            write_json(run / "run.json", {**record, "state": end, "reason": "the disk is full" if end == "failed" else None})
+            write_json(run / "run.json", {**record, "state": end})
             if end == "running":
                 (run / "run.lock").write_text(json.dumps(json.loads((run / "run.lock").read_text()) | {"started": 1}))
             begun = time.monotonic()
@@ -186,4 +202,4 @@ def test_a_watched_run_is_followed_to_its_end_and_never_touched(
     assert process.returncode == code
     assert sum("started" in line for line in lines) == sum("complete" in line for line in lines) == 4
     assert ("Pareto front" in stdout) == (code == 0)
-    assert {"complete": "", "failed": "the disk is full", "running": "continue with: grow resume"}[end] in stderr
+    assert ("continue with: grow resume" in stderr) == (end == "running")

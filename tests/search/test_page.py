@@ -15,11 +15,11 @@ from grow.network import Network
 from hardware.partition import Partition, communication_volume
 from hardware.workload import Workload
 from search import load_run
+from search.cli.report import report as write_report
 from search.page import charts, network, report
 from search.page.markup import Rows, figure, table, text
 from search.results import RunDocument
 from tests.search.chromium import browser, executable, pixels
-from tests.search.conftest import Grow
 
 Finished = tuple[Path, dict[str, Any], str]
 
@@ -95,10 +95,9 @@ def test_a_trial_whose_checkpoint_is_gone_still_shows_its_course(digits: Finishe
     assert "Course of the training" in said
 
 
-def test_the_command_writes_the_page_and_says_where(digits: Finished, grow: Grow, tmp_path: Path) -> None:
-    done = grow("report", str(digits[0]), "--output", "page.html", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "page.html"
+def test_the_command_writes_the_page_and_says_where(digits: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(str(digits[0]), output=tmp_path / "page.html")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
