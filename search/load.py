@@ -106,8 +106,7 @@ class LoadedRun:
 
     def _definition(self, number: int) -> StudyDefinition:
         recipe = self.recipe(number)
-        copy = None if recipe.study_sha256 is None else self.folder.study_copy(recipe.study_sha256)
-        return StudyReference(recipe.study, recipe.study_sha256).load(copy)
+        return StudyReference(recipe.study, recipe.study_sha256).load()
 
     def _lines(self, path: Callable[[TrialFolder], Path]) -> pd.DataFrame:
         numbers = [trial["number"] for trial in self.document["trials"]]
