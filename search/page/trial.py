@@ -47,16 +47,16 @@ def trial_part(run: LoadedRun, trial: TrialDocument, *, opened: bool) -> str:
         f" density {percent(trial['density'])}, {trial['strategy']} on {trial['devices_used']}"
     )
     shown = _Shown(run, trial)
-    parts = [_recipe_line(trial), _course(shown), _layers(shown), *(_drawn(part, shown) for part in (_networks, _matrices, _links))]
+    parts = [_recipe_line(trial), *(_drawn(part, shown) for part in (_course, _layers, _networks, _matrices, _links))]
     inner = "".join(parts)
     return details(heading, f'<div class="inner">{inner}</div>', opened=opened, kind="trial")
 
 
 def _drawn(part: Callable[[_Shown], str], shown: _Shown) -> str:
-    """A part of which a checkpoint, a study or a profile may be missing: what is left is shown."""
+    """A part whose files may be missing or damaged: what is left is shown."""
     try:
         return part(shown)
-    except (RunNotFoundError, ValueError) as error:
+    except (RunNotFoundError, ValueError, TypeError, LookupError) as error:
         return paragraph(f"No picture: {error}", "quiet")
 
 

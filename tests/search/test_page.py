@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,19 @@ def test_a_run_without_a_usable_trial_says_so(digits: Finished) -> None:
     assert "No trial has ended with a network yet" in said
 
 
-def test_a_trial_whose_checkpoint_is_gone_still_shows_its_course(digits: Finished, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize(("damaged", "left"), [("checkpoint", "Course of the training"), ("metrics.jsonl", "After training")])
+def test_of_a_damaged_trial_the_rest_is_shown(damaged: str, left: str, digits: Finished, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(digits[0], run)
     for folder in (run / "trials").iterdir():
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    said = body(report(load_run(run)))
-    assert "No picture: " in said
-    assert "Course of the training" in said
+        if damaged == "checkpoint":
+            shutil.rmtree(folder / damaged, ignore_errors=True)
+        else:
+            (folder / damaged).write_text('{"step": "<b>far</b>"}\n{"density": []}\n')
+    page = report(load_run(run))
+    assert "No picture: " in body(page)
+    assert left in body(page)
+    assert "<b>far" not in page
 
 
 def test_the_command_writes_the_page_and_says_where(digits: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
