@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import isfinite, prod
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ class Candidates:
     """Existing or absent connections of every layer that is not frozen, of which ``count`` are wanted.
 
     within: by layer, the sorted positions that are left of them; None: all. reserve: how many may turn out to be protected.
+    pointwise: a score goes by what is stored of its own connection alone, so that existing ones are scored without the rows between.
     """
 
     evidence: Evidence
@@ -34,6 +35,7 @@ class Candidates:
     frozen: frozenset[str] = frozenset()
     within: Mapping[str, IntArray] | None = None
     reserve: int = 0
+    pointwise: bool = False
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -62,12 +64,50 @@ class Candidates:
 
     def scores(self, score: Callable[[LayerEvidence], Tensor], layer: str) -> Iterator[tuple[IntArray, Scores]]:
         """Per block of rows: sorted positions of its candidates (N,), and their scores (N,)."""
+        if self.pointwise and self.existing and self.within is None:
+            yield self.evidence.topology.layer(layer).positions(), score(self.evidence.connections(layer)).to(torch.float32).cpu().numpy()
+            return
         for positions, local, evidence in self.blocks(layer):
             if not len(local):
                 continue
             flat = score(evidence).reshape(-1)
             chosen = flat if len(local) == len(flat) else flat[torch.from_numpy(local).to(flat.device)]
             yield positions, chosen.to(torch.float32).cpu().numpy()
+
+    def above(self, score: Callable[[LayerEvidence], Tensor], floor: Callable[[], float]) -> Iterator[tuple[str, IntArray, Scores]]:
+        """Absent connections of all layers, without those whose scores are not above the floor, in the order (layer, position).
+
+        As fast as the scores can be gone through once: what is rare is looked for only among the few that are high enough.
+        """
+        for layer in self.layers:
+            connections = self.evidence.topology.layer(layer)
+            width = prod(connections.shape[1:])
+            for block in self.evidence.blocks(layer) if connections.index is not None else ():
+                flat = score(block.evidence).reshape(-1).to(torch.float32)
+                if not len(flat):
+                    continue
+                least, most = (float(bound) for bound in torch.aminmax(flat))
+                finite = isfinite(least) and isfinite(most)
+                if finite and most <= floor():
+                    continue
+                scores = flat.cpu().numpy()
+                high = np.flatnonzero(scores > floor()) if finite else np.arange(len(scores))  # what is wrong is for the reader to see
+                local = self._absent(layer, block.rows, width, high)
+                yield layer, block.rows[local // width] * width + local % width, scores[local]
+
+    def _absent(self, layer: str, rows: IntArray, width: int, local: IntArray) -> IntArray:
+        """Those of some places in the flattened rows at which no connection exists, or that are left of them."""
+        held = self._local(layer, rows, width) if self.within is not None else _in_rows(self._index(layer), rows, width)
+        if not len(held):
+            return local[:0] if self.within is not None else local
+        among = held[np.searchsorted(held, local).clip(max=len(held) - 1)] == local
+        found: IntArray = local[among if self.within is not None else ~among]
+        return found
+
+    def _index(self, layer: str) -> IntArray:
+        index = self.evidence.topology.layer(layer).index
+        assert index is not None
+        return index
 
     def stream(self, score: Callable[[LayerEvidence], Tensor]) -> Iterator[tuple[str, IntArray, Scores]]:
         """Layer, positions and scores of every block, in the order (layer, position)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 
 import numpy as np
@@ -39,7 +39,8 @@ def to_prune(
     _check(price, pattern)
     _check_fresh(evidence, topology)
     protected = sum(1 + layer.shape[0] * _into_output(topology, layer) for layer in topology.layers)
-    candidates, score = criterion.ready(Candidates(evidence, True, count, check_frozen(topology, frozen), reserve=protected))
+    asked = Candidates(evidence, True, count, check_frozen(topology, frozen), reserve=protected, pointwise=criterion.pointwise)
+    candidates, score = criterion.ready(asked)
     scored = {}
     for name, (positions, scores) in candidates.scored(score).items():
         layer = topology.layer(name)
@@ -79,8 +80,11 @@ def to_grow(
     def stream() -> Iterator[Part]:
         return candidates.stream(score)
 
+    def above(floor: Callable[[], float]) -> Iterator[Part]:
+        return candidates.above(score, floor)
+
     if network.parts is None or price is None:
-        return streams.highest(stream, candidates.layers, count)
+        return streams.highest(above, candidates.layers, count, candidates.total)
     return streams.highest_balanced(stream, candidates.layers, topology, network.parts, price, count, network.ways)
 
 

@@ -25,50 +25,63 @@ AnyFloats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 Stream: TypeAlias = Callable[[], Iterator[Part]]
 """Goes through all candidates, the same every time."""
 
+Above: TypeAlias = Callable[[Callable[[], float]], Iterator[Part]]
+"""Goes through the candidates whose score is above a floor, which rises meanwhile; what it gives may hold others, too."""
+
 _BINS = 2**16
 
 
 class Best:
-    """The ``count`` highest of what it is shown; ties go to what was shown first."""
+    """The ``count`` highest of what it is shown; ties go to what was shown first. Holds twice as many at most.
+
+    least: a score that is shown now must exceed it to be among them.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._scores: AnyFloats = np.zeros(0, np.float32)  # as wide as what it is shown
-        self._layers, self._positions = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self._least = -np.inf
+        self._layers, self._positions = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        self._more: list[tuple[AnyFloats, NDArray[np.int32], IntArray]] = []  # shown since the last cut
+        self._held = 0
+        self.least = -np.inf
 
     def show(self, layer: int, positions: IntArray, scores: AnyFloats) -> None:
         """Candidates of one layer, after those of the layers and positions before them."""
-        better = np.flatnonzero(scores > self._least)
+        better = np.flatnonzero(scores > self.least)
         if not len(better) or not self._count:
             return
         if len(better) > self._count:
             better = better[smallest(-scores[better], self._count)]
-        self._scores = np.concatenate([self._scores, scores[better]])
-        self._layers = np.concatenate([self._layers, np.full(len(better), layer)])
-        self._positions = np.concatenate([self._positions, positions[better]])
-        if len(self._scores) > self._count:
-            self._cut(smallest(-self._scores, self._count))
-            self._least = float(self._scores.min())  # what comes later loses every tie
+        self._more.append((scores[better], np.full(len(better), layer, np.int32), positions[better]))
+        self._held += len(better)
+        if self.least == -np.inf or self._held > 2 * self._count:  # a cut costs as much as ``count``, and is due only after as many
+            self._cut()
 
-    def highest(self, count: int) -> tuple[IntArray, IntArray, AnyFloats]:
+    def highest(self, count: int) -> tuple[NDArray[np.int32], IntArray, AnyFloats]:
         """Number of the layer, position and score of the ``count`` highest, in the order in which they were shown."""
+        self._cut()
         chosen = smallest(-self._scores, count)
         return self._layers[chosen], self._positions[chosen], self._scores[chosen]
 
-    def _cut(self, kept: NDArray[np.bool_]) -> None:
-        self._scores, self._layers, self._positions = self._scores[kept], self._layers[kept], self._positions[kept]
+    def _cut(self) -> None:
+        scores, layers, positions = zip((self._scores, self._layers, self._positions), *self._more, strict=True)
+        self._scores, self._layers, self._positions = np.concatenate(scores), np.concatenate(layers), np.concatenate(positions)
+        self._more = []
+        if len(self._scores) > self._count:
+            kept = smallest(-self._scores, self._count)
+            self._scores, self._layers, self._positions = self._scores[kept], self._layers[kept], self._positions[kept]
+        self._held = len(self._scores)
+        if self._held == self._count:
+            self.least = float(self._scores.min(initial=np.inf))  # what comes later loses every tie
 
 
-def highest(stream: Stream, layers: Iterable[str], count: int) -> Choice:
-    """The ``count`` candidates of the highest scores, over all layers."""
-    names = list(layers)
-    best, seen = Best(count), 0
-    for layer, positions, scores in stream():
-        _check(layer, scores)
+def highest(above: Above, layers: Iterable[str], count: int, candidates: int) -> Choice:
+    """The ``count`` of so many candidates that have the highest scores, over all layers."""
+    _check_count(count, candidates)
+    names, best = list(layers), Best(count)
+    for layer, positions, scores in above(lambda: best.least):
+        check_finite(layer, scores)
         best.show(names.index(layer), positions, scores)
-        seen += len(positions)
-    _check_count(count, seen)
     numbers, positions, _ = best.highest(count)
     return _choice(names, numbers, positions)
 
@@ -91,7 +104,7 @@ def highest_balanced(
     best = [Best(count) for _ in range(kinds)]
     places = np.zeros(kinds, np.int64)
     for layer, positions, scores in stream():
-        _check(layer, scores)
+        check_finite(layer, scores)
         values = worth(topology.layer(layer), positions, scores, topology, parts, halo, cost, ways)
         kind = target_labels(topology.layer(layer), positions, parts, spaces)
         for number in np.unique(kind):
@@ -150,11 +163,12 @@ def _free(best: list[Best], places: IntArray, count: int) -> IntArray:
     return np.bincount(kind[chosen], minlength=len(best))
 
 
-def _choice(names: list[str], numbers: IntArray, positions: IntArray) -> Choice:
+def _choice(names: list[str], numbers: IntArray | NDArray[np.int32], positions: IntArray) -> Choice:
     return {name: np.sort(positions[numbers == number]) for number, name in enumerate(names)}
 
 
-def _check(layer: str, scores: NDArray[np.float32]) -> None:
+def check_finite(layer: str, scores: NDArray[np.float32]) -> None:
+    """ValueError that names the layer, unless all scores are numbers."""
     if not np.isfinite(scores).all():
         raise ValueError(f"scores of layer {layer!r} has NaN or infinity, but must be finite; lower the learning rate")
 

@@ -22,6 +22,7 @@ class Criterion:
     needs: the evidence that ``score`` reads besides the weight; nothing else is gathered. prepare: for a criterion that must have
     seen all candidates before it can score one; gives the candidates that are left, and what scores them. round_share: largest share
     of the existing connections that may go before evidence is gathered anew. later: evidence that ``prepare`` has gathered by itself.
+    pointwise: the score of an existing connection goes by its own weight alone, or by evidence that is stored like it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Criterion:
     prepare: Callable[[Candidates], tuple[Candidates, Score]] | None = None
     round_share: float = 1.0
     later: frozenset[Need] = frozenset()
+    pointwise: bool = False
 
     def ready(self, candidates: Candidates) -> tuple[Candidates, Score]:
         """The candidates among which to choose, and the function that scores them."""

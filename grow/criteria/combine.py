@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil, prod
 
@@ -51,13 +51,14 @@ def two_stage(cheap: Criterion, expensive: Criterion, multiple: float) -> Criter
 
     def prepare(candidates: Candidates) -> tuple[Candidates, Score]:
         asked, score = cheap.ready(candidates)
-        sign = -1 if candidates.existing else 1  # of existing connections the lowest are of interest, of absent ones the highest
 
-        def stream() -> Iterator[tuple[str, IntArray, Scores]]:
-            return ((layer, positions, sign * scores) for layer, positions, scores in asked.stream(score))
+        def above(floor: Callable[[], float]) -> Iterator[tuple[str, IntArray, Scores]]:
+            if not candidates.existing:
+                return asked.above(score, floor)
+            return ((layer, positions, -scores) for layer, positions, scores in asked.stream(score))  # the lowest are of interest
 
         left = min(asked.total, ceil(multiple * candidates.count) + candidates.reserve)
-        within = highest(stream, asked.layers, left)
+        within = highest(above, asked.layers, left, asked.total)
         topology = candidates.evidence.topology
         rows = {name: np.unique(positions // prod(topology.layer(name).shape[1:])) for name, positions in within.items() if len(positions)}
         return expensive.ready(candidates.narrowed(candidates.evidence.more(expensive.needs, rows), within))

@@ -12,5 +12,5 @@ def _score(evidence: LayerEvidence) -> Tensor:
     return evidence.weight.abs()
 
 
-MAGNITUDE = Criterion("magnitude", frozenset(), _score)
+MAGNITUDE = Criterion("magnitude", frozenset(), _score, pointwise=True)
 """|w|"""

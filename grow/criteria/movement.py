@@ -12,5 +12,5 @@ def _score(evidence: LayerEvidence) -> Tensor:
     return evidence["movement"]
 
 
-MOVEMENT = Criterion("movement", frozenset({"movement"}), _score)
+MOVEMENT = Criterion("movement", frozenset({"movement"}), _score, pointwise=True)
 """-sum over the steps of learning rate * g w, kept by a `grow.movement.Movement` that is attached to the network."""

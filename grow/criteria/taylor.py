@@ -16,7 +16,7 @@ def _snip(evidence: LayerEvidence) -> Tensor:
     return (evidence["gradient"] * evidence.weight).abs()
 
 
-TAYLOR = Criterion("taylor", frozenset({"taylor"}), _taylor)
+TAYLOR = Criterion("taylor", frozenset({"taylor"}), _taylor, pointwise=True)
 """Mean over the minibatches of |g w|, since the mean of g vanishes at a minimum (Molchanov et al. 2016, arXiv 1611.06440)."""
 
 SNIP = Criterion("snip", frozenset({"gradient"}), _snip)

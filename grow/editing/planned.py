@@ -153,7 +153,8 @@ class PlannedEdit:
         for path, layer in self.network.layers.items():
             after = self.topology.layer(path)
             if f"{path}.weight" in self.tensors or layer.weight_shape != after.shape:
-                found[path] = Structure.of(after.shape, after.index, self.kernels[path], layer.weight.device)
+                device = self.tensors.get(f"{path}.weight", layer.weight).device
+                found[path] = Structure.of(after.shape, after.index, self.kernels[path], device)
         return found
 
 

@@ -37,7 +37,8 @@ def restored(
         expected = _shape(network, name, tuple(mine[name].shape), after, kernels)
         if tuple(tensor.shape) != expected:
             raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)}, but must have {expected}")
-    placed = {name: tensor.to(network.device) for name, tensor in tensors.items()}
+    device = network.device
+    placed = {name: tensor if device.type == "meta" else tensor.to(device) for name, tensor in tensors.items()}
     plan = PlannedEdit(network, after, dict(kernels), tensors=placed, parts=None if parts is None else checked_parts(after, parts))
     for follower in network.followers:
         for name in follower.tensors:
@@ -84,12 +85,17 @@ def _topology(present: Topology, units: Mapping[str, int], index: Mapping[str, I
 
 
 def _shape(network: Network, name: str, present: tuple[int, ...], after: Topology, kernels: Mapping[str, str]) -> tuple[int, ...]:
-    """The shape that a tensor must have in a topology."""
+    """The shape that a tensor must have in a topology, as it is stored."""
     path, _, leaf = name.rpartition(".")
     if leaf == "weight" and path in network.layers:
         layer = after.layer(path)
         return (layer.count,) if KERNELS[kernels[path]].storage == "compressed" else layer.shape
+    return shape_with(network, name, present, after.units)
+
+
+def shape_with(network: Network, name: str, present: tuple[int, ...], units: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that a tensor must have where spaces have so many units."""
     return tuple(
-        axis_length(axis, after.units) if axis and not isinstance(axis, ConnectionsAxis) else size
+        axis_length(axis, units) if axis and not isinstance(axis, ConnectionsAxis) else size
         for size, axis in zip(present, network.dense_axes[name], strict=True)
     )

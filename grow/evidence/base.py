@@ -35,8 +35,8 @@ Need: TypeAlias = Literal[
 ]
 Layer: TypeAlias = SparseLinear | SparseConv2d
 
-BLOCK_VALUES = 2**20
-"""Values of a block of rows, 4 MiB in float32."""
+BLOCK_VALUES = 2**18
+"""Values of a block of rows, 1 MiB in float32: what is computed of them stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,18 @@ class Evidence:
         """Evidence about all rows of a layer at once."""
         (block,) = self.blocks(name, prod(self.topology.layer(name).shape) + 1)
         return block.evidence
+
+    def connections(self, name: str) -> LayerEvidence:
+        """What is stored of a layer's existing connections: every tensor has the shape (E,), in the order of their positions."""
+        layer = self.layers[name]
+
+        def existing(values: Tensor) -> Tensor:
+            flat = values.reshape(-1)
+            return flat if layer.storage == "compressed" or layer.positions is None else flat[layer.positions]
+
+        found = {need: existing(values) for need, values in self.stored.get(name, {}).items()}
+        generator = torch.Generator().manual_seed(self.seeds[name])
+        return LayerEvidence(existing(layer.weight.detach()), found, generator, name)
 
     def blocks(self, name: str, values: int | None = None, multiple: int = 1) -> Iterator[Block]:
         """Evidence about a layer, a block of rows at a time, in the order of the rows; at least one block, empty if need be.

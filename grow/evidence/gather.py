@@ -108,7 +108,8 @@ def _gather_products(
                 found["momentum"].fade(effort.decay)
         needs = set().union(*sums.values())
         if needs & {"gradient", "momentum", "fisher"}:
-            for call, g in output_gradients(calls, loss(outputs, targets), None):
+            alone = not needs & {"mc_fisher", "curvature"}
+            for call, g in output_gradients(calls, loss(outputs, targets), None, last=alone):
                 own = sums[call.name]
                 g = chosen(call, g)
                 if "gradient" in own:

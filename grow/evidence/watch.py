@@ -62,10 +62,10 @@ def watched(network: nn.Module, layers: Mapping[str, Layer], inputs: Tensor) -> 
             handle.remove()
 
 
-def output_gradients(calls: Sequence[Call], outputs: Tensor, direction: Tensor | None) -> Iterator[tuple[Call, Tensor]]:
-    """Gradient of <outputs, direction> with respect to the output of every call that it depends on."""
+def output_gradients(calls: Sequence[Call], outputs: Tensor, direction: Tensor | None, last: bool = False) -> Iterator[tuple[Call, Tensor]]:
+    """Gradient of <outputs, direction> with respect to the output of every call that it depends on; the ``last`` one frees the graph."""
     edges = [call.output for call in calls]
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, edges, direction, retain_graph=True, allow_unused=True)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, edges, direction, retain_graph=not last, allow_unused=True)
     return ((call, g) for call, g in zip(calls, found, strict=True) if g is not None)
 
 

@@ -29,14 +29,14 @@ class Structure:
     columns: Tensor  # (E,)
     column_starts: Tensor  # (I + 1,)
     rows: Tensor  # (E,) in the transpose's order
-    order: Tensor  # (E,)
+    order: Tensor  # (E,), 32 bits like the others: structures are as large as what they describe
 
     @staticmethod
     def of(positions: Tensor, shape: tuple[int, int]) -> Structure:
         """Structure of sorted flat positions (E,) in a weight (O, I)."""
         rows, columns = positions // shape[1], positions % shape[1]
         order = torch.argsort(columns, stable=True)
-        return Structure(shape, _starts(rows, shape[0]), columns.int(), _starts(columns, shape[1]), rows[order].int(), order)
+        return Structure(shape, _starts(rows, shape[0]), columns.int(), _starts(columns, shape[1]), rows[order].int(), order.int())
 
     def matrix(self, values: Tensor) -> Tensor:
         """W as a CSR tensor (O, I)."""
@@ -45,7 +45,7 @@ class Structure:
     def transposed(self, values: Tensor) -> Tensor:
         """W^T as a CSR tensor (I, O)."""
         shape = (self.shape[1], self.shape[0])
-        return torch.sparse_csr_tensor(self.column_starts, self.rows, values[self.order], shape, check_invariants=False)
+        return torch.sparse_csr_tensor(self.column_starts, self.rows, values.index_select(0, self.order), shape, check_invariants=False)
 
 
 def _starts(sorted_or_not: Tensor, length: int) -> Tensor:
@@ -54,32 +54,32 @@ def _starts(sorted_or_not: Tensor, length: int) -> Tensor:
 
 
 class SparseProduct(torch.autograd.Function):
-    """``y = W x``, feature-major, with W given by its structure and values."""
+    """``y = W x + b``, feature-major, with W given by its structure and values."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, structure: Structure) -> Tensor:
-        """Features (I, B) and values (E,) -> (O, B)."""
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
+        """Features (I, B), values (E,) and bias (O,) -> (O, B)."""
         features = x.contiguous()
         ctx.save_for_backward(features, values)
         ctx.structure = structure
-        if values.numel() == 0:
-            return x.new_zeros(structure.shape[0], x.shape[1])
-        return structure.matrix(values) @ features
+        found = structure.matrix(values) @ features if values.numel() else x.new_zeros(structure.shape[0], x.shape[1])
+        return found if bias is None else found.add_(bias[:, None])  # in place: a second tensor as large would cost time and memory
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Gradients of the features (I, B) and the values (E,)."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Gradients of the features (I, B), the values (E,) and the bias (O,)."""
         features, values = ctx.saved_tensors
         structure: Structure = ctx.structure
+        grad_bias = gradients[0].sum(1) if ctx.needs_input_grad[2] else None
         if values.numel() == 0:
-            return torch.zeros_like(features), torch.zeros_like(values), None
+            return torch.zeros_like(features), torch.zeros_like(values), grad_bias, None
         upstream = gradients[0].contiguous()  # (O, B)
         grad_x = structure.transposed(values) @ upstream if ctx.needs_input_grad[0] else None
         grad_values = None
         if ctx.needs_input_grad[1]:
             pattern = structure.matrix(values)
             grad_values = torch.sparse.sampled_addmm(pattern, upstream, features.t(), beta=0.0).values()
-        return grad_x, grad_values, None
+        return grad_x, grad_values, grad_bias, None
 
 
 def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
@@ -89,8 +89,8 @@ def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     structure = Structure.of(positions, shape)
 
     def product(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = SparseProduct.apply(x.t(), values, structure).t()  # type: ignore[no-untyped-call]
-        return y if bias is None else y + bias
+        y: Tensor = SparseProduct.apply(x.t(), values, bias, structure)  # type: ignore[no-untyped-call]
+        return y.t()
 
     return product
 

@@ -20,10 +20,9 @@ def scatter(layer: Connections, units: Mapping[str, int], count: int, generator:
     """
     if count == layer.possible:
         return None
-    cover = _cover(layer, units, count, generator)
-    free = np.ones(layer.possible, bool)
-    free[cover] = False
-    others = generator.choice(np.flatnonzero(free), count - len(cover), replace=False, shuffle=False)
+    cover = np.sort(_cover(layer, units, count, generator))
+    rank = generator.choice(layer.possible - len(cover), count - len(cover), replace=False, shuffle=False)  # among all others
+    others = rank + np.searchsorted(cover - np.arange(len(cover)), rank, side="right")  # no array as large as the weight
     return np.sort(np.concatenate([cover, others]))
 
 

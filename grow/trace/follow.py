@@ -148,7 +148,8 @@ def _propagate_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
     graph_module.eval()
     try:
         with torch.no_grad():
-            _Shapes(graph_module).run(example)
+            meta = any(tensor.is_meta for tensor in graph_module.parameters())  # shapes alone, values come later
+            _Shapes(graph_module).run(example.to("meta") if meta else example)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise TraceError(
