@@ -108,8 +108,11 @@ def _through(layers: Sequence[StackLayer], activations: Floats) -> Floats:
     return activations
 
 
+_Step: TypeAlias = Callable[[Ints, Ints, Floats, np.float32, np.float32, Floats, Floats], None]
+
+
 @cache
-def _compiled() -> Callable[[Ints, Ints, Floats, np.float32, np.float32, Floats, Floats], None]:
+def _compiled() -> _Step:
     """One layer on one tile."""
     from numba import njit
 
@@ -138,4 +141,5 @@ def _compiled() -> Callable[[Ints, Ints, Floats, np.float32, np.float32, Floats,
             for t in range(samples):
                 out[t] = min(max(out[t], zero), cap)
 
-    return njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy", boundscheck=False)(layer)
+    compiled: _Step = njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy", boundscheck=False)(layer)
+    return compiled
