@@ -14,6 +14,7 @@ from statistics import median
 
 from hardware.partition import Partition
 from hardware.profile import Profile, table_name
+from hardware.share import KERNELS
 from hardware.workload import LayerWork, Workload
 
 HALO_SHARE = 0.05
@@ -58,6 +59,7 @@ def connection_seconds(profile: Profile, layer: LayerWork, parts: int, batch: in
     """Time that one more connection of a layer takes in a step on one of the parts."""
     rows, columns = layer.rows / parts, layer.columns * layer.taps
     density = min(layer.connections / (layer.rows * columns), DENSEST)
-    name, samples = table_name("csr", convolution=layer.convolution), batch * layer.target_values
+    sparse = profile.measured([kernel for kernel in KERNELS if kernel != "dense"], convolution=layer.convolution)
+    name, samples = table_name(sparse[0], convolution=layer.convolution), batch * layer.target_values
     less, more = (profile.seconds(name, round(rows), columns, factor * density, samples, parts) for factor in (1.0, MORE))
     return max(more - less, 0.0) / ((MORE - 1) * density * round(rows) * columns)

@@ -15,7 +15,8 @@ from hardware.partition import Partition, readers
 from hardware.profile import Profile, table_name
 from hardware.workload import LayerWork, Reads, Workload
 
-KERNELS = ("dense", "csr")
+KERNELS = ("dense", "compiled", "csr")
+"""Those for connections anywhere, of which a profile has what its devices compute with."""
 WEIGHT_COPIES = 3
 """Weight, gradient and momentum."""
 
@@ -85,7 +86,7 @@ def layer_seconds(
         return 0.0, "dense"
     density = min(1.0, local.connections / (local.rows * columns))
     times = []
-    for kernel in kernels if density < 1 else ("dense",):
+    for kernel in profile.measured(kernels, convolution=local.work.convolution) if density < 1 else ("dense",):
         measured = table_name(kernel, convolution=local.work.convolution)
         if local.work.convolution:
             seconds = profile.convolution_seconds(kernel, local.rows, local.columns, local.work.taps, density, positions, devices)

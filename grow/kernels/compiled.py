@@ -30,6 +30,9 @@ from grow.kernels.base import Kernel, Product
 if TYPE_CHECKING:
     from grow.kernels.loops import Loops
 
+READS_TO_COPY = 64
+"""Reads of a feature that make up for a copy of it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Lines:
@@ -102,12 +105,16 @@ class Tiles:
         return self.tensor.data_ptr(), self.step, self.pitch
 
     @staticmethod
-    def of(x: Tensor, loops: Loops) -> Tiles:
-        """Tiles of x (B, F): itself where it is feature-major and fills its tiles, else a copy."""
+    def of(x: Tensor, loops: Loops, reads: int) -> Tiles:
+        """Tiles of x (B, F), of which ``reads`` features are read in all.
+
+        It is itself where it is feature-major and fills its tiles, else a copy. If it is read often, several tiles are put apart, too: rows
+        that lie a power of two apart fall into the same sets of a cache.
+        """
         (batch, features), tile = x.shape, loops.tile
         count = -(-batch // tile)
         filled = batch == count * tile
-        if x.stride(0) == 1 and filled:
+        if x.stride(0) == 1 and filled and (count == 1 or reads < READS_TO_COPY * features):
             return Tiles(x, count, tile, x.stride(1))
         tiles = (x.new_empty if filled else x.new_zeros)(count, features, tile)
         if x.stride(1) != 1 and x.stride(0) != 1:
@@ -134,10 +141,10 @@ class CompiledProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
         """Features (B, I), values (E,), bias (O,) -> (B, O)."""
-        loops = _loops(values.dtype)
+        loops = _loops(values.dtype, len(x))
         values = values.contiguous()
         offsets = structure.no_bias if bias is None else bias.contiguous()
-        tiles = Tiles.of(x, loops)
+        tiles = Tiles.of(x, loops, len(values))
         y = _empty(len(x), structure.shape[0], values, loops.tile)
         lines = structure.rows
         _run(loops.multiply, lines, y.count, *lines.addresses, values.data_ptr(), offsets.data_ptr(), *tiles.place, *y.place)
@@ -151,8 +158,8 @@ class CompiledProduct(torch.autograd.Function):
         """Gradients of x (B, I), the values (E,) and the bias (O,)."""
         stored, values = ctx.saved_tensors
         structure: Structure = ctx.structure
-        loops = _loops(values.dtype)
-        x, dy = Tiles(stored, *ctx.tiles), Tiles.of(gradients[0], loops)
+        loops = _loops(values.dtype, len(gradients[0]))
+        x, dy = Tiles(stored, *ctx.tiles), Tiles.of(gradients[0], loops, len(values))
         of_x, of_values, of_bias, _ = ctx.needs_input_grad
         dx = _empty(len(gradients[0]), structure.shape[1], values, loops.tile) if of_x else None
         dvalues = torch.zeros_like(values) if of_values else None
@@ -183,10 +190,10 @@ def _like_input(dx: Tiles, row_major: bool, loops: Loops) -> Tensor:
     return gradient
 
 
-def _loops(dtype: torch.dtype) -> Loops:
+def _loops(dtype: torch.dtype, batch: int) -> Loops:
     from grow.kernels.loops import loops  # numba takes longer to import than all else
 
-    return loops(dtype)
+    return loops(dtype, batch)
 
 
 def _run(loop: Callable[..., None], lines: Lines, *arguments: int) -> None:
@@ -211,7 +218,7 @@ def available() -> bool:
     if importlib.util.find_spec("numba") is None:
         return False
     try:
-        _loops(torch.float32)
+        _ = _loops(torch.float32, 1).transposed
     except (ImportError, OSError, RuntimeError):
         return False
     return True

@@ -44,9 +44,12 @@ def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool, device=positions.device)
     mask[positions] = True
     mask = mask.reshape(shape)
+    of_dtype: dict[torch.dtype, Tensor] = {}  # numbers, since a product with a boolean mask takes five times as long
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return functional.linear(x, masked(weight, mask), bias)
+        if weight.dtype not in of_dtype:
+            of_dtype[weight.dtype] = mask.to(weight.dtype)
+        return functional.linear(x, masked(weight, of_dtype[weight.dtype]), bias)
 
     return product
 

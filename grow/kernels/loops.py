@@ -13,7 +13,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from math import ceil
 from typing import Any, TypeAlias
 
 import torch
@@ -21,8 +22,11 @@ from numba import cfunc, types
 
 from grow.kernels.vectors import PART_BYTES, dot, filled, load, multiply_add, store, transpose, zeros
 
-TILE_BYTES = 512
-"""Of one feature in a tile. The gradients hold two such rows, 16 of the 32 registers of AVX-512."""
+TILE_BYTES = (512, 256, 64)
+"""What one feature of a tile may take. The gradients hold two such rows, at most 16 of the 32 registers of AVX-512."""
+
+CONNECTION_BYTES = 256
+"""A connection's index and value cost as much as so many bytes of its tile, whatever the tile's length."""
 
 Compiled: TypeAlias = Callable[..., None]
 """Takes integers and addresses, and lets other threads run meanwhile."""
@@ -30,31 +34,66 @@ Compiled: TypeAlias = Callable[..., None]
 
 @dataclass(frozen=True)
 class Loops:
-    """Machine code for one dtype. ``tile``: samples of a tile."""
+    """Machine code for one dtype and ``tile`` samples at a time; every loop is compiled when it is first asked for."""
 
+    scalar: Any
     tile: int
-    multiply: Compiled
-    gradients: Compiled
-    weight_gradient: Compiled
-    row_sums: Compiled
-    transposed: Compiled
+
+    @cached_property
+    def multiply(self) -> Compiled:
+        """Rows of ``W x + b``."""
+        return _compiled(_multiply(self.tile), *_PART, _INDICES, _INDICES, self._values, self._values, *self._tiles, *self._tiles)
+
+    @cached_property
+    def gradients(self) -> Compiled:
+        """Columns of ``W^T dy``, and the gradients of their connections."""
+        tiles = (*self._tiles, *self._tiles, *self._tiles)
+        return _compiled(_gradients(self.tile), *_PART, _INDICES, _INDICES, _INDICES, self._values, *tiles, self._values)
+
+    @cached_property
+    def weight_gradient(self) -> Compiled:
+        """The gradients of the connections alone."""
+        return _compiled(_weight_gradient(self.tile), *_PART, _INDICES, _INDICES, *self._tiles, *self._tiles, self._values)
+
+    @cached_property
+    def row_sums(self) -> Compiled:
+        """Sums over the batch."""
+        return _compiled(_row_sums(self.tile, self.scalar), *_PART, *self._tiles, self._values)
+
+    @property
+    def transposed(self) -> Compiled:
+        """A matrix the other way round."""
+        return _transposed_of(self.scalar)
+
+    @property
+    def _values(self) -> Any:
+        return types.CPointer(self.scalar)
+
+    @property
+    def _tiles(self) -> tuple[Any, ...]:
+        return (self._values, types.intp, types.intp)
+
+
+_INDICES = types.CPointer(types.int32)
+_PART = (types.intp, types.intp, types.intp)
 
 
 @cache
-def loops(dtype: torch.dtype) -> Loops:
-    """The loops for float32 or float64."""
-    scalar = {torch.float32: types.float32, torch.float64: types.float64}[dtype]
-    tile, side = (size * 8 // scalar.bitwidth for size in (TILE_BYTES, PART_BYTES))
-    number, indices, values = types.intp, types.CPointer(types.int32), types.CPointer(scalar)
-    part, tiles = (number, number, number), (values, number, number)
-    return Loops(
-        tile,
-        _compiled(_multiply(tile), *part, indices, indices, values, values, *tiles, *tiles),
-        _compiled(_gradients(tile), *part, indices, indices, indices, values, *tiles, *tiles, *tiles, values),
-        _compiled(_weight_gradient(tile), *part, indices, indices, *tiles, *tiles, values),
-        _compiled(_row_sums(tile, scalar), *part, *tiles, values),
-        _compiled(_transposed(side), number, number, values, number, values, number),
-    )
+def loops(dtype: torch.dtype, batch: int) -> Loops:
+    """The loops for float32 or float64 with the tiles that suit a batch: wide ones cost less per sample, but may be filled badly."""
+    size = dtype.itemsize
+    return _loops(dtype, min(TILE_BYTES, key=lambda tile: ceil(batch * size / tile) * (tile + CONNECTION_BYTES)) // size)
+
+
+@cache
+def _loops(dtype: torch.dtype, tile: int) -> Loops:
+    return Loops({torch.float32: types.float32, torch.float64: types.float64}[dtype], tile)
+
+
+@cache
+def _transposed_of(scalar: Any) -> Compiled:
+    values, number = types.CPointer(scalar), types.intp
+    return _compiled(_transposed(PART_BYTES * 8 // scalar.bitwidth), number, number, values, number, values, number)
 
 
 def _compiled(function: Callable[..., None], *arguments: Any) -> Compiled:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Grid:
-    """Kernels; rows, columns, batches and densities of the layer steps; sizes in bytes of what ranks send, which
-    reach ``exchanged_bytes`` where the bytes are not those of gradients.
+    """Kernels, of which those are measured that run on the device; rows, columns, batches and densities of the layer steps; sizes in
+    bytes of what ranks send, which reach ``exchanged_bytes`` where the bytes are not those of gradients.
 
     Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts.
     """
@@ -28,7 +28,7 @@ class Grid:
 
 
 QUICK = Grid(
-    kernels=("dense", "csr"),  # connections at random leave no column unread, which others live on
+    kernels=("dense", "csr", "compiled"),  # connections at random leave no column unread, which others live on
     rows=(16, 256, 2048),
     columns=(64, 512, 2048),
     batches=(64, 256),
@@ -44,7 +44,7 @@ QUICK = Grid(
 """Measured before a run, in seconds."""
 
 FULL = Grid(
-    kernels=("dense", "csr", "columns"),
+    kernels=("dense", "csr", "columns", "compiled"),
     rows=(16, 64, 256, 1024, 4096),
     columns=(16, 64, 256, 1024, 4096),
     batches=(32, 128, 512),

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from grow.kernels import KERNELS
+from grow.kernels.compiled import available
 from grow.layers import SparseConv2d, SparseLinear
 from hardware.profile import CONVOLUTION_TAPS, MASKED, KernelTime, table_name
 from hardware.sweep.clock import Patience, own_work
@@ -37,8 +38,10 @@ class Bench:
 
     @property
     def names(self) -> list[str]:
-        """Kernels that are measured: those of the grid that know the dtype."""
-        return [name for name in self.grid.kernels if self.dtype in KERNELS[name].dtypes]
+        """Kernels that are measured: those of the grid that know the dtype; of the compiled one and csr, which it falls back to, one."""
+        runs = self.device.type == "cpu" and available()
+        spared = {"csr" if runs else "compiled"} if "compiled" in self.grid.kernels else set()
+        return [name for name in self.grid.kernels if self.dtype in KERNELS[name].dtypes and name not in spared]
 
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""

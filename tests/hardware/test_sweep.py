@@ -12,6 +12,7 @@ from hardware.execute.ranks import run_ranks
 from hardware.operators import KINDS
 from hardware.profile import MASKED
 from hardware.sweep import Grid, measure, measure_rank
+from hardware.sweep import kernels as sweep_kernels
 from hardware.sweep.clock import Patience, Timing, in_company, own_work
 from hardware.sweep.kernels import Bench
 from hardware.sweep.messages import fitted, links_of
@@ -47,6 +48,13 @@ def test_a_measured_table_has_every_kernel_at_every_point() -> None:
     assert all(np.isfinite(found.seconds(kernel, 20, 20, density, 20)) for kernel, density in product(kernels, (0.2, 1.0)))
     assert 0 < bench.overhead() < 0.1
     assert all(0 < share <= 1 for share in bench.without_input_gradient().values())
+
+
+def test_of_the_compiled_kernel_and_the_one_that_it_falls_back_to_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(CPU, torch.float32, replace(SMALL, kernels=("dense", "csr", "compiled")))
+    assert bench.names == ["dense", "compiled"]
+    monkeypatch.setattr(sweep_kernels, "available", lambda: False)
+    assert bench.names == ["dense", "csr"]
 
 
 def test_operators_of_every_kind_are_measured_there_and_back() -> None:
