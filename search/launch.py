@@ -9,14 +9,13 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from search.errors import ConfigurationError, RunError, RunNotFoundError, StoppedError, suggestion
+from search.process import Signals, noted_signals
 from search.recipe import Recipe
 from search.rundir import RunFolder, TrialFolder, read_json, write_json
 
@@ -54,13 +53,17 @@ def _run(order: dict[str, Any], recipe: Recipe, count: int, kind: Literal["cpu",
     from hardware.execute.ranks import RankError, run_ranks
     from search.train import train
 
-    with _ended_by_signal():
+    with noted_signals() as signals:
         try:
-            result, *_ = run_ranks(train, order, ranks=count, kind=kind, threads=recipe.threads, timeout_s=None)
+            result, *_ = run_ranks(
+                train, order, ranks=count, kind=kind, threads=recipe.threads, timeout_s=None, stop=lambda: signals.received is not None
+            )
         except RankError as error:
+            if signals.received is not None:
+                raise StoppedError(signals.received, f"{error}; go on from the last checkpoint with --resume") from error
             raise _told(error) from error
     assert result is not None
-    return _checked(result)
+    return _checked(result, signals)
 
 
 def _join(wanted: Wanted, recipe: Recipe, path: Path) -> Result | None:
@@ -80,9 +83,10 @@ def _join(wanted: Wanted, recipe: Recipe, path: Path) -> Result | None:
         rank = join(meeting, _kind(wanted, recipe), recipe.threads, wanted.meeting_s)
     except RankError as error:
         raise RunError(str(error)) from error
-    result = train(rank, order)
-    settle()
-    return None if result is None else _checked(result)
+    with noted_signals() as signals:
+        result = train(replace(rank, stopping=lambda: signals.received is not None), order)
+        settle()
+    return None if result is None else _checked(result, signals)
 
 
 def _told(error: Exception) -> Exception:
@@ -92,7 +96,9 @@ def _told(error: Exception) -> Exception:
     return RunError(f"{error}; remove the cause and go on from the last checkpoint with --resume")
 
 
-def _checked(result: Result) -> Result:
+def _checked(result: Result, signals: Signals) -> Result:
+    if result["state"] == "stopped":
+        raise StoppedError(signals.received or signal.SIGTERM, f"stopped after step {result['step']}; go on with --resume")
     if result["state"] == "failed":
         raise RunError(str(result["failure"]))
     return result
@@ -176,17 +182,3 @@ def _prepare(folder: Path, recipe: Mapping[str, object], *, resume: bool) -> Non
         write_json(files.recipe, recipe)
     except OSError as error:
         raise ConfigurationError(f"folder is {str(folder)!r}, but must be writable ({error.strerror}); choose another --folder") from error
-
-
-@contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """SIGTERM ends the ranks as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

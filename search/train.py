@@ -58,7 +58,10 @@ class Order:
 
 
 def train(rank: Rank, order: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Train an `Order`, given as plain data, from the folder's last checkpoint to its end. On rank 0 the result, else None."""
+    """Train an `Order`, given as plain data, from the folder's last checkpoint to its end. On rank 0 the result, else None.
+
+    Where a rank is told to stop, all of them do so after the same step, with a checkpoint, and every one returns that step.
+    """
     asked = Order(**order)
     recipe = replace(Recipe.from_json(asked.recipe), device="cuda" if rank.device.type == "cuda" else "cpu")
     with Watch(rank.store, rank.number, rank.count, rank.lost) as watch:
@@ -90,11 +93,13 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
             watch=watch,
         )
         try:
-            rate = _advance(training, recipe, files, rank)
+            rate, stopped = _advance(training, recipe, files, rank)
         except DivergedError as error:
             result: dict[str, Any] = {"state": "failed", "failure": str(error)}
         else:
             training.save(files.checkpoint)
+            if stopped:
+                return {"state": "stopped", "step": session.step}
             result = {"state": "complete", "ranks": rank.count, "strategy": order.strategy, **_figures(session, recipe, rate)}
         if rank.number:
             return None
@@ -139,8 +144,8 @@ def _note_other_machine(profile: Profile | None) -> None:
         sys.stderr.write(f"grow: {told}; for times of this machine give --hardware with what grow profile --save writes\n")
 
 
-def _advance(training: Training, recipe: Recipe, files: TrialFolder, rank: Rank) -> float:
-    """Train to the end, with metrics and checkpoints on the way. Training steps per second."""
+def _advance(training: Training, recipe: Recipe, files: TrialFolder, rank: Rank) -> tuple[float, bool]:
+    """Train to the end, with metrics and checkpoints on the way. Training steps per second, and whether it was stopped before the end."""
     every = max(1, recipe.steps // METRICS)
     began = time.monotonic()
     first: int | None = None
@@ -161,9 +166,11 @@ def _advance(training: Training, recipe: Recipe, files: TrialFolder, rank: Rank)
                     if time.monotonic() - shown >= LINE_EVERY_S or step == recipe.steps:
                         shown = time.monotonic()
                         _say(line, recipe.steps)
+        if training.stopping(rank.stopping) and step < recipe.steps:
+            return rate, True
         if step % recipe.checkpoint_interval == 0:
             training.save(files.checkpoint)
-    return rate
+    return rate, False
 
 
 def _say(line: Mapping[str, Any], steps: int) -> None:

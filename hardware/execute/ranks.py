@@ -41,6 +41,9 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_"
 NO_LIMIT_S = 30 * 24 * 3600.0
 """What stands for no time limit, since torch wants one."""
 _LOOK_S = 3600.0  # the system's own limit of a wait is 24 days
+_ASK_S = 0.1  # how often the caller is asked whether the ranks shall stop
+STOP_S = 30.0
+"""Time that ranks have to end once they were asked to stop."""
 _GRACE_S = 0.3  # after the first failure: time for the others to tell theirs, so that the cause is named and not its echo
 
 
@@ -63,6 +66,8 @@ class Rank:
     store: Store
     """Where the ranks met: what a `hardware.execute.watch.Watch` needs, as is ``lost``, which ends this process."""
     lost: Callable[[int, str], None]
+    stopping: Callable[[], bool] = lambda: False
+    """Whether this rank was asked to stop, as soon as it and the others can."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def run_ranks(
     kind: Kind = "cpu",
     threads: int = 1,
     timeout_s: float | None = 300.0,
+    stop: Callable[[], bool] | None = None,
 ) -> list[T]:
     """Call ``target(rank, *arguments)`` on ``ranks`` processes and return their results, in the order of the ranks.
 
@@ -119,6 +125,8 @@ def run_ranks(
     The default process group is gloo on CPU, and on GPUs nccl, or gloo where two ranks share a GPU. Whatever ends the call
     (a result, an error of a rank, the time limit, Ctrl-C), all ranks have ended before it returns. Without a time limit the ranks
     should watch each other, see `hardware.execute.watch`. Raises RankError.
+
+    stop: asked again and again; once it says so, every rank's `Rank.stopping` does, and they have `STOP_S` to return.
     """
     if ranks < 1:
         raise ValueError(f"ranks is {ranks}, but must be at least 1; one rank is one process")
@@ -144,7 +152,7 @@ def run_ranks(
                 close(connections)  # only the children hold them now: where one ends, the others notice
             for child in children:
                 _hand_over(child, work)
-            return cast("list[T]", _collect(children, deadline, limit_s))
+            return cast("list[T]", _collect(children, deadline, limit_s, stop))
         finally:
             _end(children)
 
@@ -182,16 +190,30 @@ def _hand_over(child: _Child, work: bytes) -> None:
         stream.flush()
 
 
-def _collect(children: list[_Child], deadline: float, timeout_s: float) -> list[object]:
+def _ask_to_stop(children: list[_Child]) -> None:
+    for child in children:
+        stream = cast("IO[bytes]", child.process.stdin)
+        with contextlib.suppress(BrokenPipeError):
+            stream.write(b"s")
+            stream.flush()
+
+
+def _collect(children: list[_Child], deadline: float, timeout_s: float, stop: Callable[[], bool] | None) -> list[object]:
     outcomes: dict[int, object] = {}
     failures: dict[int, _Failure] = {}
+    rule = f"finish within timeout_s, {timeout_s:g} s"
     with selectors.DefaultSelector() as selector:
         for child in children:
             selector.register(child.results, selectors.EVENT_READ, child)
         while selector.get_map():
+            if stop is not None and stop():
+                _ask_to_stop(children)
+                stop, rule = None, f"stop within {STOP_S:g} s"
+                deadline = min(deadline, time.monotonic() + STOP_S)
+            look_s = _LOOK_S if stop is None else _ASK_S
             left = deadline - time.monotonic()
-            ready = selector.select(min(_LOOK_S, max(0.0, left)))
-            if not ready and left <= _LOOK_S:
+            ready = selector.select(min(look_s, max(0.0, left)))
+            if not ready and left <= look_s:
                 break
             for key, _ in ready:
                 child = key.data
@@ -215,7 +237,7 @@ def _collect(children: list[_Child], deadline: float, timeout_s: float) -> list[
         raise error
     missing = [child.number for child in children if child.number not in outcomes]
     if missing:
-        raise RankError(f"rank {missing[0]} of {len(children)} did not finish within timeout_s, {timeout_s:g} s")
+        raise RankError(f"rank {missing[0]} of {len(children)} did not {rule}")
     return [outcomes[child.number] for child in children]
 
 
@@ -238,9 +260,10 @@ def _serve(text: str) -> None:
         os.sched_setaffinity(0, setting.cores)
     size = int.from_bytes(_read(8), "big")
     work = _read(size)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    asked = threading.Event()
+    threading.Thread(target=_follow_parent, args=(asked,), daemon=True).start()
     try:
-        answer = pickle.dumps((_work(setting, work), None), protocol=pickle.HIGHEST_PROTOCOL)
+        answer = pickle.dumps((_work(setting, work, asked.is_set), None), protocol=pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # whatever it is, the parent must hear of it
         reason = f"failed with {type(error).__name__}: {error}"
         answer = pickle.dumps((None, _Failure(reason, traceback.format_exc(), time.monotonic(), None, isinstance(error, ValueError))))
@@ -255,7 +278,7 @@ def _answer(setting: _Setting, answer: bytes) -> NoReturn:
     os._exit(0)  # the process group's threads need no farewell, and torch takes its time to unload
 
 
-def _work(setting: _Setting, work: bytes) -> object:
+def _work(setting: _Setting, work: bytes, stopping: Callable[[], bool]) -> object:
     import torch
     from torch import distributed
 
@@ -282,7 +305,7 @@ def _work(setting: _Setting, work: bytes) -> object:
     def lost(rank: int, reason: str) -> None:
         _answer(setting, pickle.dumps((None, _Failure(reason, "", time.monotonic(), rank))))
 
-    return target(Rank(setting.number, setting.count, device, store, lost), *arguments)
+    return target(Rank(setting.number, setting.count, device, store, lost, stopping), *arguments)
 
 
 def settle_gloo() -> None:
@@ -308,6 +331,8 @@ def _read(size: int) -> bytes:
     return content
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read(1)
+def _follow_parent(asked: threading.Event) -> None:
+    """A byte asks this rank to stop; the end of the stream is that of the parent, and this rank's."""
+    while sys.stdin.buffer.read(1):
+        asked.set()
     os._exit(1)

@@ -10,6 +10,7 @@ Hence all ranks have the same edits by construction, and a checkpoint is that of
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim.lr_scheduler import LRScheduler
 
 from grow import checkpoint
@@ -35,6 +36,9 @@ from hardware.shard import ChooseKernel, StrategyName, by_density, shard
 
 Parts: TypeAlias = Mapping[str, IntArray]
 """The part of every unit, by hidden space."""
+ASK_S = 0.25
+"""How often the ranks ask each other whether one of them was told to stop."""
+
 Divide: TypeAlias = Callable[[Network], Parts | None]
 """The network after an edit -> how its units are divided; None where the strategy divides none. Asked on rank 0 alone."""
 
@@ -62,6 +66,7 @@ class Training:
         self._watch = watch
         self._local: Local | None = None
         self._shares: list[Tensor] = []
+        self._asked_at, self._ask_every, self._ask_step = time.monotonic(), 1, 0
 
     def steps(self) -> Iterator[int]:
         """Train to the end, growing and pruning. Yields the number of steps made, after every one.
@@ -81,6 +86,24 @@ class Training:
                 yield session.step
             self.losses()
             self.collect()
+
+    def stopping(self, told: Callable[[], bool]) -> bool:
+        """Whether any rank was ``told`` to stop: the same answer on all of them, if they ask after every step.
+
+        They ask each other only now and then, after numbers of steps that rank 0 sets by its pace.
+        """
+        if self.peers.count == 1:
+            return told()
+        if self.session.step < self._ask_step:
+            return False
+        now = time.monotonic()
+        wanted = round(self._ask_every * ASK_S / max(now - self._asked_at, 1e-6))
+        every = min(max(1, wanted), 2 * self._ask_every)  # one step that took its time says little of the next
+        answers = torch.tensor([told(), every if self.peers.rank == 0 else 0], device=self._device)
+        distributed.all_reduce(answers, group=self.peers.group)
+        asked, self._ask_every = answers.tolist()
+        self._asked_at, self._ask_step = now, self.session.step + self._ask_every
+        return bool(asked)
 
     def losses(self) -> list[float]:
         """Losses of the steps since it was last asked, on every rank. DivergedError, on every rank, where one is not finite."""

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -69,8 +70,12 @@ def started(environment: dict[str, str], *command: str, cwd: Path) -> Iterator[s
 
 
 def await_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    await_files(lambda: bool(list(folder.glob("checkpoint/[0-9]*[0-9]"))), process)
+
+
+def await_files(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoint/[0-9]*[0-9]")):
+    while not there():
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -82,7 +87,10 @@ def rank_process(parent: int, number: int) -> psutil.Process:
 
 
 def edits(folder: Path) -> list[dict[str, object]]:
-    return [{key: value for key, value in line.items() if not key.startswith("loss")} for line in read_lines(folder / "history.jsonl")]
+    return [
+        {key: value for key, value in line.items() if not key.startswith(("loss", "thresholds"))}
+        for line in read_lines(folder / "history.jsonl")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,39 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on_to_the_same_
     checkpoint.restore(network, checkpoint.read(folder / "network"))
     for name, parameter in expected.network.module.named_parameters():
         torch.testing.assert_close(dict(network.module.named_parameters())[name], parameter, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "number", "code"), [pytest.param(1, signal.SIGTERM, 143, marks=pytest.mark.slow), (2, signal.SIGINT, 130)]
+)
+def test_a_signal_ends_all_ranks_after_one_step_with_a_checkpoint_from_which_they_go_on(
+    gpus: int, number: signal.Signals, code: int, recipe: Recipe, file: Path, grow: Grow, environment: dict[str, str]
+) -> None:
+    folder = file.parent / "out"
+    steps = 3 * STEPS
+    file.write_text(json.dumps(replace(recipe, steps=steps, update_interval=steps // 3, checkpoint_interval=steps).to_json()))
+    options = ["train", "recipe.json", "--folder", "out", "--gpus", str(gpus)]
+    with started(environment, sys.executable, "-m", "search.cli", *options, cwd=file.parent) as process:
+        await_files(lambda: bool(read_lines(folder / "metrics.jsonl")), process)
+        ranks = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert out == ""
+    (saved,) = folder.glob("checkpoint/[0-9]*[0-9]")
+    assert 0 < int(saved.name) < steps
+    assert err.splitlines()[-1] == f"grow: stopped after step {int(saved.name)}; go on with --resume"
+    assert ranks
+    assert not any(rank.is_running() for rank in ranks)
+    before = [line["step"] for line in read_lines(folder / "metrics.jsonl")]
+
+    resumed = grow(*options, "--resume", "--json", cwd=file.parent)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["steps"] == steps
+    after = [line["step"] for line in read_lines(folder / "metrics.jsonl")]
+    assert after[: len(before)] == before
+    assert after == sorted(set(after))
+    assert after[-1] == steps
 
 
 @pytest.mark.slow
