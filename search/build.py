@@ -158,7 +158,7 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
     network.assign(None if partition is None else partition.parts)
     topology, work = network.topology, Workload.of(network.topology)
     crossing = (0, 0) if partition is None else (crossing_units(work, partition), communication_volume(work, partition))
-    predicted = predict(work, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices)
+    predicted = predict(work, recipe.how, partition, profile, recipe.batch_size, recipe.devices)
     return Figures(
         train.accuracy(training),
         topology.density,
@@ -281,4 +281,4 @@ def _settled(network: Network, recipe: Recipe, profile: Profile) -> Partition | 
     whole = all(len(np.unique(parts)) == recipe.devices for parts in grown.parts.values())
     mended = repartition(work, grown.parts, recipe.devices, None, recipe.imbalance, recipe.seed, costs)
     candidates = (grown, mended, anew) if whole else (mended, anew)
-    return min(candidates, key=lambda partition: predict(work, recipe.strategy, partition, profile, recipe.batch_size).total_s)
+    return min(candidates, key=lambda partition: predict(work, recipe.how, partition, profile, recipe.batch_size).total_s)

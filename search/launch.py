@@ -42,7 +42,7 @@ def launch(wanted: Wanted) -> Result | None:
     recipe = Recipe.from_json(read_json(path))
     if {"RANK", "WORLD_SIZE"} & set(os.environ):
         return _join(wanted, recipe, path)
-    count = recipe.devices if wanted.gpus is None else wanted.gpus
+    count = _planned_devices(wanted, recipe) if wanted.gpus is None else wanted.gpus
     order = _order(wanted, recipe, path, count)
     _prepare(Path(order["folder"]), order["recipe"], resume=wanted.resume)
     return _run(order, recipe, count, _kind(wanted, recipe))
@@ -126,17 +126,47 @@ def _order(wanted: Wanted, recipe: Recipe, path: Path, count: int) -> dict[str, 
     }
 
 
-def _strategy(wanted: str | None, recipe: Recipe, count: int) -> str:
+def _planned_devices(wanted: Wanted, recipe: Recipe) -> int:
+    """The devices of the plan that the strategy comes from, else the recipe's."""
+    plan = _plan(wanted.strategy)
+    return recipe.devices if plan is None else int(plan["devices"])
+
+
+def _plan(strategy: str | None) -> Mapping[str, Any] | None:
+    """The plan whose file the strategy names, if it names one."""
+    from search.planning import read
+
+    return read(Path(strategy)) if strategy is not None and strategy.endswith(".json") else None
+
+
+def _strategy(wanted: str | None, recipe: Recipe, count: int) -> str | Mapping[str, Any]:
+    """Name of the strategy, or the layout of every space."""
     from hardware.layout import OLD_NAMES, STRATEGIES
 
-    names = (*STRATEGIES, *OLD_NAMES)
+    names, plan = (*STRATEGIES, *OLD_NAMES), _plan(wanted)
+    if plan is not None:
+        return _planned(plan, wanted, recipe, count)
     if wanted is not None and wanted not in names:
-        raise ConfigurationError(f"strategy is {wanted!r}, but must be one of {', '.join(names)}{suggestion(wanted, names)}")
+        rule = f"one of {', '.join(names)}, or a file that grow plan --save wrote"
+        raise ConfigurationError(f"strategy is {wanted!r}, but must be {rule}{suggestion(wanted, names)}")
     if count == 1:
         return "single"
     if wanted == "single":
         raise ConfigurationError(f"strategy is 'single', but must be another on {count} devices; leave --strategy out")
-    return wanted or ("data" if recipe.strategy == "single" else recipe.strategy)
+    return wanted or ("data" if recipe.strategy == "single" else recipe.how)
+
+
+def _planned(plan: Mapping[str, Any], file: str | None, recipe: Recipe, count: int) -> str | Mapping[str, Any]:
+    """The layouts of a plan, which is for this network and so many devices."""
+    if plan["network"] != recipe.network:
+        raise ConfigurationError(
+            f"strategy {file!r} is of network {plan['network']!r}, but must be of {recipe.network!r}; plan for that one"
+        )
+    if plan["devices"] != count:
+        rule = f"for {count}, as --gpus says; leave --gpus out, or plan for as many"
+        raise ConfigurationError(f"strategy {file!r} is for {plan['devices']} devices, but must be {rule}")
+    layouts: Mapping[str, Any] = plan["layouts"]
+    return "single" if count == 1 else layouts
 
 
 def _kind(wanted: Wanted, recipe: Recipe) -> Literal["cpu", "cuda"]:

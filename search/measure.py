@@ -47,7 +47,7 @@ def job(recipe_path: str) -> Job:
     inputs, targets = material.task.train_batch(0)
     return Job(
         network,
-        recipe.strategy,
+        recipe.how,
         recipe.devices,
         inputs,
         targets,

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
+from annotated_types import Ge
+from pydantic import TypeAdapter, ValidationError
 
 from grow.network import Network
+from grow.plan import plant
 from hardware.execute.measure import Job, measure_throughput
 from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS, default_partitioner
@@ -17,6 +22,7 @@ from hardware.profile import Profile
 from hardware.trust import beyond
 from hardware.workload import Workload
 from search.definition import installed_network
+from search.errors import ConfigurationError, RunNotFoundError
 from search.example import example_of
 
 STEPS_PER_JOB = 20
@@ -38,12 +44,16 @@ class Subject:
     batch: int
 
 
-def subject(name: str, shape: Sequence[int] | None, batch: int, seed: int = 0) -> Subject:
-    """An installed start network with all its connections, drawn from the seed."""
+def subject(
+    name: str, shape: Sequence[int] | None, batch: int, seed: int = 0, *, initial: str = "dense", density: float = 1.0, least_units: int = 1
+) -> Subject:
+    """An installed start network, drawn from the seed: with all its connections, or as a seed topology of so many of them."""
     torch.manual_seed(seed)
     module = installed_network(name)()
     example = example_of(module, name, shape)
-    return Subject(name, Network(module, example), tuple(example.shape[1:]), batch)
+    network = Network(module, example)
+    plant(network, initial, density, seed, least_units)
+    return Subject(name, network, tuple(example.shape[1:]), batch)
 
 
 def planned(subject: Subject, profile: Profile, gpus: int, budget_s: float, progress: Progress) -> Plan:
@@ -75,6 +85,7 @@ def document(subject: Subject, profile: Profile, found: Plan, gpus: int) -> dict
         "network": subject.name,
         "input": list(subject.shape),
         "connections": subject.network.topology.connections,
+        "density": subject.network.topology.density,
         "batch": subject.batch,
         "gpus": gpus,
         "hardware": profile.described,
@@ -86,6 +97,29 @@ def document(subject: Subject, profile: Profile, found: Plan, gpus: int) -> dict
         "device_memory_bytes": best.simulation.memory_bytes.tolist(),
         "candidates": [{**_candidate(candidate), "layouts": dict(candidate.layouts)} for candidate in found.candidates],
     }
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """What `document` gave, from its file. ConfigurationError where it is none."""
+    try:
+        found = _PLAN.validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunNotFoundError(f"strategy is {str(path)!r}, but must be a file that grow plan --save wrote ({error.strerror})") from error
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "its text"
+        raise ConfigurationError(f"strategy is {str(path)!r}, but must be a file that grow plan --save wrote: {place} is wrong") from error
+    return cast("Mapping[str, Any]", found)
+
+
+class _Planned(TypedDict):
+    """What training needs of a plan."""
+
+    network: str
+    devices: Annotated[int, Ge(1)]
+    layouts: dict[str, Literal["whole", "batch", "units"]]
+
+
+_PLAN = TypeAdapter(_Planned)
 
 
 def _candidate(candidate: Candidate) -> dict[str, object]:

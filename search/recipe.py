@@ -35,7 +35,8 @@ class Recipe:
     between updates. drop_fraction: share of the live connections replaced at one update. price: of one more halo unit, in
     median saliencies. schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of
     evidence at every update. birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
-    devices, strategy, partitioner, imbalance: how the final network is split. repartition: whether units are divided anew after every
+    devices, strategy, partitioner, imbalance: how the final network is split; ``layouts``: of every space, where the strategy is
+    ``mixed``, which is every one without a name. repartition: whether units are divided anew after every
     update, as far as it pays. threads: of the worker.
     Raises ConfigurationError (a ValueError) that names the field, its value and the rule.
 
@@ -78,7 +79,8 @@ class Recipe:
     apoptosis: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     devices: Count = 1
-    strategy: Literal["single", "data", "model", "owt", "units"] = "single"
+    strategy: Literal["single", "data", "model", "owt", "units", "mixed"] = "single"
+    layouts: dict[str, Literal["whole", "batch", "units"]] | None = None
     partitioner: Literal["contiguous", "metis", "mtkahypar"] = "mtkahypar"
     imbalance: Share = 0.03
     repartition: bool = False
@@ -100,11 +102,19 @@ class Recipe:
         if (self.devices == 1) != (self.strategy == "single"):
             rule = "'single' on one device" if self.devices == 1 else f"'data', 'model' or 'owt' on {self.devices} devices"
             raise ConfigurationError(f"strategy is {self.strategy!r}, but must be {rule}")
+        if (self.strategy == "mixed") != (self.layouts is not None):
+            rule = "given where strategy is 'mixed', and only there; let `grow plan --save` write them"
+            raise ConfigurationError(f"layouts is {self.layouts!r}, but must be {rule}")
+
+    @property
+    def how(self) -> str | dict[str, Literal["whole", "batch", "units"]]:
+        """The strategy: its name, or the layout of every space."""
+        return self.strategy if self.layouts is None else self.layouts
 
     @property
     def by_units(self) -> bool:
         """Whether units are divided over the devices, so that they have parts and what crosses has a price."""
-        return self.strategy in BY_UNITS
+        return self.strategy in BY_UNITS or "units" in (self.layouts or {}).values()
 
     def to_json(self) -> dict[str, object]:
         """As plain data, with the version of the schema."""
@@ -121,8 +131,8 @@ class Recipe:
         return recipe(values)
 
 
-FIXED_BY_THE_RUN = frozenset({"study", "study_sha256", "network", "data_dir", "data_sha256", "number", "role", "seed", "device"})
-"""Fields that follow from the run and the trial's number, which neither a study nor `--set` decides."""
+FIXED_BY_THE_RUN = frozenset({"study", "study_sha256", "network", "data_dir", "data_sha256", "number", "role", "seed", "device", "layouts"})
+"""Fields that follow from the run, the trial's number or a plan, which neither a study nor `--set` decides."""
 
 
 def settable() -> tuple[str, ...]:
@@ -195,6 +205,8 @@ def _rule(annotation: object) -> str:
     if get_origin(annotation) is Annotated:
         base, *bounds = get_args(annotation)
         return f"{'an integer ' if base is int else ''}{_interval(bounds)}"
+    if annotation not in (int, float, str, str | None):
+        return "the layout of every space, 'whole', 'batch' or 'units', or nothing"
     return {int: "an integer", float: "a number", str: "text"}.get(annotation, "text or nothing")  # type: ignore[call-overload, no-any-return]
 
 

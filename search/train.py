@@ -33,9 +33,10 @@ from hardware.execute.exchange import Peers
 from hardware.execute.ranks import Rank
 from hardware.execute.train import Training
 from hardware.execute.watch import Watch
+from hardware.layout import UNNAMED
 from hardware.partition import Partition, communication_volume, crossing_units
 from hardware.profile import Profile
-from hardware.shard import by_density
+from hardware.shard import StrategyName, by_density
 from hardware.workload import Workload
 from search import build
 from search.divide import Divider
@@ -53,7 +54,7 @@ class Order:
 
     recipe: Mapping[str, Any]
     folder: str
-    strategy: str
+    strategy: StrategyName
     profile: str | None = None
 
 
@@ -100,7 +101,7 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
             training.save(files.checkpoint)
             if stopped:
                 return {"state": "stopped", "step": session.step}
-            result = {"state": "complete", "ranks": rank.count, "strategy": order.strategy, **_figures(session, recipe, rate)}
+            result = {"state": "complete", "ranks": rank.count, "strategy": _name(order.strategy), **_figures(session, recipe, rate)}
         if rank.number:
             return None
         if result["state"] == "complete":
@@ -108,6 +109,10 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
             result["network"] = str(files.path / "network")
         write_json(files.result, result)
         return result
+
+
+def _name(strategy: StrategyName) -> str:
+    return strategy if isinstance(strategy, str) else UNNAMED
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from search.errors import ConfigurationError, NoUsableTrialError
 from search.results import document
@@ -53,3 +54,12 @@ def conclude(folder: RunFolder, *, as_json: bool) -> int:
             " start a run with a larger --tolerance or more --trials"
         )
     return 0
+
+
+def written(name: str, path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that the option ``name`` asked for. ConfigurationError where it cannot be written."""
+    try:
+        write(path)
+    except OSError as error:
+        reason = error.strerror or "not writable"
+        raise ConfigurationError(f"{name} is {str(path)!r}, but must be a file that can be written ({reason}); choose another") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from hardware.profile import Profile
 
+Initial = Literal["dense", "erk", "erdos_renyi", "expander", "radixnet", "radixnet_permuted", "minimal"]
+"""The seed topologies of recipes."""
 SHOWN = 8
 """Candidates in the table, beside the named ones."""
 
@@ -28,7 +30,10 @@ def plan(
     batch: int = 128,
     input: str | None = None,
     device: DeviceChoice = "auto",
+    initial: Initial | None = None,
+    density: float = 1.0,
     budget: float = 120.0,
+    save: Path | None = None,
     picture: Path = Path("timeline.html"),
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -51,27 +56,40 @@ def plan(
         Shape of one sample, as in 3x224x224. Without it, the smallest usual shape that the network can read.
     device
         auto takes GPUs when there are enough, and lets CPU workers stand in otherwise.
+    initial
+        Seed topology that the network begins as: erk where a density is given, else dense.
+    density
+        Connections of the seed topology, as a share of those of the start network.
     budget
         Seconds that timing candidates may take; 0 times none.
+    save
+        Write the plan to this JSON file; `grow train RECIPE --strategy FILE` trains so.
     picture
         Write the timeline of the step to this HTML file.
     json
         Print one JSON object.
     """
-    from search.cli.output import print_error_line, print_json
+    from search.cli.output import print_error_line, print_json, written
     from search.example import shape_of
+    from search.rundir import write_json
 
     if gpus < 1 or batch < 1:
         name, value = ("gpus", gpus) if gpus < 1 else ("batch", batch)
         raise ConfigurationError(f"{name} is {value}, but must be at least 1; choose another with --{name}")
+    initial = initial or ("dense" if density == 1 else "erk")
+    if not 0 < density <= 1:
+        raise ConfigurationError(f"density is {density}, but must be in (0, 1]; it is a share of the connections")
+    if density < 1 and initial == "dense":
+        raise ConfigurationError(f"density is {density}, but must be 1 where --initial is dense; choose another --initial, such as erk")
     shape = None if input is None else shape_of(input)
-    if not picture.parent.is_dir():
-        raise ConfigurationError(f"picture is {str(picture)!r}, but must be in a folder that exists; choose another with --picture")
+    for name, file in (("picture", picture), ("save", save)):
+        if file is not None and not file.parent.is_dir():
+            raise ConfigurationError(f"{name} is {str(file)!r}, but must be in a folder that exists; choose another with --{name}")
     from hardware.presets import hardware as described
     from search import planning, report, timeline
 
     elsewhere = None if hardware is None else described(hardware).for_devices(gpus)
-    subject = planning.subject(network, shape, batch)
+    subject = planning.subject(network, shape, batch, initial=initial, density=density, least_units=gpus)
     if shape is None:
         print_error_line(f"the input of {network} is taken to be {'x'.join(map(str, subject.shape))}; name another with --input")
     profile = elsewhere or _profile(device, gpus)
@@ -79,13 +97,9 @@ def plan(
     document = planning.document(subject, profile, found, gpus)
     for doubt in planning.doubts(subject, profile, found):
         print_error_line(f"beyond what was calibrated: {doubt}")
-    try:
-        timeline.draw(found.best.simulation.timeline, _title(document), picture)
-    except OSError as error:
-        reason = error.strerror or "not writable"
-        raise ConfigurationError(
-            f"picture is {str(picture)!r}, but must be a file that can be written ({reason}); choose another"
-        ) from error
+    written("picture", picture, lambda path: timeline.draw(found.best.simulation.timeline, _title(document), path))
+    if save is not None:
+        written("save", save, lambda path: write_json(path, document))
     if json:
         print_json({**document, "picture": str(picture)})
     else:
@@ -107,9 +121,9 @@ def _profile(device: DeviceChoice, gpus: int) -> Profile:
 
 def _title(document: Mapping[str, Any]) -> str:
     step = f"{1000 * document['predicted_s']:.4g} ms {document['word']}"
-    what = (
-        f"{document['network']}, batch {document['batch']}, {document['strategy']} on {document['devices']} of {document['gpus']} devices"
-    )
+    density = "" if document["density"] == 1 else f" at density {100 * document['density']:.3g} %"
+    what = f"{document['network']}{density}, batch {document['batch']}, {document['strategy']} "
+        f"on {document['devices']} of {document['gpus']} devices"
     return f"{what}, {document['hardware']}: {step}"
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from search.errors import ConfigurationError
 from search.options import DeviceChoice
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def profile(
     json
         Print it as one JSON object.
     """
-    from search.cli.output import print_error_line, print_json
+    from search.cli.output import print_error_line, print_json, written
 
     if hardware is None:
         found = _measured(gpus, device, anew=anew, full=full, say=print_error_line)
@@ -61,11 +60,11 @@ def profile(
 
         found = named(hardware)
     if save is not None:
-        _written("save", save, found.save)
+        written("save", save, found.save)
     if picture is not None:
         from search.profile_report import draw
 
-        _written("picture", picture, lambda path: draw(found, path))
+        written("picture", picture, lambda path: draw(found, path))
     if json:
         print_json({"word": "simulated" if hardware is not None and found.word == "simulated" else "measured", **asdict(found)})
     else:
@@ -83,11 +82,3 @@ def _measured(gpus: int, device: DeviceChoice, *, anew: bool, full: bool, say: C
     if devices.note is not None:
         say(devices.note)
     return obtain(devices.devices, anew=anew, full=full, progress=say)
-
-
-def _written(name: str, path: Path, write: Callable[[Path], object]) -> None:
-    try:
-        write(path)
-    except OSError as error:
-        reason = error.strerror or "not writable"
-        raise ConfigurationError(f"{name} is {str(path)!r}, but must be a file that can be written ({reason}); choose another") from error

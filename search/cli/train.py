@@ -36,9 +36,9 @@ def train(
     recipe
         A recipe's JSON file, or the folder of a trial or an earlier training.
     gpus
-        Ranks, one a device; by default as many as the recipe's devices. torchrun says it otherwise.
+        Ranks, one a device; by default as many as the recipe's devices, or the plan's. torchrun says it otherwise.
     strategy
-        How the network is divided; by default the recipe's, or data where that is single.
+        How the network is divided: a name, or the JSON file of grow plan --save; by default the recipe's, or data where that is single.
     folder
         Where checkpoints, metrics and the resulting network go; by default a folder of its own in ./trained.
     resume

@@ -17,7 +17,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,31 +39,16 @@ from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
 from tests.benchmarks import price
+from tests.benchmarks.panels import Panel, picture
 
 PANELS = (
-    ("accuracy", "validation accuracy %"),
-    ("communication_volume", "communication volume"),
-    ("speed", "training throughput against dense on one device"),
+    Panel("accuracy", "validation accuracy %", zero=False),
+    Panel("communication_volume", "communication volume"),
+    Panel("speed", "training throughput against dense on one device"),
 )
+CAPTION = "price, in median saliencies per halo unit"
 TIMED_RATE = 1e-4
 """Learning rate while the clock runs: far from divergence, whose numbers are slow."""
-
-WIDTH, HEIGHT, LEFT, TOP = 640, 170, 70, 30
-INK, COLOR = "#333333", "#0b6fb8"
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values to places between two pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a value."""
-        return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.end - self.start)
 
 
 def dense_samples_per_s(topology: Topology, profile: Profile, batch: int) -> float:
@@ -117,39 +102,6 @@ def timed(table: pd.DataFrame, materials: Sequence[build.Material], networks: Se
     return table.assign(samples_per_s=rates, speed=[rate / dense.samples_per_s for rate in rates], word="measured")
 
 
-def picture(table: pd.DataFrame) -> str:
-    """An SVG of three panels over the prices, one step each; a dot a seed, a line through the means."""
-    prices = sorted(table.price.unique())
-    across = Axis(0, len(prices) - 1, LEFT + 20, WIDTH - 20)
-    parts = []
-    for number, (column, title) in enumerate(PANELS):
-        top = TOP + number * (HEIGHT + TOP)
-        low, high = float(table[column].min()), float(table[column].max())
-        if column != "accuracy":
-            low = 0.0
-        up = Axis(low, high, top + HEIGHT - 20, top + 10)
-        means = table.groupby("price")[column].mean()
-        line = " ".join(f"{across(place):.1f},{up(means[value]):.1f}" for place, value in enumerate(prices))
-        parts += [
-            f'<text x="{LEFT}" y="{top}" font-weight="bold">{title}</text>',
-            f'<path d="M{LEFT},{top + 5}V{top + HEIGHT - 10}H{WIDTH}" fill="none" stroke="{INK}"/>',
-            *(f'<text x="{LEFT - 6}" y="{up(v) + 4:.1f}" text-anchor="end">{v:,.4g}</text>' for v in dict.fromkeys((low, high))),
-            f'<polyline points="{line}" fill="none" stroke="{COLOR}" stroke-width="2"/>',
-            *(
-                f'<circle cx="{across(prices.index(row.price)):.1f}" cy="{up(getattr(row, column)):.1f}" r="4" fill="{COLOR}"/>'
-                for row in table.itertuples()
-            ),
-            *(
-                f'<text x="{across(place):.1f}" y="{top + HEIGHT + 5}" text-anchor="middle">{value:g}</text>'
-                for place, value in enumerate(prices)
-            ),
-        ]
-    height = TOP + len(PANELS) * (HEIGHT + TOP) + 10
-    caption = f'<text x="{WIDTH / 2}" y="{height - 12}" text-anchor="middle">price, in median saliencies per halo unit</text>'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 20} {height}" font-family="sans-serif" font-size="12">'
-    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, caption, "</svg>"]) + "\n"
-
-
 def rows(table: pd.DataFrame, case: dict[str, Any]) -> list[dict[str, Any]]:
     """The benchmark's rows: throughput with each price against price 0, seed by seed."""
     free = table[table.price == 0].set_index("seed")
@@ -193,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.save is not None:
         asked.save.mkdir(parents=True, exist_ok=True)
         table.to_csv(asked.save / "price-sweep.csv", index=False)
-        (asked.save / "price-sweep.svg").write_text(picture(table))
+        (asked.save / "price-sweep.svg").write_text(picture(table, "price", CAPTION, PANELS))
     if asked.json:
         case = {"network": asked.network, "parts": asked.parts, "density": asked.density, "steps": asked.steps, "word": table.word[0]}
         sys.stdout.write(json.dumps(rows(table, case)) + "\n")

@@ -6,6 +6,7 @@ import pytest
 from torch import int64, nn
 
 from hardware.simulate import Span, Task, schedule
+from search import planning
 from search.cli.plan import plan
 from search.errors import ConfigurationError
 from search.example import example_of, shape_of
@@ -70,9 +71,24 @@ def test_a_plan_is_shown_with_the_named_strategies(tmp_path: Path, capsys: pytes
     assert all(word in shown.out for word in ("single", "data", "model", "owt", "simulated ms", "MB from", "MB simulated", "step.html"))
 
 
+def test_a_plan_for_a_seed_topology_is_saved_for_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "plan.json"
+    assert plan(network="lenet-300-100", gpus=2, hardware="pcie-2", density=0.05, save=saved, picture=tmp_path / "step.html") == 0
+    assert "lenet-300-100 at density 5 %" in capsys.readouterr().out
+    found = json.loads(saved.read_text())
+    assert found["density"] == pytest.approx(0.05, rel=0.01)
+    assert found["connections"] == round(found["density"] * (784 * 300 + 300 * 100 + 100 * 10))
+    read = planning.read(saved)
+    assert read == {name: found[name] for name in ("network", "devices", "layouts")}
+    with pytest.raises(ConfigurationError, match=r"density is 0\.5, but must be 1 where --initial is dense"):
+        plan(network="lenet-5", initial="dense", density=0.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"network": "lenet-5", "density": 0.0}, r"density is 0.0, but must be in \(0, 1\]"),
+        ({"network": "lenet-5", "save": Path("a/b.json")}, "save is 'a/b.json', but must be in a folder that exists"),
         ({"network": "alexnot"}, "network is 'alexnot', but must be an installed start network"),
         ({"network": "lenet-5", "gpus": 0}, "gpus is 0, but must be at least 1"),
         ({"network": "lenet-5", "gpus": 9, "hardware": "nvlink-8"}, "gpus is 9, but must be in 1..8"),

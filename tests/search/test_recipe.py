@@ -30,6 +30,18 @@ def test_json_and_back_is_the_same_recipe(**values: object) -> None:
     assert Recipe.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
+def test_a_recipe_carries_the_layouts_of_a_strategy_without_a_name() -> None:
+    layouts = {"fc1": "batch", "fc2": "units"}
+    mixed = recipe(REQUIRED | {"devices": 2, "strategy": "mixed", "layouts": layouts})
+    assert Recipe.from_json(json.loads(json.dumps(mixed.to_json()))) == mixed
+    assert (mixed.how, mixed.by_units) == (layouts, True)
+    for wrong in ({"strategy": "mixed"}, {"strategy": "data", "layouts": layouts}):
+        with pytest.raises(ConfigurationError, match="must be given where strategy is 'mixed', and only there"):
+            recipe(REQUIRED | {"devices": 2} | wrong)
+    with pytest.raises(ConfigurationError, match="must be the layout of every space, 'whole', 'batch' or 'units', or nothing"):
+        recipe(REQUIRED | {"devices": 2, "strategy": "mixed", "layouts": {"fc1": "unit"}})
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -100,6 +100,8 @@ def edits(folder: Path) -> list[dict[str, object]]:
         (("recipe.json", "--gpus", "0"), 2, "gpus is 0, but must be at least 1"),
         (("recipe.json", "--strategy", "unit"), 2, "strategy is 'unit', but must be one of"),
         (("recipe.json", "--strategy", "single"), 2, "strategy is 'single', but must be another on 2 devices"),
+        (("recipe.json", "--strategy", "absent.json"), 4, "strategy is 'absent.json', but must be a file that grow plan --save wrote"),
+        (("recipe.json", "--strategy", "recipe.json"), 2, "but must be a file that grow plan --save wrote: layouts is wrong"),
         (("recipe.json", "--resume", "--folder", "new"), 4, "must hold a training to go on with"),
         (("recipe.json", "--folder", "."), 2, "folder is '{folder}', but must be new"),
         (("recipe.json", "--hardware", "absent.json"), 4, "hardware is 'absent.json', but must be a profile's file"),
@@ -186,6 +188,45 @@ def test_a_signal_ends_all_ranks_after_one_step_with_a_checkpoint_from_which_the
     assert after[: len(before)] == before
     assert after == sorted(set(after))
     assert after[-1] == steps
+
+
+def test_a_planned_strategy_is_trained_under_out_of_its_file_or_out_of_the_recipe(
+    recipe: Recipe, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layouts without a name, on two ranks: the file is of a plan, the recipe carries the same. Both train the same network."""
+    monkeypatch.chdir(file.parent)
+    layouts = {"input": "whole", "fc1": "batch", "fc2": "units", "output": "whole"}
+    short = replace(recipe, steps=12, update_interval=6, checkpoint_interval=12)
+    Path("plan.json").write_text(json.dumps({"network": recipe.network, "devices": 2, "layouts": layouts, "word": "simulated"}))
+    Path("short.json").write_text(json.dumps(short.to_json()))
+    Path("mixed.json").write_text(json.dumps(replace(short, strategy="mixed", layouts=layouts).to_json()))
+    from search.cli.train import train as command
+
+    results = []
+    for arguments in ({"strategy": "plan.json"}, {}):
+        named = Path("short.json" if arguments else "mixed.json")
+        assert command(named, folder=Path(f"out-{named.stem}"), json=True, **arguments) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert [result["strategy"] for result in results] == ["mixed", "mixed"]
+    assert [result["ranks"] for result in results] == [2, 2]
+    assert results[0]["communication_volume"] == results[1]["communication_volume"] > 0
+    found = [checkpoint.read(Path(result["network"])).tensors for result in results]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_plan_for_another_network_or_number_of_devices_is_refused(recipe: Recipe, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search.cli.train import train as command
+
+    monkeypatch.chdir(file.parent)
+    plan = {"network": "lenet-5", "devices": 2, "layouts": {"input": "whole"}}
+    for told, message in (
+        (plan, "'plan.json' is of network 'lenet-5', but must be of 'mlp-64x2'; plan for that one"),
+        ({**plan, "network": recipe.network, "devices": 3}, "'plan.json' is for 3 devices, but must be for 2, as --gpus says"),
+    ):
+        Path("plan.json").write_text(json.dumps(told))
+        with pytest.raises(ValueError, match=message):
+            command(file, strategy="plan.json", gpus=2)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["plan.json", "recipe.json"]
 
 
 @pytest.mark.slow
