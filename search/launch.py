@@ -12,12 +12,15 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from search.errors import ConfigurationError, RunError, RunNotFoundError, StoppedError, suggestion
 from search.process import Signals, noted_signals
 from search.recipe import Recipe
 from search.rundir import RunFolder, TrialFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from search.planning import Planned
 
 Result = Mapping[str, Any]
 
@@ -129,10 +132,10 @@ def _order(wanted: Wanted, recipe: Recipe, path: Path, count: int) -> dict[str, 
 def _planned_devices(wanted: Wanted, recipe: Recipe) -> int:
     """The devices of the plan that the strategy comes from, else the recipe's."""
     plan = _plan(wanted.strategy)
-    return recipe.devices if plan is None else int(plan["devices"])
+    return recipe.devices if plan is None else plan.devices
 
 
-def _plan(strategy: str | None) -> Mapping[str, Any] | None:
+def _plan(strategy: str | None) -> Planned | None:
     """The plan whose file the strategy names, if it names one."""
     from search.planning import read
 
@@ -156,17 +159,14 @@ def _strategy(wanted: str | None, recipe: Recipe, count: int) -> str | Mapping[s
     return wanted or ("data" if recipe.strategy == "single" else recipe.how)
 
 
-def _planned(plan: Mapping[str, Any], file: str | None, recipe: Recipe, count: int) -> str | Mapping[str, Any]:
+def _planned(plan: Planned, file: str | None, recipe: Recipe, count: int) -> str | Mapping[str, Any]:
     """The layouts of a plan, which is for this network and so many devices."""
-    if plan["network"] != recipe.network:
-        raise ConfigurationError(
-            f"strategy {file!r} is of network {plan['network']!r}, but must be of {recipe.network!r}; plan for that one"
-        )
-    if plan["devices"] != count:
+    if plan.network != recipe.network:
+        raise ConfigurationError(f"strategy {file!r} is of network {plan.network!r}, but must be of {recipe.network!r}; plan for that one")
+    if plan.devices != count:
         rule = f"for {count}, as --gpus says; leave --gpus out, or plan for as many"
-        raise ConfigurationError(f"strategy {file!r} is for {plan['devices']} devices, but must be {rule}")
-    layouts: Mapping[str, Any] = plan["layouts"]
-    return "single" if count == 1 else layouts
+        raise ConfigurationError(f"strategy {file!r} is for {plan.devices} devices, but must be {rule}")
+    return "single" if count == 1 else plan.layouts
 
 
 def _kind(wanted: Wanted, recipe: Recipe) -> Literal["cpu", "cuda"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from grow.network import Network
 from grow.plan import plant
 from hardware.execute.measure import Job, measure_throughput
+from hardware.layout import Layout
 from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS, default_partitioner
 from hardware.planner import Candidate, Plan, plan
@@ -99,27 +100,24 @@ def document(subject: Subject, profile: Profile, found: Plan, gpus: int) -> dict
     }
 
 
-def read(path: Path) -> Mapping[str, Any]:
-    """What `document` gave, from its file. ConfigurationError where it is none."""
+@dataclass(frozen=True)
+class Planned:
+    """What training needs of a plan. devices: how many; layouts: of every space."""
+
+    network: str
+    devices: Annotated[int, Ge(1)]
+    layouts: dict[str, Layout]
+
+
+def read(path: Path) -> Planned:
+    """What `document` gave, from its file. ConfigurationError or RunNotFoundError where it is none."""
     try:
-        found = _PLAN.validate_json(path.read_bytes())
+        return TypeAdapter(Planned).validate_json(path.read_bytes())
     except OSError as error:
         raise RunNotFoundError(f"strategy is {str(path)!r}, but must be a file that grow plan --save wrote ({error.strerror})") from error
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "its text"
         raise ConfigurationError(f"strategy is {str(path)!r}, but must be a file that grow plan --save wrote: {place} is wrong") from error
-    return cast("Mapping[str, Any]", found)
-
-
-class _Planned(TypedDict):
-    """What training needs of a plan."""
-
-    network: str
-    devices: Annotated[int, Ge(1)]
-    layouts: dict[str, Literal["whole", "batch", "units"]]
-
-
-_PLAN = TypeAdapter(_Planned)
 
 
 def _candidate(candidate: Candidate) -> dict[str, object]:

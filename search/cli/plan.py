@@ -122,9 +122,8 @@ def _profile(device: DeviceChoice, gpus: int) -> Profile:
 def _title(document: Mapping[str, Any]) -> str:
     step = f"{1000 * document['predicted_s']:.4g} ms {document['word']}"
     density = "" if document["density"] == 1 else f" at density {100 * document['density']:.3g} %"
-    what = f"{document['network']}{density}, batch {document['batch']}, {document['strategy']} "
-        f"on {document['devices']} of {document['gpus']} devices"
-    return f"{what}, {document['hardware']}: {step}"
+    what = f"{document['network']}{density}, batch {document['batch']}, {document['strategy']}"
+    return f"{what} on {document['devices']} of {document['gpus']} devices, {document['hardware']}: {step}"
 
 
 def _tables(document: Mapping[str, Any]) -> list[RenderableType]:

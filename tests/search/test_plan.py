@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,7 @@ def test_a_plan_for_a_seed_topology_is_saved_for_training(tmp_path: Path, capsys
     found = json.loads(saved.read_text())
     assert found["density"] == pytest.approx(0.05, rel=0.01)
     assert found["connections"] == round(found["density"] * (784 * 300 + 300 * 100 + 100 * 10))
-    read = planning.read(saved)
-    assert read == {name: found[name] for name in ("network", "devices", "layouts")}
+    assert asdict(planning.read(saved)) == {name: found[name] for name in ("network", "devices", "layouts")}
     with pytest.raises(ConfigurationError, match=r"density is 0\.5, but must be 1 where --initial is dense"):
         plan(network="lenet-5", initial="dense", density=0.5)
 

@@ -190,6 +190,7 @@ def test_a_signal_ends_all_ranks_after_one_step_with_a_checkpoint_from_which_the
     assert after[-1] == steps
 
 
+@pytest.mark.slow
 def test_a_planned_strategy_is_trained_under_out_of_its_file_or_out_of_the_recipe(
     recipe: Recipe, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
