@@ -64,6 +64,8 @@ def _run(order: dict[str, Any], recipe: Recipe, count: int, kind: Literal["cpu",
         except RankError as error:
             if signals.received is not None:
                 raise StoppedError(signals.received, f"{error}; go on from the last checkpoint with --resume") from error
+            if error.refused:
+                _forget(Path(order["folder"]))
             raise _told(error) from error
     assert result is not None
     return _checked(result, signals)
@@ -90,6 +92,14 @@ def _join(wanted: Wanted, recipe: Recipe, path: Path) -> Result | None:
         result = train(replace(rank, stopping=lambda: signals.received is not None), order)
         settle()
     return None if result is None else _checked(result, signals)
+
+
+def _forget(folder: Path) -> None:
+    """Leave nothing of a training that was refused before its first step, so that the same command can be given again."""
+    files = TrialFolder(folder)
+    if [path.name for path in folder.iterdir()] == [files.recipe.name]:
+        files.recipe.unlink()
+        folder.rmdir()
 
 
 def _told(error: Exception) -> Exception:
@@ -180,9 +190,12 @@ def _kind(wanted: Wanted, recipe: Recipe) -> Literal["cpu", "cuda"]:
 
 def _profile(given: Path | None, recipe: Path) -> str | None:
     """The profile that was named, or the one that the recipe's run has frozen."""
+    from hardware.profile import Profile
+
     if given is not None:
         if not given.is_file():
             raise RunNotFoundError(f"hardware is {str(given)!r}, but must be a profile's file; write one with grow profile --save")
+        Profile.load(given)  # a damaged one is refused here, where no rank has begun
         return str(given.resolve())
     frozen = RunFolder(recipe.resolve().parent.parent.parent).hardware
     return str(frozen) if frozen.is_file() else None
