@@ -1,7 +1,7 @@
 """How much faster does a partitioned network train on k workers than the dense start network on one, and how accurate does it become?
 
-    python -m tests.benchmarks.partition_speedup [--json] [--only KEY=VALUE ...] [--seconds 2.5] [--profile]
-        [--accuracy [--test] [--seeds 3] [--steps 780] [--learning-rate 0.1] [--data-dir DIR]]
+    python -m tests.benchmarks.partition_speedup [--json] [--only KEY=VALUE ...] [--seconds 2.5] [--profile] [--simulated] [--planner]
+        [--accuracy [--test] [--seeds 3] [--steps 585] [--learning-rate 0.1] [--sparse-learning-rate 0.8] [--data-dir DIR]]
 
 The hidden spaces of 784-2048-2048-2048-2048-10 and of 784-1024-1024-1024-10 are halved. A unit of a part reads the units of its own
 part, and a few units of the other: the crossing units, drawn at random, the same number from each part. ``crossing`` is the smallest
@@ -9,18 +9,23 @@ share of them over the hidden spaces that a hidden space reads, as measured; 0 i
 is the share of those connections, and of those with the input, that exist; the outputs read everything.
 
 At batch 256 it trains under the strategy ``model``, one core a worker, or whole on one worker, against the dense network of
-torch.nn.Linear with autograd and the same optimizer (SGD with momentum) on one worker. At batch 512, against itself on one worker:
-``efficiency`` is that ratio over the workers. It is beyond 1 where one worker alone has no kernel that leaves out the missing blocks
-between the halves: at density 1 it multiplies the whole masked weight.
+torch.nn.Linear with autograd and the same optimizer (SGD with momentum) on one worker. At batch 512, against itself on one worker,
+which leaves out what does not exist as well: at density 1 it is torch's own dense products of each part's block (`blocks.Blocks`), below
+that the compiled sparse kernel. ``efficiency`` is that ratio over the workers.
 
 Both sides are timed in turns in one run, one turn a round. A ratio is that of the medians; its range is that of slowest rounds against
 fastest, so wider than that of any round. ``--profile`` lets the profile of these devices choose the kernels (as it is in the cache:
 measured when there is none), otherwise the density does.
 
+``--simulated`` adds what the cost model says of four parts on the presets with four devices and more, against the dense network on one:
+its rows have the word simulated, the preset, and the strategy that the planner chooses there. ``--planner`` asks the planner for this
+machine, with a partition of its own, and shows its candidates by the clock.
+
 ``--accuracy`` trains both sides of the cases at batch 256 on MNIST, structure fixed from the start, from the same seeds, on the same
 batches, for the same steps: ``accuracy_difference`` is partitioned minus dense, in points, the mean over the seeds. The accuracy is
 that of validation; with ``--test`` that of the test digits, read once each network is trained, with validation's beside it. Each network
-is trained in one process: what k workers train is the same network to the rounding of its sums (tested as transparency).
+is trained in one process: what k workers train is the same network to the rounding of its sums (tested as transparency). A network at
+5 % has a learning rate of its own: a unit with a twentieth of the connections changes that much less at the same one.
 
 ``--only`` may be repeated; its keys are units, workers, density, crossing (the share asked for: 0, 0.02 or 0.05) and batch.
 """
@@ -48,6 +53,7 @@ from torch import nn
 
 from grow import optim, schedules
 from grow.axes import IntArray
+from grow.kernels import KernelCase
 from grow.network import Network
 from grow.task import Batch, Task
 from grow.topology import Connections, Topology
@@ -57,15 +63,21 @@ from hardware.devices import discover
 from hardware.execute.exchange import Peers
 from hardware.execute.measure import Job, Throughput, job_shard, measure_made
 from hardware.partition import Partition, crossing_share
-from hardware.shard import ChooseKernel, by_density
+from hardware.planner import plan
+from hardware.presets import preset
+from hardware.shard import ChooseKernel
+from hardware.shard.layers import CSR_DENSITY
 from hardware.workload import Workload
+from search import planning
 from search.definition import StudyReference
+from tests.benchmarks.blocks import Blocks
 
-PARTS = 2
+PARTS, SIMULATED_PARTS = 2, 4
 HIDDEN = {2048: 4, 1024: 3}
 """Hidden spaces of the network with so many units in each."""
 
 BATCH, SCALING_BATCH = 256, 512
+SIMULATED, SIMULATED_BATCHES = ("pcie-4", "nvlink-8"), (256, 4096)
 MOMENTUM, TIMED_RATE, WARM_UP = 0.9, 1e-4, 0.05
 
 
@@ -99,6 +111,7 @@ class Side:
     batch: int
     dense: bool = False
     seed: int = 0
+    parts_count: int = PARTS
 
     @property
     def text(self) -> str:
@@ -122,7 +135,7 @@ class Side:
         generator = np.random.default_rng(self.seed)
         index = {}
         for layer in network.topology.layers[:-1]:
-            allowed = _allowed(network.topology, layer, self.crossing, generator)
+            allowed = _allowed(network.topology, layer, self.crossing, generator, self.parts_count)
             if self.density < 1:
                 allowed &= generator.random(layer.shape) < self.density
             if not allowed.all():
@@ -135,23 +148,30 @@ class Side:
 
     @property
     def parts(self) -> dict[str, IntArray]:
-        """Halves of every hidden space."""
-        return {space.name: part_of(space.units, PARTS) for space in self.network.topology.hidden}
+        """Equal parts of every hidden space."""
+        return {space.name: part_of(space.units, self.parts_count) for space in self.network.topology.hidden}
 
     def crossing_share(self) -> float:
         """The smallest share of crossing units over the hidden spaces that a hidden space reads."""
-        return min(crossing_share(Workload.of(self.network.topology), Partition(self.parts, PARTS)).values())
+        return min(crossing_share(Workload.of(self.network.topology), Partition(self.parts, self.parts_count)).values())
 
     def job(self, inputs: torch.Tensor, targets: torch.Tensor) -> Job:
         """What ranks train."""
         if self.dense:
             return Job(self.module(), "single", 1, inputs, targets, learning_rate=TIMED_RATE, momentum=MOMENTUM)
+        if self.batch != BATCH and self.workers == 1 and self.density == 1:
+            return Job(Blocks(self.network, self.parts), "single", 1, inputs, targets, learning_rate=TIMED_RATE, momentum=MOMENTUM)
         strategy, parts = ("single", None) if self.workers == 1 else ("model", self.parts)
         return Job(self.network, strategy, self.workers, inputs, targets, parts, learning_rate=TIMED_RATE, momentum=MOMENTUM)
 
 
+def by_kind(case: KernelCase) -> str:
+    """The compiled kernel for what is sparse, dense products for the rest."""
+    return "compiled" if case.density < CSR_DENSITY else "dense"
+
+
 def _allowed(
-    topology: Topology, layer: Connections, crossing: float, generator: np.random.Generator
+    topology: Topology, layer: Connections, crossing: float, generator: np.random.Generator, parts: int
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which connections of a layer may exist, (O, I): inside the parts, and from crossing units."""
     source, target = layer.source[0].space, layer.target_space
@@ -159,12 +179,12 @@ def _allowed(
     if topology.space(source).role != "hidden":
         return allowed
     assert target is not None
-    part = part_of(topology.units[source], PARTS)
+    part = part_of(topology.units[source], parts)
     crosses = np.zeros(len(part), bool)
-    for number in range(PARTS):
+    for number in range(parts):
         own = np.flatnonzero(part == number)
         crosses[generator.choice(own, ceil(crossing * len(own)), replace=False)] = True
-    allowed &= (part_of(topology.units[target], PARTS)[:, None] == part) | crosses
+    allowed &= (part_of(topology.units[target], parts)[:, None] == part) | crosses
     return allowed
 
 
@@ -196,7 +216,7 @@ def timed(side: Side, reference: Side, seconds: float, choose: ChooseKernel) -> 
     return found[0], found[1]
 
 
-def row(side: Side, seconds: float = 2.5, choose: ChooseKernel = by_density) -> dict[str, Any]:
+def row(side: Side, seconds: float = 2.5, choose: ChooseKernel = by_kind) -> dict[str, Any]:
     """One row of the result, without accuracy."""
     reference = reference_of(side)
     fast, slow = timed(side, reference, seconds, choose)
@@ -213,6 +233,61 @@ def row(side: Side, seconds: float = 2.5, choose: ChooseKernel = by_density) -> 
     }
 
 
+# ---- by the cost model ----
+
+
+def distinct(cases: Sequence[Case]) -> list[Case]:
+    """One case of each network among them that has crossing units."""
+    return list({(case.units, case.density, case.crossing): case for case in cases if case.crossing and case.batch == BATCH}.values())
+
+
+def simulated_row(case: Case, machine: str, batch: int) -> dict[str, Any]:
+    """Four parts on a preset against the dense network on one of its devices."""
+    side = replace(side_of(case), batch=batch, parts_count=SIMULATED_PARTS)
+    profile = preset(machine)
+    dense = Workload.of(Network(side.module(), torch.zeros(1, 1, 28, 28)).topology)
+    alone = plan(dense, profile, SIMULATED_PARTS, batch, lambda work, parts: _parts_in(side, parts)).named("single")
+    found = plan(Workload.of(side.network.topology), profile, SIMULATED_PARTS, batch, lambda work, parts: _parts_in(side, parts))
+    ratio = alone.predicted_s / found.named("model").predicted_s
+    case_keys: dict[str, Any] = {
+        "units": side.units,
+        "workers": SIMULATED_PARTS,
+        "density": side.density,
+        "crossing": side.crossing_share(),
+    }
+    case_keys |= {"batch": batch, "word": "simulated", "hardware": machine, "planner": found.best.name, "devices": found.best.devices}
+    return {
+        "benchmark": "partition_speedup",
+        "case": case_keys,
+        "against": "dense nn.Linear on 1 device",
+        **dict.fromkeys(("ratio", "ratio_min", "ratio_max"), ratio),
+    }
+
+
+def _parts_in(side: Side, count: int) -> Partition:
+    """Neighbouring parts together, where there are fewer devices."""
+    return Partition({space: part * count // side.parts_count for space, part in side.parts.items()}, count)
+
+
+def planner_rows(case: Case) -> Iterator[dict[str, Any]]:
+    """The planner's candidates on this machine by the clock, the fastest first, against the network on one worker."""
+    side = side_of(case)
+    profile = obtain(discover("auto", PARTS).devices, progress=say)
+    found = planning.planned(planning.Subject(f"mlp-{side.units}", side.network, (1, 28, 28), BATCH), profile, PARTS, 120.0, say)
+    alone = found.named("single")
+    for place, candidate in enumerate(found.candidates):
+        if candidate.measured_s is not None and alone.measured_s is not None:
+            keys = {"units": side.units, "workers": candidate.devices, "density": side.density, "crossing": side.crossing_share()}
+            chosen = {"word": "measured", "strategy": candidate.name, "chosen": place == 0, "predicted_ms": 1e3 * candidate.predicted_s}
+            ratio = alone.measured_s / candidate.measured_s
+            yield {
+                "benchmark": "partition_speedup",
+                "case": {**keys, "batch": BATCH, **chosen},
+                "against": "itself on 1 worker",
+                **dict.fromkeys(("ratio", "ratio_min", "ratio_max"), ratio),
+            }
+
+
 # ---- by the digits ----
 
 
@@ -224,13 +299,14 @@ class Training:
     data_dir: str
     steps: int
     learning_rate: float
+    sparse_learning_rate: float
     test: bool = False
 
     @staticmethod
-    def on(data_dir: Path | None, steps: int, learning_rate: float, *, test: bool = False) -> Training:
-        """With digits that are found once for all ranks."""
+    def on(data_dir: Path | None, steps: int, learning_rate: float, sparse_learning_rate: float, *, test: bool = False) -> Training:
+        """With digits that are found once for all sides."""
         source = StudyReference("mnist").load().data(data_dir)
-        return Training(source.name, str(source.folder), steps, learning_rate, test)
+        return Training(source.name, str(source.folder), steps, learning_rate, sparse_learning_rate, test)
 
     def task(self, batch: int, seed: int) -> Task:
         """The digits."""
@@ -248,8 +324,9 @@ def accuracy(side: Side, training: Training, choose: ChooseKernel) -> dict[str, 
     task = training.task(side.batch, side.seed)
     local = job_shard(side.job(*task.train_batch(0)), Peers(0, 1), choose=choose)
     local.module.train()
-    optimizer = optim.make("sgd", local.module.parameters(), training.learning_rate, MOMENTUM)
-    rate = schedules.warm_cosine(training.learning_rate, max(1, round(WARM_UP * training.steps)), training.steps)
+    peak = training.learning_rate if side.density == 1 else training.sparse_learning_rate
+    optimizer = optim.make("sgd", local.module.parameters(), peak, MOMENTUM)
+    rate = schedules.warm_cosine(peak, max(1, round(WARM_UP * training.steps)), training.steps)
     for step in range(training.steps):
         optimizer.param_groups[0]["lr"] = rate(step)
         local.step(optimizer, *task.train_batch(step), task.loss)
@@ -259,7 +336,7 @@ def accuracy(side: Side, training: Training, choose: ChooseKernel) -> dict[str, 
     return {name: 100 * float(correct.mean()) for name, correct in found.items()}
 
 
-def accuracies(side: Side, training: Training, seeds: int, choose: ChooseKernel = by_density) -> dict[str, float | str]:
+def accuracies(side: Side, training: Training, seeds: int, choose: ChooseKernel = by_kind) -> dict[str, float | str]:
     """Both accuracies, and their difference in points: mean of paired seeds, and its range."""
     both = []
     for seed in range(seeds):
@@ -316,15 +393,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--test", action="store_true", help="judge by the test digits, not by those of validation")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=780)
+    parser.add_argument("--steps", type=int, default=585)
     parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--sparse-learning-rate", type=float, default=0.8)
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--simulated", action="store_true", help="add four parts on the presets")
+    parser.add_argument("--planner", action="store_true", help="ask the planner for this machine, and time its candidates")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     cases = selected(given.only)
     torch.set_num_threads(1)
-    choose = obtain(discover("auto", max(case.workers for case in cases)).devices, progress=say).kernel if given.profile else by_density
-    training = Training.on(given.data_dir, given.steps, given.learning_rate, test=given.test) if given.accuracy else None
+    choose = obtain(discover("auto", max(case.workers for case in cases)).devices, progress=say).kernel if given.profile else by_kind
+    training = None
+    if given.accuracy:
+        training = Training.on(given.data_dir, given.steps, given.learning_rate, given.sparse_learning_rate, test=given.test)
     rows = []
     for case in cases:
         say(str(case))
@@ -332,6 +414,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if training is not None and case.batch == BATCH:
             found["case"] |= accuracies(side_of(case), training, given.seeds, choose)
         rows.append(found)
+    if given.simulated:
+        rows += [simulated_row(case, name, batch) for case in distinct(cases) for name in SIMULATED for batch in SIMULATED_BATCHES]
+    if given.planner:
+        rows += [found for case in distinct(cases) for found in planner_rows(case)]
     if given.json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return

@@ -10,9 +10,21 @@ import pytest
 import torch
 
 from hardware.partition import Partition, crossing_share, imbalance
-from hardware.shard import by_density
 from hardware.workload import Workload
-from tests.benchmarks.partition_speedup import PARTS, Side, Training, accuracies, accuracy, reference_of, row, selected
+from tests.benchmarks.blocks import Blocks
+from tests.benchmarks.partition_speedup import (
+    PARTS,
+    Case,
+    Side,
+    Training,
+    accuracies,
+    accuracy,
+    by_kind,
+    reference_of,
+    row,
+    selected,
+    simulated_row,
+)
 
 SIDE = Side(units=40, hidden=3, workers=2, density=1.0, crossing=0.12, batch=256)
 
@@ -82,12 +94,35 @@ def test_a_row_of_strong_scaling_has_the_efficiency() -> None:
 
 @pytest.mark.slow
 def test_accuracies_are_paired_and_do_not_depend_on_the_workers() -> None:
-    training = Training.on(None, steps=30, learning_rate=0.1)
+    training = Training.on(None, steps=30, learning_rate=0.1, sparse_learning_rate=0.4, test=True)
     found = accuracies(SIDE, training, seeds=1)
+    assert found["digits"] == "test"
     assert found["accuracy_difference"] == pytest.approx(float(found["accuracy"]) - float(found["dense_accuracy"]))
     assert min(float(found["accuracy"]), float(found["dense_accuracy"])) > 30  # both learn: chance is 10
-    alone = accuracy(replace(SIDE, workers=1), training, by_density)
-    assert alone == pytest.approx(float(found["accuracy"]), abs=0.2)  # sums are rounded in another order
+    assert accuracy(replace(SIDE, workers=1), training, by_kind)["test"] == found["accuracy"]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_blocks_compute_and_learn_what_the_network_does(parts: int) -> None:
+    side = replace(SIDE, parts_count=parts)
+    blocks, network = Blocks(side.network, side.parts), side.network
+    inputs = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(blocks(inputs), network(inputs))
+    for module in (blocks, network):
+        module(inputs).square().sum().backward()
+    part = side.parts["fc1"]
+    whole = network.layers["fc1"].weight.grad
+    for number, block in enumerate(blocks.first[0]):  # type: ignore[arg-type]
+        torch.testing.assert_close(block.weight.grad, whole[torch.from_numpy(part == number)])
+    computed = sum(block.weight.numel() for block in blocks.inner[0])  # type: ignore[union-attr]
+    assert computed < 40 * 40 * (1 / parts + 0.5)
+
+
+def test_four_parts_are_simulated_on_presets_and_say_so() -> None:
+    found = simulated_row(Case(2048, 2, 1.0, 0.02, 256), "pcie-4", 4096)
+    assert found["case"]["word"] == "simulated"
+    assert found["case"]["workers"] == 4
+    assert 4 < found["ratio"] < 16  # the work alone is 12 times less
 
 
 def test_cases_are_selected_by_every_value() -> None:
