@@ -77,7 +77,7 @@ HIDDEN = {2048: 4, 1024: 3}
 """Hidden spaces of the network with so many units in each."""
 
 BATCH, SCALING_BATCH = 256, 512
-SIMULATED, SIMULATED_BATCHES = ("pcie-4", "nvlink-8"), (256, 4096)
+SIMULATED, SIMULATED_BATCHES = ("pcie-4", "nvlink-8"), (256, 4096, 16384)
 MOMENTUM, TIMED_RATE, WARM_UP = 0.9, 1e-4, 0.05
 
 

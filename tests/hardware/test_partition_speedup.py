@@ -122,7 +122,7 @@ def test_four_parts_are_simulated_on_presets_and_say_so() -> None:
     found = simulated_row(Case(2048, 2, 1.0, 0.02, 256), "pcie-4", 4096)
     assert found["case"]["word"] == "simulated"
     assert found["case"]["workers"] == 4
-    assert 4 < found["ratio"] < 16  # the work alone is 12 times less
+    assert 2 < found["ratio"] < 12  # the work alone is 12 times less
 
 
 def test_cases_are_selected_by_every_value() -> None:
