@@ -60,7 +60,7 @@ class Candidates:
         width = prod(shape[1:])
         for block in self.evidence.blocks(layer):
             local = self._local(layer, block.rows, width)
-            yield block.rows[local // width] * width + local % width if width else local, local, block.evidence
+            yield _positions(block.rows, local, width), local, block.evidence
 
     def scores(self, score: Callable[[LayerEvidence], Tensor], layer: str) -> Iterator[tuple[IntArray, Scores]]:
         """Per block of rows: sorted positions of its candidates (N,), and their scores (N,)."""
@@ -93,10 +93,12 @@ class Candidates:
                 scores = flat.cpu().numpy()
                 high = np.flatnonzero(scores > floor()) if finite else np.arange(len(scores))  # what is wrong is for the reader to see
                 local = self._absent(layer, block.rows, width, high)
-                yield layer, block.rows[local // width] * width + local % width, scores[local]
+                yield layer, _positions(block.rows, local, width), scores[local]
 
     def _absent(self, layer: str, rows: IntArray, width: int, local: IntArray) -> IntArray:
         """Those of some places in the flattened rows at which no connection exists, or that are left of them."""
+        if len(local) == len(rows) * width:
+            return self._local(layer, rows, width)
         held = self._local(layer, rows, width) if self.within is not None else _in_rows(self._index(layer), rows, width)
         if not len(held):
             return local[:0] if self.within is not None else local
@@ -136,6 +138,16 @@ class Candidates:
         absent = np.ones(len(rows) * width, bool)
         absent[present] = False
         return np.flatnonzero(absent)
+
+
+def _positions(rows: IntArray, local: IntArray, width: int) -> IntArray:
+    """Flat positions of places in the flattened rows."""
+    if not len(rows) or not width:
+        return local
+    if rows[-1] - rows[0] + 1 == len(rows):  # neighbours, as they mostly are
+        return local + rows[0] * width
+    found: IntArray = rows[local // width] * width + local % width
+    return found
 
 
 def _in_rows(positions: IntArray, rows: IntArray, width: int) -> IntArray:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, Value, reindex
 from grow.editing.carry import Index, evened_parts, moved_topology
-from grow.editing.folding import constant_merges, foldable
+from grow.editing.folding import folded
 from grow.editing.insertion import (
     Insertion,
     check_insertion,
@@ -429,10 +429,10 @@ class Network(nn.Module):
         exact (zero padding, a layer without bias), the unit stays. Outputs in evaluation mode stay as they are.
         """
         removed: dict[str, int] = {}
-        while dead := foldable(self, {space: units for space, units in unconnected(self.topology).items() if space not in kept}):
-            for space, units in dead.items():
-                self.merge_units(space, constant_merges(self, space, units))
-                removed[space] = removed.get(space, 0) + len(units)
+        while dead := folded(self, {space: units for space, units in unconnected(self.topology).items() if space not in kept}):
+            for space, merges in dead.items():
+                self.merge_units(space, merges)
+                removed[space] = removed.get(space, 0) + len(merges)
         return removed
 
     def _hidden(self, space: str) -> int:

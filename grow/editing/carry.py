@@ -122,7 +122,8 @@ def carried_state(
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape:
             carried[key] = carry(value, float(state["step"]) if key == BIRTH else 0.0)  # type: ignore[arg-type]
-    if isinstance(optimizer, PerConnectionStep) and "step" in state and BIRTH not in state:
+    adds = carry.adds if isinstance(carry, (WeightCarrier, MaskCarrier)) else True
+    if adds and isinstance(optimizer, PerConnectionStep) and "step" in state and BIRTH not in state:
         birth = carry(torch.zeros_like(parameter, dtype=torch.float32), float(state["step"]))  # type: ignore[arg-type]
         if bool(birth.any()):  # otherwise everything is as old as the step count, and torch's own update is right
             carried[BIRTH] = birth
@@ -138,10 +139,14 @@ class WeightCarrier:
         self._after, self._storage, self._present = after, storage, present
         before, slots = layer.index(), old_positions
         held = old_positions >= 0
-        if before is not None:
+        if before is not None and layer.storage == "dense":
+            assert layer.mask is not None
+            held = held & layer.mask.reshape(-1)[torch.from_numpy(np.where(held, old_positions, 0)).to(present.device)].cpu().numpy()
+        elif before is not None:
             found = np.searchsorted(before, old_positions).clip(max=max(0, len(before) - 1))
             held = held & (before[found] == old_positions) if len(before) else np.zeros(len(held), bool)
-            slots = found if layer.storage == "compressed" else slots
+            slots = found
+        self.adds = not held.all()
         self._kept = torch.from_numpy(held).to(present.device)
         self._slots = torch.from_numpy(np.where(held, slots, 0)).to(present.device)  # where they stand in the layer's storage
 
@@ -162,6 +167,7 @@ class MaskCarrier:
         after = expand(torch.ones_like(present, dtype=torch.bool), present, shape)
         self._kept = after if before is None else after & before
         self._new = after & ~self._kept
+        self.adds = bool(self._new.any())
 
     def __call__(self, tensor: Tensor, fill: float) -> Tensor:
         """``fill`` where a connection is new, 0 where none exists."""

@@ -1,18 +1,17 @@
 """What does control cost: edits and the scoring before them, as a share of the training time?
 
-    python -m tests.benchmarks.edit_cost [--data-dir DIR] [--steps 1000] [--repeats 5] [--pruning NAME] [--update-interval 100] [--json]
+    python -m tests.benchmarks.edit_cost [--data-dir DIR] [--steps 1000] [--repeats 5] [--network NAME]
+        [--pruning NAME] [--update-interval 100] [--json]
 
-LeNet-300-100 on MNIST, batch 128, one thread, dense kernels, Adam: gradually pruned to 5 % while 30 % of the connections are replaced
+LeNet-300-100 (or another network) on MNIST, batch 128, one thread, dense kernels, Adam: gradually pruned to 5 % while 30 % of the connections are replaced
 at every update. One run each repeat; the time inside `carry_out` and `report` (evidence, scores, choice, edit, probes of the loss)
-is set against the time of the training steps of the same run, so what else the machine does weighs on both.
+is set against the time of the training steps of the same run, so what else the machine does weighs on both. The ratio is the time of the
+steps over that of control, ``share`` its inverse.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -26,6 +25,7 @@ from grow.history import History
 from search import build
 from search.definition import StudyReference
 from search.recipe import Recipe
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
     source = StudyReference("mnist").load().data(arguments.data_dir)
     return Recipe(
         study="mnist",
-        network="lenet-300-100",
+        network=arguments.network,
         data_dir=None if source.folder is None else str(source.folder),
         data_sha256=source.sha256,
         number=0,
@@ -92,26 +92,28 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--network", default="lenet-300-100")
     parser.add_argument("--pruning", default="magnitude")
     parser.add_argument("--update-interval", type=int, default=100)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    shares = sorted(share(arguments) for _ in range(arguments.repeats))
-    case = f"lenet-300-100, update_interval {arguments.update_interval}, {arguments.pruning}, {arguments.steps} steps"
-    row = {
-        "benchmark": "edit_cost",
-        "case": case,
-        "against": "training steps of the same run",
-        "ratio": median(shares),
-        "ratio_min": shares[0],
-        "ratio_max": shares[-1],
+    case: Case = {
+        "network": arguments.network,
+        "batch": 128,
+        "density": 0.05,
+        "device": "cpu",
+        "update_interval": arguments.update_interval,
+        "pruning": arguments.pruning,
+        "steps": arguments.steps,
     }
-    if arguments.json:
-        sys.stdout.write(json.dumps([row]) + "\n")
-        return
-    sys.stdout.write(f"{case}: {median(shares):.2%} of the training time ({shares[0]:.2%} to {shares[-1]:.2%}, {len(shares)} runs)\n")
-    sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread\n")
+    rows = []
+    for chosen in selected([case], arguments.only):
+        shares = [share(arguments) for _ in range(arguments.repeats)]
+        ratios = [1 / found for found in shares]
+        told = {"share": median(shares), "share_min": min(shares), "share_max": max(shares)}
+        rows.append(row("edit_cost", chosen, "training steps of the same run", ratios, **told))
+    write(rows, arguments.json)
 
 
 if __name__ == "__main__":
