@@ -145,7 +145,7 @@ def _positions(rows: IntArray, local: IntArray, width: int) -> IntArray:
     if not len(rows) or not width:
         return local
     if rows[-1] - rows[0] + 1 == len(rows):  # neighbours, as they mostly are
-        return local + rows[0] * width
+        return local + int(rows[0]) * width
     found: IntArray = rows[local // width] * width + local % width
     return found
 

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.edit_cost [--data-dir DIR] [--steps 1000] [--repeats 5] [--network NAME]
         [--pruning NAME] [--update-interval 100] [--json]
 
-LeNet-300-100 (or another network) on MNIST, batch 128, one thread, dense kernels, Adam: gradually pruned to 5 % while 30 % of the connections
-are replaced at every update. One run each repeat; the time inside `carry_out` and `report` (evidence, scores, choice, edit, probes of the loss)
-is set against the time of the training steps of the same run, so what else the machine does weighs on both. The ratio is the time of the
-steps over that of control, ``share`` its inverse.
+LeNet-300-100 (or another network) on MNIST, batch 128, one thread, dense kernels, Adam: gradually pruned to 5 % while 30 % of the
+connections are replaced at every update. One run each repeat; the time inside `carry_out` and `report` (evidence, scores, choice, edit,
+probes of the loss) is set against the time of the training steps of the same run, so what else the machine does weighs on both. The ratio
+is the time of the steps over that of control, ``share`` its inverse.
 """
 
 from __future__ import annotations
