@@ -70,6 +70,7 @@ def train(side: Side, units: int, batch: int, density: float) -> None:
     optimizer = optim.make("adam", network.parameters(), 1e-3)
     network.attach(optimizer)
     steps(network, optimizer, inputs, targets)
+    optimizer.zero_grad()  # stale after the step: edits need not carry them
     replace(network, inputs, targets)
     steps(network, optimizer, inputs, targets)
 
