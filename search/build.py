@@ -32,6 +32,7 @@ from hardware.partitioners import PARTITIONERS
 from hardware.partitioners.incremental import moving_price, place, repartition
 from hardware.partitioners.local_search import FloatArray
 from hardware.profile import Profile
+from hardware.trust import beyond
 from hardware.workload import IntArray, Workload
 from search.definition import StudyDefinition, StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
@@ -57,7 +58,8 @@ class Material:
 class Figures:
     """What a trained network is and costs. accuracy: share of the validation samples. grown, pruned: connections, in all.
 
-    word: simulated where the throughput is of a machine that is elsewhere.
+    word: simulated where the throughput is of a machine that is elsewhere. beyond: why that throughput may be worse than the profile's
+    calibration says, in words; empty within the calibrated range.
     """
 
     accuracy: float
@@ -71,6 +73,7 @@ class Figures:
     pruned: int
     predicted_samples_per_s: float
     word: Literal["predicted", "simulated"]
+    beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +159,7 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
     network = training.network
     partition = _settled(network, recipe, profile)
     network.assign(None if partition is None else partition.parts)
-    topology, work = network.topology, Workload.of(network.topology)
+    topology, work = network.topology, Workload.of_network(network)
     crossing = (0, 0) if partition is None else (crossing_units(work, partition), communication_volume(work, partition))
     predicted = predict(work, recipe.how, partition, profile, recipe.batch_size, recipe.devices)
     return Figures(
@@ -170,6 +173,7 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
         training.history.total("prune_connections", "remove_units", "merge_units"),
         predicted.samples_per_s,
         predicted.word,
+        tuple(beyond(profile, work, recipe.strategy, recipe.batch_size, recipe.devices)),
     )
 
 
@@ -274,7 +278,7 @@ def _settled(network: Network, recipe: Recipe, profile: Profile) -> Partition | 
     if not recipe.by_units:
         return None
     assert network.parts is not None
-    work = Workload.of(network.topology)
+    work = Workload.of_network(network)
     costs = _costs(recipe, profile)
     grown, anew = Partition(network.parts, recipe.devices), _partition(work, recipe, costs)
     # Units that die may leave a part without any, which no device could run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -22,6 +22,9 @@ WIDTH = 150
 NEEDED = 130
 """Columns that the table of the front takes."""
 
+
+UNCERTAIN = "?"
+"""Marks a prediction beyond the range in which predictions were compared with the clock."""
 
 _SHORT = ("role", "state", "strategy")
 
@@ -58,9 +61,11 @@ def devices_in_words(document: RunDocument) -> str:
     return f"{devices['requested']} {kind}{'s' if devices['requested'] > 1 else ''}"
 
 
-def _planned(trial: TrialDocument) -> float | None:
+def _planned(trial: TrialDocument) -> str:
+    """Throughput by the cost model, marked where it is beyond what was calibrated."""
     rates = trial["throughput"]
-    return rates["predicted_samples_per_s"] or rates["simulated_samples_per_s"]
+    found = rate(rates["predicted_samples_per_s"] or rates["simulated_samples_per_s"])
+    return f"{found} {UNCERTAIN}" if trial["beyond"] else found
 
 
 def _word(document: RunDocument) -> str:
@@ -105,10 +110,21 @@ def _facts(title: str, document: RunDocument, trials: Sequence[TrialDocument]) -
     dense = document["trials"][0]["throughput"]["measured_samples_per_s"] if document["trials"] else None
     rows = [_row(trial, dense, trial["number"] in document["pareto"]) for trial in trials]
     named = tuple(column.format(word=_word(document)) for column in _COLUMNS)
+    notes = list(beyond_lines(trials))
     if not sys.stdout.isatty() or Console().width >= NEEDED:
-        return [table(title, named, rows, text=("role", "strategy"))]
+        return [table(title, named, rows, text=("role", "strategy")), *notes]
     halves = ((named[:7], [row[:7] for row in rows]), (named[:1] + named[7:], [(row[0], *row[7:]) for row in rows]))
-    return [table(title, columns, part, text=("role", "strategy")) for columns, part in halves]
+    return [*(table(title, columns, part, text=("role", "strategy")) for columns, part in halves), *notes]
+
+
+def beyond_lines(trials: Iterable[TrialDocument]) -> Iterator[str]:
+    """What the mark of uncertain predictions stands for, each reason once with the trials that it is of."""
+    reasons: dict[str, list[str]] = {}
+    for trial in trials:
+        for reason in trial["beyond"]:
+            reasons.setdefault(reason, []).append(str(trial["number"]))
+    for reason, numbers in reasons.items():
+        yield f"{UNCERTAIN} beyond what was calibrated (trial {', '.join(numbers)}): {reason}"
 
 
 def all_trials_table(document: RunDocument) -> Table:
@@ -119,7 +135,7 @@ def all_trials_table(document: RunDocument) -> Table:
             trial["state"],
             _role(trial),
             percent(trial["accuracy"]),
-            rate(_planned(trial)),
+            _planned(trial),
             percent(trial["density"]),
             trial["strategy"],
             trial["failure"] or "",
@@ -151,7 +167,7 @@ def _row(trial: TrialDocument, dense: float | None, member: bool) -> Sequence[st
         _role(trial),
         percent(trial["accuracy"]),
         percent(trial["test_accuracy"]),
-        rate(_planned(trial)),
+        _planned(trial),
         rate(measured),
         f"{measured / dense:.2f}x" if measured and dense else "-",
         percent(trial["density"]),

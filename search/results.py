@@ -30,7 +30,10 @@ class Throughput(TypedDict):
 
 
 class TrialDocument(TypedDict):
-    """One trial. Density and connections are of the whole network, all layers counted."""
+    """One trial. Density and connections are of the whole network, all layers counted.
+
+    beyond: why the throughput by the cost model may be worse than the profile's calibration says, in words.
+    """
 
     number: int
     state: TrialState
@@ -38,6 +41,7 @@ class TrialDocument(TypedDict):
     accuracy: float | None
     test_accuracy: float | None
     throughput: Throughput
+    beyond: list[str]
     density: float | None
     connections: int | None
     units: dict[str, int]
@@ -197,6 +201,7 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
             "simulated_samples_per_s": result.get("predicted_samples_per_s") if simulated else None,
             "measured_samples_per_s": measured.get("samples_per_s"),
         },
+        "beyond": result.get("beyond", []),
         "density": result.get("density"),
         "connections": result.get("connections"),
         "units": result.get("units", {}),

@@ -30,6 +30,22 @@ def mlp(*widths: int) -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(*layers[:-1]), torch.zeros(1, widths[0])
 
 
+def convnet(*channels: int, kernel: int = 3, norms: bool = False, hidden: int = 0) -> tuple[nn.Module, torch.Tensor]:
+    """Convolutions of so many channels on images of 28 x 28, each with ReLU and pooling; padded, and with batch norms, if ``norms``.
+
+    hidden: units of a layer before the outputs, 0 for none.
+    """
+    layers: list[nn.Module] = []
+    for one, other in pairwise((1, *channels)):
+        layers.append(nn.Conv2d(one, other, kernel, padding=kernel // 2 if norms else 0))
+        layers += [nn.BatchNorm2d(other)] if norms else []
+        layers += [nn.ReLU(), nn.MaxPool2d(2)]
+    example = torch.zeros(1, 1, 28, 28)
+    widths = (nn.Sequential(*layers, nn.Flatten())(torch.cat([example, example])).shape[1], *([hidden] if hidden else []), 10)
+    heads = [layer for one, other in pairwise(widths) for layer in (nn.Linear(one, other), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Flatten(), *heads[:-1]), example
+
+
 NETWORKS: Mapping[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
     "mlp-256x2": partial(mlp, 784, 256, 256, 10),
     "mlp-384x3": partial(mlp, 784, 384, 384, 384, 10),
@@ -38,6 +54,12 @@ NETWORKS: Mapping[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
     "mlp-1024x3": partial(mlp, 784, 1024, 1024, 1024, 10),
     "mlp-1536x2": partial(mlp, 784, 1536, 1536, 10),
     "mlp-2048x2": partial(mlp, 784, 2048, 2048, 10),
+    "conv-24-48": partial(convnet, 24, 48),
+    "conv5-16-32": partial(convnet, 16, 32, kernel=5, hidden=200),
+    "conv-norm-20-40": partial(convnet, 20, 40, norms=True),
+    "conv-32-64-128": partial(convnet, 32, 64, 128),
+    "conv5-20-50": partial(convnet, 20, 50, kernel=5, hidden=500),
+    "conv-norm-32-64": partial(convnet, 32, 64, norms=True),
 }
 
 
@@ -128,6 +150,9 @@ VARIED = (("mlp-512x3", 1.0, 512), ("mlp-512x3", 0.03, 512), ("mlp-1024x3", 0.1,
 TALKING = (("mlp-512x3", 1.0, 512), ("mlp-1024x3", 0.1, 512), ("mlp-2048x2", 1.0, 128))
 ENTANGLED = (("mlp-256x2", 0.3, 512), ("mlp-1024x3", 0.03, 256), ("mlp-1024x3", 1.0, 128), ("mlp-2048x2", 0.03, 256))
 
+IMAGES = (("conv-32-64-128", 1.0, 128), ("conv5-20-50", 1.0, 64), ("conv-norm-32-64", 1.0, 64))
+PARTED = (("conv-32-64-128", 1.0, 64), ("conv5-20-50", 1.0, 128))
+
 
 def cases(devices: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Cases to fit coefficients to, and others, on which errors are found: other networks, densities and batches."""
@@ -137,10 +162,16 @@ def cases(devices: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         *(Case("mlp-384x3", 0.5, 96, strategy, count) for strategy, count in (("single", 1), ("data", devices))),
         *_divided(devices, (("mlp-384x3", 1.0, 192), ("mlp-384x3", 0.05, 384), ("mlp-1536x2", 1.0, 192), ("mlp-1536x2", 0.05, 384)), 0.1),
         *_divided(devices, (("mlp-384x3", 0.05, 96), ("mlp-768x2", 0.5, 192)), 1.0),
+        *(Case(name, 1.0, 96, "single", 1) for name in ("conv-24-48", "conv5-16-32", "conv-norm-20-40")),
+        *(Case(name, 1.0, 96, "data", devices) for name in ("conv-24-48", "conv-norm-20-40")),
+        *_divided(devices, (("conv-24-48", 1.0, 96), ("conv5-16-32", 1.0, 96)), 0.2),
     ]
     held = [
         *(Case(*network, "single", 1) for network in (*PLAIN, *VARIED)),
         *(Case(*network, "data", devices) for network in (*PLAIN, *VARIED)),
+        *(Case(*network, "single", 1) for network in IMAGES),
+        *(Case(*network, "data", devices) for network in IMAGES),
+        *_divided(devices, PARTED, 0.1),
         *_divided(devices, PLAIN, 0.02),
         *_divided(devices, TALKING, 0.2),
         *_divided(devices, ENTANGLED, 1.0),

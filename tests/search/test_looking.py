@@ -15,7 +15,7 @@ import pytest
 import torch
 from optuna._hypervolume import compute_hypervolume
 
-from search import load_run, results
+from search import load_run, report, results
 from search.cli.compare import compare as compare_runs
 from search.cli.show import show
 from search.compare import compare
@@ -61,7 +61,7 @@ def test_documents_of_schema_1_have_these_fields(digits: Finished) -> None:
     assert results.SCHEMA_VERSION == found["schema_version"] == 1
     run = {"schema_version", "run", "study", "state", "data", "devices", "trials", "pareto"}
     trial = {"number", "state", "role", "accuracy", "test_accuracy", "throughput", "density", "connections", "units", "devices_used"}
-    trial |= {"strategy", "crossing_units", "communication_volume", "bytes_per_step", "grown", "pruned", "recipe", "failure"}
+    trial |= {"strategy", "crossing_units", "communication_volume", "bytes_per_step", "grown", "pruned", "recipe", "failure", "beyond"}
     assert found.keys() >= run
     assert found["trials"][2].keys() >= trial
     assert found.keys() == get_type_hints(results.RunDocument).keys()
@@ -70,6 +70,20 @@ def test_documents_of_schema_1_have_these_fields(digits: Finished) -> None:
     assert course["schema_version"] == 1
     assert {**course, **found["trials"][2]} == course
     assert course["events"][0].keys() >= {"step", "what", "connections", "units", "why", "densities", "thresholds"}
+
+
+def test_a_prediction_beyond_the_calibrated_range_says_so_in_the_table_and_in_the_results(digits: Finished) -> None:
+    folder, found, _ = digits
+    result = read_json(folder / "trials" / "0002" / "result.json")
+    (reason,) = found["trials"][2]["beyond"]
+    assert result["beyond"] == [reason]
+    assert reason.startswith("the profile is not calibrated")
+    within = [{**trial, "beyond": [], "number": number} for number, trial in enumerate(found["trials"])]
+    outside = {**within[1], "beyond": ["batch is 1024, calibrated 64 to 512"]}
+    assert list(report.beyond_lines(within)) == []
+    assert list(report.beyond_lines([*within, outside])) == ["? beyond what was calibrated (trial 1): batch is 1024, calibrated 64 to 512"]
+    assert not any("?" in cell for cell in report._row(within[1], None, member=True))
+    assert report._row(outside, None, member=True)[4] == report._row(within[1], None, member=True)[4] + " ?"
 
 
 def test_show_prints_csv_of_a_run_and_of_the_course_of_a_trial(digits: Finished, capsys: pytest.CaptureFixture[str]) -> None:
