@@ -200,8 +200,8 @@ class Calibration:
 class Profile:
     """Measured rates of devices and links. ``without_input_gradient``: per kernel, the share of its time that the first layer takes.
 
-    channel_block: channels that a dense convolution computes at a time: it takes as long for fewer. sources: where the figures of a
-    machine that was never measured come from, by what they are.
+    channel_block: channels that a dense convolution computes at a time: it takes as long for fewer. unpadded: how much longer one takes
+    whose maps shrink for want of padding. sources: where the figures of a machine that was never measured come from, by what they are.
     """
 
     schema_version: int
@@ -221,6 +221,7 @@ class Profile:
     overlaps: tuple[Overlap, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
     channel_block: int = 1
+    unpadded: float = 1.0
     coefficients: Coefficients = Coefficients()
     calibration: Calibration | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -315,9 +316,9 @@ class Profile:
         return alone * self.coefficients.together * self._contended(kernel, devices, touched_bytes(rows, columns, batch, self.element_size))
 
     def convolution_seconds(
-        self, kernel: str, rows: int, channels: int, taps: int, density: float, positions: int, devices: int = 1
+        self, kernel: str, rows: int, channels: int, taps: int, density: float, positions: int, devices: int = 1, *, padded: bool = True
     ) -> float:
-        """Time of a layer step of a convolution: ``positions`` are those of the outputs of all samples.
+        """Time of a layer step of a convolution: ``positions`` are those of the outputs of all samples; padded: they are as many as go in.
 
         A dense one takes as long as if its channels filled whole blocks (but for a first layer of few); between and beyond the
         measured numbers of taps it goes by their logarithm. Others are products of unfolded maps.
@@ -337,7 +338,7 @@ class Profile:
         if density < 1:  # the mask costs as much as on the weight that was measured with one
             columns = channels * CONVOLUTION_TAPS[1]
             seconds *= self.seconds(whole, rows, columns, density, positions, devices) / more
-        return seconds
+        return seconds if padded else seconds * self.unpadded
 
     def operator_seconds(self, kind: str, values: float, devices: int = 1) -> tuple[float, float]:
         """Time of an operator on so many values, there and back, and forward alone; 0 where its kind was not measured."""

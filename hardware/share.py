@@ -89,7 +89,8 @@ def layer_seconds(
     for kernel in profile.measured(kernels, convolution=local.work.convolution) if density < 1 else ("dense",):
         measured = table_name(kernel, convolution=local.work.convolution)
         if local.work.convolution:
-            seconds = profile.convolution_seconds(kernel, local.rows, local.columns, local.work.taps, density, positions, devices)
+            shape = (local.rows, local.columns, local.work.taps)
+            seconds = profile.convolution_seconds(kernel, *shape, density, positions, devices, padded=local.work.padded)
         else:
             seconds = profile.seconds(measured, local.rows, columns, density, positions, devices)
         times.append((seconds * (1.0 if input_gradient else profile.without_input_gradient.get(measured, 1.0)), kernel))

@@ -87,6 +87,12 @@ class LayerWork:
             yield Sent(reads.space, self.value, place if self.value else 0, reads.values), reads
 
     @property
+    def padded(self) -> bool:
+        """Whether a convolution's maps come out as large as they go in, or smaller because it strides."""
+        read = max((reads.values // reads.entries for reads in self.reads), default=self.target_values)
+        return not read > self.target_values > read / 2
+
+    @property
     def convolution(self) -> bool:
         """Whether a kernel slides over feature maps."""
         return self.taps > 1 or self.target_values > 1

@@ -52,6 +52,7 @@ class Measured:
     overlaps: tuple[Overlap, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
     channel_block: int = 1
+    unpadded: float = 1.0
 
 
 def measure(
@@ -84,6 +85,7 @@ def measure(
         overlaps=first.overlaps,
         operators=first.operators,
         channel_block=first.channel_block,
+        unpadded=first.unpadded,
     )
 
 
@@ -115,6 +117,7 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
             bench.overhead(),
             operators=measure_operators(rank.device, bench.dtype, bench.patience),
             channel_block=bench.channel_block(),
+            unpadded=bench.unpadded(),
         )
     if rank.count == 1:
         return alone

@@ -10,7 +10,8 @@ class Grid:
     """Kernels, of which those are measured that run on the device; rows, columns, batches and densities of the layer steps; sizes in
     bytes of what ranks send, which reach ``exchanged_bytes`` where the bytes are not those of gradients.
 
-    Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts.
+    Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts; ``wide_batch`` is that of
+    dense ones whose maps fit into no cache.
     """
 
     kernels: tuple[str, ...]
@@ -21,6 +22,7 @@ class Grid:
     conv_rows: tuple[int, ...]
     conv_columns: tuple[int, ...]
     conv_batches: tuple[int, ...]
+    wide_batch: int
     sizes: tuple[int, ...]
     exchanged_bytes: int
     repeats: int
@@ -36,6 +38,7 @@ QUICK = Grid(
     conv_rows=(16, 64),
     conv_columns=(25, 400),
     conv_batches=(1024, 8192),
+    wide_batch=65536,
     sizes=(8, 64, 512, 2**12, 2**15, 2**18, 2**21, 2**24, 2**26),
     exchanged_bytes=2**24,
     repeats=30,
@@ -52,6 +55,7 @@ FULL = Grid(
     conv_rows=(16, 64, 256),
     conv_columns=(25, 400, 1600),
     conv_batches=(1024, 4096, 16384),
+    wide_batch=131072,
     sizes=tuple(2**power for power in range(3, 27)),
     exchanged_bytes=2**26,
     repeats=100,

@@ -45,7 +45,7 @@ class Bench:
 
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""
-        return tuple(self._table(convolution=False)) + tuple(self._table(convolution=True)) + tuple(self._smaller_convolutions())
+        return tuple(self._table(convolution=False)) + tuple(self._table(convolution=True)) + tuple(self._dense_convolutions())
 
     def _table(self, *, convolution: bool) -> Iterator[KernelTime]:
         grid = self.grid
@@ -57,13 +57,27 @@ class Bench:
                 recorded = 1.0 if table.endswith(MASKED) else density
                 yield KernelTime(table_name(table, convolution=convolution), rows, columns, batch, recorded, seconds, spread)
 
-    def _smaller_convolutions(self) -> Iterator[KernelTime]:
-        """Dense ones of 3 x 3, on as many channels as the others have."""
+    def _dense_convolutions(self) -> Iterator[KernelTime]:
+        """Dense ones of 5 x 5 on wide maps, and of 3 x 3 on all, with as many channels."""
         taps, most = CONVOLUTION_TAPS
-        for rows, columns, batch in product(self.grid.conv_rows, self.grid.conv_columns, self.grid.conv_batches):
-            step = self.conv_step("dense", rows, columns // most * taps, batch, 1.0, taps)
-            name = table_name("dense", convolution=True, taps=taps)
-            yield KernelTime(name, rows, columns // most * taps, batch, 1.0, *own_work(step, self.device, self.patience))
+        for rows, columns in product(self.grid.conv_rows, self.grid.conv_columns):
+            yield self._dense_convolution(rows, columns // most, self.grid.wide_batch, most)
+            for batch in (*self.grid.conv_batches, self.grid.wide_batch):
+                yield self._dense_convolution(rows, columns // most, batch, taps)
+
+    def _dense_convolution(self, rows: int, channels: int, batch: int, taps: int) -> KernelTime:
+        step = self.conv_step("dense", rows, channels * taps, batch, 1.0, taps)
+        name = table_name("dense", convolution=True, taps=taps)
+        return KernelTime(name, rows, channels * taps, batch, 1.0, *own_work(step, self.device, self.patience))
+
+    def unpadded(self) -> float:
+        """Time of a dense convolution without padding over that of a padded one with as many outputs: libraries tile them differently."""
+        found = []
+        for taps in CONVOLUTION_TAPS:
+            steps = [self.conv_step("dense", 32, 32 * taps, 32 * 144, 1.0, taps, side=12, padded=padded) for padded in (False, True)]
+            without, with_it = (own_work(step, self.device, self.patience).seconds for step in steps)
+            found.append(without / with_it)
+        return float(np.sqrt(np.prod(found)))
 
     def channel_block(self) -> int:
         """Channels that a dense convolution computes at a time: of some numbers the one whose whole blocks tell the times best.
@@ -121,16 +135,29 @@ class Bench:
         return _step(layer.to(self.device), x)
 
     def conv_step(
-        self, kernel: str, rows: int, columns: int, batch: int, density: float, taps: int = 25, *, input_gradient: bool = True
+        self,
+        kernel: str,
+        rows: int,
+        columns: int,
+        batch: int,
+        density: float,
+        taps: int = CONVOLUTION_TAPS[1],
+        *,
+        side: int = 8,
+        padded: bool = True,
+        input_gradient: bool = True,
     ) -> Step:
-        """One convolution of 5 x 5 (or 3 x 3) taps on maps of 8 x 8 with its activation: ``columns`` / taps channels in, ``batch`` / 64
-        samples.
+        """One convolution of 5 x 5 (or other) ``taps`` with its activation: ``columns`` / taps channels in, ``side`` x ``side`` maps out.
+
+        ``batch`` counts the positions of all samples.
         """
-        side, channels = isqrt(taps), columns // taps
-        weight = torch.randn(rows, channels, side, side, dtype=self.dtype) * 0.01
-        layer = SparseConv2d(weight, torch.zeros(rows, dtype=self.dtype), (1, 1), (side // 2, side // 2), (1, 1))
+        width, channels = isqrt(taps), columns // taps
+        border = width // 2 if padded else 0
+        weight = torch.randn(rows, channels, width, width, dtype=self.dtype) * 0.01
+        layer = SparseConv2d(weight, torch.zeros(rows, dtype=self.dtype), (1, 1), (border, border), (1, 1))
         _thin_out(layer, kernel, density)
-        x = torch.randn(batch // 64, channels, 8, 8, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
+        read = side + width - 1 - 2 * border
+        x = torch.randn(batch // side**2, channels, read, read, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
         return _step(layer.to(self.device), x)
 
 

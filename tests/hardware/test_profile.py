@@ -80,6 +80,8 @@ def test_a_convolution_takes_as_long_as_its_whole_blocks_of_channels() -> None:
     assert between == pytest.approx((FLOP_S * FLOP_S / 2) ** 0.5 * 16 * 16 * 15 * 100)  # halfway in logarithms
     assert profile.convolution_seconds("csr", 12, 9, 9, 0.1, 100) == pytest.approx(CSR_FLOP_S * 12 * 81 * 0.1 * 100)
     assert profile.convolution_seconds("dense", 0, 9, 9, 1.0, 100) == 0.0
+    shrinking = replace(profile, unpadded=1.5).convolution_seconds("dense", 16, 16, 25, 1.0, 100, padded=False)
+    assert shrinking == 1.5 * profile.convolution_seconds("dense", 16, 16, 25, 1.0, 100)
 
 
 def test_without_smaller_convolutions_all_are_as_the_larger_ones() -> None:

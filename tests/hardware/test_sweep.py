@@ -28,6 +28,7 @@ SMALL = Grid(
     conv_rows=(4, 8),
     conv_columns=(25, 50),
     conv_batches=(64, 128),
+    wide_batch=256,
     sizes=(8, 512, 2**15),
     exchanged_bytes=512,
     repeats=6,
@@ -41,7 +42,7 @@ def test_a_measured_table_has_every_kernel_at_every_point() -> None:
     rows = bench.kernels()
     kernels = {"dense", "csr", "conv dense", "conv csr"}
     assert {row.kernel for row in rows} == kernels | {"dense" + MASKED, "conv dense" + MASKED, "conv 3x3 dense"}
-    assert len(rows) == 2 * 8 * (1 + 1 + 2) + 8
+    assert len(rows) == 2 * 8 * (1 + 1 + 2) + 8 + 2 * 4  # dense convolutions on wide maps as well
     assert {row.columns for row in rows if row.kernel == "conv 3x3 dense"} == {9, 18}
     assert all(row.seconds > 0 and row.spread >= 0 for row in rows)
     found = replace(made_up_profile(), kernels=rows)
@@ -63,6 +64,10 @@ def test_operators_of_every_kind_are_measured_there_and_back() -> None:
     assert all(0 < row.forward_s <= row.seconds for row in found)
     rates = {kind: sorted((row.values, row.seconds) for row in found if row.operator == kind) for kind in KINDS}
     assert all(len(sizes) == 2 and sizes[0][1] < sizes[1][1] for sizes in rates.values())  # sixteen times the values take longer
+
+
+def test_maps_without_a_border_take_longer_than_padded_ones_or_as_long() -> None:
+    assert 0.3 < Bench(CPU, torch.float32, SMALL).unpadded() < 10
 
 
 def test_the_block_of_channels_is_the_one_that_tells_the_times_best(monkeypatch: pytest.MonkeyPatch) -> None:

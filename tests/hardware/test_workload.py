@@ -53,6 +53,14 @@ def test_operators_belong_to_the_layer_whose_outputs_they_take() -> None:
     assert found["9"] == ()
 
 
+def test_maps_that_shrink_for_want_of_padding_are_told_from_those_that_stride() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1, stride=2), nn.Flatten(), nn.Linear(32, 2)
+    )
+    found = Workload.of_network(Network(module, torch.zeros(1, 1, 10, 10))).layers
+    assert [layer.padded for layer in found[:3]] == [False, True, True]
+
+
 def test_an_unknown_layer_is_named() -> None:
     with pytest.raises(ValueError, match="layer is 'fc9', but must be one of fc1, fc2"):
         Workload.of(mlp(3, 4, 2)).layer("fc9")
