@@ -10,8 +10,8 @@ class Grid:
     """Kernels, of which those are measured that run on the device; rows, columns, batches and densities of the layer steps; sizes in
     bytes of what ranks send, which reach ``exchanged_bytes`` where the bytes are not those of gradients.
 
-    Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts; ``wide_batch`` is that of
-    dense ones whose maps fit into no cache.
+    Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts; ``wide_columns`` and
+    ``wide_batch`` are those of dense ones of many channels, and of such whose maps fit into no cache.
     """
 
     kernels: tuple[str, ...]
@@ -22,6 +22,7 @@ class Grid:
     conv_rows: tuple[int, ...]
     conv_columns: tuple[int, ...]
     conv_batches: tuple[int, ...]
+    wide_columns: int
     wide_batch: int
     sizes: tuple[int, ...]
     exchanged_bytes: int
@@ -38,7 +39,8 @@ QUICK = Grid(
     conv_rows=(16, 64),
     conv_columns=(25, 400),
     conv_batches=(1024, 8192),
-    wide_batch=32768,
+    wide_columns=1600,
+    wide_batch=16384,
     sizes=(8, 64, 512, 2**12, 2**15, 2**18, 2**21, 2**24, 2**26),
     exchanged_bytes=2**24,
     repeats=30,
@@ -55,6 +57,7 @@ FULL = Grid(
     conv_rows=(16, 64, 256),
     conv_columns=(25, 400, 1600),
     conv_batches=(1024, 4096, 16384),
+    wide_columns=6400,
     wide_batch=131072,
     sizes=tuple(2**power for power in range(3, 27)),
     exchanged_bytes=2**26,

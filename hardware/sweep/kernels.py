@@ -52,17 +52,18 @@ class Bench:
         axes = (grid.conv_rows, grid.conv_columns, grid.conv_batches) if convolution else (grid.rows, grid.columns, grid.batches)
         make = self.conv_step if convolution else self.linear_step
         for rows, columns, batch in product(*axes):
-            for name, table, density in self._variants():
+            for name, table, density in self._variants(convolution=convolution):
                 seconds, spread = own_work(make(name, rows, columns, batch, density), self.device, self.patience)
                 recorded = 1.0 if table.endswith(MASKED) else density
                 yield KernelTime(table_name(table, convolution=convolution), rows, columns, batch, recorded, seconds, spread)
 
     def _dense_convolutions(self) -> Iterator[KernelTime]:
-        """Dense ones of 5 x 5 on wide maps, and of 3 x 3 on all, with as many channels."""
-        taps, most = CONVOLUTION_TAPS
-        for rows, columns in product(self.grid.conv_rows, self.grid.conv_columns):
-            yield self._dense_convolution(rows, columns // most, self.grid.wide_batch, most)
-            for batch in (*self.grid.conv_batches, self.grid.wide_batch):
+        """Dense ones of 5 x 5 of many channels or on wide maps, and of 3 x 3 with the channels of all."""
+        grid, (taps, most) = self.grid, CONVOLUTION_TAPS
+        for rows, columns in product(grid.conv_rows, (*grid.conv_columns, grid.wide_columns)):
+            for batch in (*grid.conv_batches, grid.wide_batch):
+                if columns == grid.wide_columns or batch == grid.wide_batch:  # the others are in the table already
+                    yield self._dense_convolution(rows, columns // most, batch, most)
                 yield self._dense_convolution(rows, columns // most, batch, taps)
 
     def _dense_convolution(self, rows: int, channels: int, batch: int, taps: int) -> KernelTime:
@@ -94,14 +95,15 @@ class Bench:
 
         return min(CHANNEL_BLOCKS, key=misfit)
 
-    def _variants(self) -> Iterator[tuple[str, str, float]]:
-        """Kernel, name of the table, density."""
+    def _variants(self, *, convolution: bool) -> Iterator[tuple[str, str, float]]:
+        """Kernel, name of the table, density. A convolution's mask is small against its maps, and its time a smooth one of the density."""
         for name in self.names:
             if KERNELS[name].storage == "dense":
                 yield name, name, 1.0
-                yield name, name + MASKED, MASKED_DENSITY
+                if not convolution:
+                    yield name, name + MASKED, MASKED_DENSITY
             else:
-                yield from ((name, name, density) for density in self.grid.densities)
+                yield from ((name, name, density) for density in self.grid.densities[:: 2 if convolution else 1])
 
     def without_input_gradient(self) -> dict[str, float]:
         """Per kernel, the time of a step without the gradient of the input over the time with it."""
