@@ -18,6 +18,7 @@ SCHEMA_VERSION = 1
 
 DeviceChoice: TypeAlias = Literal["auto", "cuda", "cpu"]
 ThroughputChoice: TypeAlias = Literal["predicted", "measured"]
+SamplerChoice: TypeAlias = Literal["tpe", "nsga2", "random", "gp"]
 RunState: TypeAlias = Literal["running", "complete", "interrupted", "failed"]
 
 
@@ -39,6 +40,7 @@ class Options:
     device: DeviceChoice = "auto"
     hardware: str | None = None
     throughput: ThroughputChoice = "predicted"
+    sampler: SamplerChoice = "tpe"
     data_dir: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 

@@ -312,6 +312,7 @@ class _Search:
             self.plan.settings,
             seed=seed_of(self.options.seed, number),
             startup=max(4, self.options.trials // 4),
+            choice=self.options.sampler,
             guess=guesses[position] if position < len(guesses) else None,
         )
         return add_running(self.study, role, proposal)

@@ -11,20 +11,22 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from search.errors import RunNotFoundError
+from search.options import SamplerChoice
 from search.recipe import TrialRole
 from search.rundir import cut_torn_line
+from search.samplers import remembered, sampler
 from search.space import Choice, Range, suggest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -97,10 +99,11 @@ def _foreign(journal: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Parameters of a trial to come, with what they were drawn from."""
+    """Parameters of a trial to come, with what they were drawn from, and what the sampler will have to know of it later."""
 
     params: Mapping[str, object]
     distributions: Mapping[str, BaseDistribution]
+    remembered: Mapping[str, object] = field(default_factory=dict)
 
 
 def seed_of(run_seed: int, number: int) -> int:
@@ -115,6 +118,7 @@ def ask(
     *,
     seed: int,
     startup: int,
+    choice: SamplerChoice = "tpe",
     guess: Mapping[str, object] | None = None,
 ) -> Proposal:
     """Draw all parameters of the next trial from what ``trials`` have shown, without touching their storage.
@@ -123,15 +127,14 @@ def ask(
     used. guess: values to take as they are; what it leaves open is drawn. Baselines, which have no parameters, are left out: the
     sampler models only parameters that trials share.
     """
-    with _experimental():
-        sampler = TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup)
-    copy = optuna.create_study(storage=InMemoryStorage(), directions=DIRECTIONS, sampler=sampler)
+    copy = optuna.create_study(storage=InMemoryStorage(), directions=DIRECTIONS, sampler=sampler(choice, seed, startup))
     copy.add_trials([trial for trial in trials if trial.params and _drawn_alike(trial, ranges)])
     if guess:
         copy.enqueue_trial(dict(guess))
     trial = copy.ask()
     suggest(trial, ranges, settings)
-    return Proposal(trial.params, trial.distributions)
+    drawn = copy.trials[trial.number]
+    return Proposal(drawn.params, drawn.distributions, remembered(drawn))
 
 
 def _drawn_alike(trial: FrozenTrial, ranges: Mapping[str, Range]) -> bool:
@@ -154,6 +157,7 @@ def add_running(study: optuna.Study, role: TrialRole, proposal: Proposal | None 
             params=dict(proposal.params) if proposal else {},
             distributions=dict(proposal.distributions) if proposal else {},
             user_attrs={ROLE: role},
+            system_attrs=dict(proposal.remembered) if proposal else {},
         )
     )
     return len(study.get_trials(deepcopy=False)) - 1

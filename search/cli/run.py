@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from search.cli.output import conclude
-from search.options import DeviceChoice, Options, ThroughputChoice
+from search.options import DeviceChoice, Options, SamplerChoice, ThroughputChoice
 from search.recipe import parse_setting
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def run(
     device: DeviceChoice = "auto",
     hardware: str | None = None,
     throughput: ThroughputChoice = "predicted",
+    sampler: SamplerChoice = "tpe",
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
@@ -65,6 +66,8 @@ def run(
         infiniband-2x8. Throughput is then simulated.
     throughput
         What the search maximises: the cost model's prediction, or the clock.
+    sampler
+        What draws the recipes: tree-structured Parzen estimators, NSGA-II, chance, or Gaussian processes (slowest to draw).
     runs_dir
         Folder of all runs.
     data_dir
@@ -92,6 +95,7 @@ def run(
         device=device,
         hardware=hardware if hardware is None or not Path(hardware).is_file() else str(Path(hardware).resolve()),
         throughput=throughput,
+        sampler=sampler,
         data_dir=None if data_dir is None else str(data_dir.resolve()),
         settings=dict(parse_setting(text) for text in settings),
     )

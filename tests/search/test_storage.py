@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from search import storage
 from search.errors import RunNotFoundError
+from search.options import SamplerChoice
 from search.space import Choice, Float, Integer, Range
 
 RANGES: dict[str, Range] = {
@@ -37,8 +38,8 @@ def searched(journal: Path, trials: int) -> optuna.Study:
     return study
 
 
-def proposal(study: optuna.Study, number: int) -> storage.Proposal:
-    return storage.ask(study.trials, RANGES, {}, seed=storage.seed_of(0, number), startup=4)
+def proposal(study: optuna.Study, number: int, choice: SamplerChoice = "tpe") -> storage.Proposal:
+    return storage.ask(study.trials, RANGES, {}, seed=storage.seed_of(0, number), startup=4, choice=choice)
 
 
 def test_the_journal_opens_with_plain_optuna(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Samplers that are made anew for every draw: each draws alike from the same trials, and its model learns from trials that others drew."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import get_args
+
+import optuna
+import pytest
+
+from search import storage
+from search.options import SamplerChoice
+from search.space import Float, Range
+
+RANGES: dict[str, Range] = {"density": Float(0.0, 1.0), "momentum": Float(0.0, 1.0)}
+CHOICES = get_args(SamplerChoice)
+
+
+def asked(study: optuna.Study, number: int, choice: SamplerChoice) -> storage.Proposal:
+    return storage.ask(study.trials, RANGES, {}, seed=storage.seed_of(1, number), startup=5, choice=choice)
+
+
+def searched(journal: Path, choice: SamplerChoice, trials: int, *, reopening: bool = False) -> optuna.Study:
+    """A search for a small momentum and a density below 1/2, along which accuracy and throughput trade; others are infeasible."""
+    study = storage.open_study(journal, "run")
+    for number in range(trials):
+        drawn = asked(study, number, choice)
+        storage.add_running(study, "search", drawn)
+        density, momentum = (float(str(drawn.params[name])) for name in ("density", "momentum"))
+        storage.tell_complete(study, number, density - momentum, 1 - density - momentum, density - 0.5)
+        if reopening:
+            study = storage.open_study(journal, "run")
+    return study
+
+
+@pytest.mark.parametrize("choice", ["tpe", "nsga2", "random"])
+def test_a_search_that_is_reopened_before_every_draw_is_the_same_search(choice: SamplerChoice, tmp_path: Path) -> None:
+    whole, torn = (searched(tmp_path / name, choice, 14, reopening=name == "torn") for name in ("whole", "torn"))
+    assert [trial.params for trial in whole.trials] == [trial.params for trial in torn.trials]
+    assert len({json.dumps(trial.params) for trial in whole.trials}) > 9  # NSGA-II also copies parents as they are
+
+
+@pytest.mark.parametrize("choice", ["tpe", "gp"])
+def test_a_model_draws_better_than_chance_and_keeps_to_what_is_feasible(choice: SamplerChoice, tmp_path: Path) -> None:
+    trials = 10 if choice == "gp" else 30
+    late = searched(tmp_path / "study.journal", choice, trials).trials[-trials // 4 :]
+    assert mean(trial.params["momentum"] for trial in late) < 0.3  # by chance 0.5
+    assert sum(storage.feasible(trial) for trial in late) > len(late) / 2
+
+
+def test_nsga2_counts_its_generations_across_restarts_and_crosses_the_best_of_them(tmp_path: Path) -> None:
+    study = searched(tmp_path / "study.journal", "nsga2", 12, reopening=True)
+    first = {value for trial in study.trials[:5] if storage.feasible(trial) for value in trial.params.values()}
+    second = [value for trial in study.trials[5:10] for value in trial.params.values()]
+    assert sum(value in first for value in second) >= len(second) / 3  # a mutation, 1 of 2 on average, replaces the others
+    born = [trial.system_attrs["NSGAIISampler:generation"] for trial in study.trials]
+    assert born == [number // 5 for number in range(12)]
+
+
+def test_no_sampler_but_the_gaussian_process_needs_torch() -> None:
+    others = [choice for choice in CHOICES if choice != "gp"]
+    code = f"import sys; from search.samplers import sampler; [sampler(c, 0, 4) for c in {others}]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
