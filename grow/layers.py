@@ -18,7 +18,10 @@ from torch.nn import functional
 
 from grow.axes import IntArray
 from grow.kernels import KERNELS, Product, Storage
+from grow.kernels.base import Convolve, Geometry
 from grow.kernels.dense import masked
+
+UNPREPARED = "products are prepared outside of the graph; call network.compile() in place of torch.compile(network)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,7 @@ class SparseLayer(nn.Module):
         self.register_buffer("positions", None)
         self.register_buffer("mask", None, persistent=False)
         self._product: Product | None = None
+        self._convolution: Convolve | None = None
 
     @property
     def storage(self) -> Storage:
@@ -98,23 +102,48 @@ class SparseLayer(nn.Module):
     def take_on(self, structure: Structure) -> None:
         """Take on a structure that fits the weight. Nothing is computed, so that nothing can fail."""
         self.weight_shape, self.kernel = structure.shape, structure.kernel
-        self.positions, self.mask, self._product = structure.positions, structure.mask, None
+        self.positions, self.mask, self._product, self._convolution = structure.positions, structure.mask, None, None
 
     def product(self) -> Product:
         """The kernel's product for the present structure, prepared once per edit."""
-        if self._product is None:
-            rows, columns = self.weight_shape[0], prod(self.weight_shape[1:])
-            self._product = KERNELS[self.kernel].prepare(self.positions, (rows, columns))
+        return self._prepared() if self._product is None else self._product
+
+    def prepare(self) -> None:
+        """Prepare the kernel's product now, where one is needed, instead of when it is first used."""
+        if self.storage == "compressed":
+            self.product()
+
+    @torch.compiler.disable(reason=UNPREPARED)  # type: ignore[no-untyped-call,untyped-decorator]
+    def _prepared(self) -> Product:
+        kernel, dtype = KERNELS[self.kernel], self.weight.dtype
+        if dtype not in kernel.dtypes:
+            known = ", ".join(sorted(str(known) for known in kernel.dtypes))
+            raise ValueError(f"dtype of the weight is {dtype}, but must be one of {known} for kernel {self.kernel!r}; use another kernel")
+        rows, columns = self.weight_shape[0], prod(self.weight_shape[1:])
+        self._product = kernel.prepare(self.positions, (rows, columns))
         return self._product
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        """Moving a layer to another device or dtype takes its prepared product along by preparing it anew."""
-        self._product = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+    def multiply(self, x: Tensor) -> Tensor:
+        """X (B, I) by the kernel's product -> (B, O)."""
+        result = self._in_autocast(self.product(), x)
+        assert result is not None
+        return result
 
-    def __getstate__(self) -> dict[str, object]:
-        """Copies and other processes prepare the product anew."""
-        return {**self.__dict__, "_product": None}
+    def _in_autocast(self, function: Convolve, x: Tensor) -> Tensor | None:
+        """What a function of x, weight and bias gives.
+
+        Under autocast the result has its dtype, as with torch's own layers. A kernel that does not know that dtype computes in the
+        weight's.
+        """
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind) or self.weight.dtype == torch.float64:
+            return function(x, self.weight, self.bias)
+        wanted = torch.get_autocast_dtype(kind)
+        dtype = wanted if wanted in KERNELS[self.kernel].dtypes else self.weight.dtype
+        with torch.autocast(kind, enabled=False):
+            bias = None if self.bias is None else self.bias.to(dtype)
+            result = function(x.to(dtype), self.weight.to(dtype), bias)
+            return None if result is None else result.to(wanted)
 
     def extra_repr(self) -> str:
         """Shape, density and kernel."""
@@ -129,8 +158,8 @@ class SparseLinear(SparseLayer):
         if self.storage == "dense":
             return functional.linear(x, masked(self.weight, self.mask), self.bias)
         if x.dim() == 2:
-            return self.product()(x, self.weight, self.bias)
-        return self.product()(x.reshape(-1, x.shape[-1]), self.weight, self.bias).reshape(*x.shape[:-1], self.weight_shape[0])
+            return self.multiply(x)
+        return self.multiply(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.weight_shape[0])
 
 
 class SparseConv2d(SparseLayer):
@@ -162,15 +191,27 @@ class SparseConv2d(SparseLayer):
         if self.storage == "dense" or self.multiplier:  # no product of a matrix: depthwise values are spread out first
             weight = masked(self.weight, self.mask) if self.storage == "dense" else self._spread()
             return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        without_patches = self._without_patches(x)
+        if without_patches is not None:
+            return without_patches
         kernel = (self.weight_shape[2], self.weight_shape[3])
         patches = functional.unfold(x, kernel, self.dilation, self.padding, self.stride)  # (B, I*T, P)
         flat = patches.transpose(0, 1).reshape(patches.shape[1], -1).t()  # (B*P, I*T), a view of feature-major memory
-        outputs = self.product()(flat, self.weight, self.bias)  # (B*P, O)
+        outputs = self.multiply(flat)  # (B*P, O)
         height, width = (
             (size + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
             for size, pad, dilation, taps, stride in zip(x.shape[2:], self.padding, self.dilation, kernel, self.stride, strict=True)
         )
         return outputs.t().reshape(-1, x.shape[0], height, width).transpose(0, 1)
+
+    def _without_patches(self, x: Tensor) -> Tensor | None:
+        """The output (B, O, H', W') where the kernel has a convolution of its own that suits; a graph under compilation has patches."""
+        prepare = KERNELS[self.kernel].convolution
+        if prepare is None or self.positions is None or torch.compiler.is_compiling():
+            return None
+        if self._convolution is None:
+            self._convolution = prepare(self.positions, Geometry(self.weight_shape, self.stride, self.padding, self.dilation))
+        return None if self._convolution is None else self._in_autocast(self._convolution, x)
 
     def _spread(self) -> Tensor:
         """Compressed values as a weight (O, 1, *kernel), with their gradient."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import prod
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -85,9 +85,29 @@ class Network(nn.Module):
         """The module's output."""
         return self.module(x)  # type: ignore[no-any-return]
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place with `torch.compile`, whose arguments these are. It stays compiled through every edit.
+
+        Connections come and go without a new compilation, once their numbers have changed for the first time; units, kernels and layers
+        that change may need one. What edits look at (evidence, hooks) is computed without the compiled code. Copies are not compiled.
+        """
+        self._prepare_products()
+        compiled = torch.compile(self._call_impl, *args, **kwargs)
+
+        def call(*inputs: Any, **named: Any) -> Any:
+            # A compressed weight changes its length; torch would compile for each anew, and give up after eight.
+            with torch._dynamo.config.patch(force_parameter_static_shapes=False):
+                return compiled(*inputs, **named)
+
+        self._compiled_call_impl = call
+
+    def _prepare_products(self) -> None:
+        for layer in self.layers.values():
+            layer.prepare()
+
     def __getstate__(self) -> dict[str, object]:
         """A graph that is pickled loses what its nodes carry."""
-        return {**self.__dict__, "_values": [node.meta.get(VALUE) for node in self.module.graph.nodes]}
+        return {**self.__dict__, "_compiled_call_impl": None, "_values": [node.meta.get(VALUE) for node in self.module.graph.nodes]}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Nodes come back in their order, some under other names."""
@@ -549,6 +569,8 @@ class Network(nn.Module):
     def _carry_out(self, plan: PlannedEdit) -> None:
         plan.carry_out()
         self._spaces, self.parts, self._topology = plan.topology.spaces, plan.parts, None
+        if self._compiled_call_impl is not None:
+            self._prepare_products()
 
 
 def _topology(spaces: tuple[Space, ...], sites: Iterable[Site], layers: Mapping[str, SparseLayer], module: fx.GraphModule) -> Topology:

@@ -16,12 +16,23 @@ from grow.topology import Connections, Topology, columns_of
 
 
 @contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Calls go to the module itself: one that is compiled passes over hooks that came later."""
+    compiled, module._compiled_call_impl = module._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = compiled
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every training flag is as before."""
+    """Evaluation mode, not compiled; afterwards every training flag is as before."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
-        yield
+        with uncompiled(module):
+            yield
     finally:
         for child, training in modes:
             child.training = training

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from grow.evidence.products import Layer
 from grow.layers import SparseConv2d, SparseLinear, expand
+from grow.watch import uncompiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Call:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients; afterwards training flags and random state are as before.
+    """Evaluation mode with gradients, not compiled; afterwards training flags and random state are as before.
 
     Fused attention has no second derivative on the CPU, so that it is written out.
     """
@@ -37,7 +38,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
     devices = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
     network.eval()
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=list(devices)), sdpa_kernel(SDPBackend.MATH):
+        with uncompiled(network), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for module, flag in training.items():

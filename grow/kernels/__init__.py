@@ -1,6 +1,7 @@
 """How a sparse layer is computed. Every kernel equals the masked dense product, in its output and in all its gradients."""
 
 from grow.kernels.base import Kernel, KernelCase, Product, Storage, UnfitStructureError
+from grow.kernels.blocks import BLOCKS
 from grow.kernels.choose import Timings, fastest
 from grow.kernels.columns import COLUMNS
 from grow.kernels.compiled import COMPILED
@@ -8,6 +9,6 @@ from grow.kernels.csr import CSR
 from grow.kernels.dense import DENSE
 from grow.kernels.radix import RADIX
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX, COMPILED)}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX, COMPILED, *BLOCKS)}
 
 __all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "UnfitStructureError", "fastest"]

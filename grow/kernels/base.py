@@ -17,6 +17,20 @@ Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """A convolution's weight (O, I, kh, kw) and its steps, each in rows and columns."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+Convolve: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
+"""x (B, I, H, W), values (E,), bias (O,) or None -> (B, O, H', W'); None where a product with patches is cheaper."""
+
+
+@dataclass(frozen=True)
 class KernelCase:
     """What the time of a kernel depends on: the product (batch, columns) x (columns, rows) at a density, on a kind of device.
 
@@ -57,3 +71,5 @@ class Kernel:
     prepare: Callable[[Tensor | None, tuple[int, int]], Product]
     fits: Callable[[Tensor | None, tuple[int, int]], bool] = any_structure
     otherwise: str = "csr"
+    convolution: Callable[[Tensor, Geometry], Convolve | None] | None = None
+    """Positions and geometry of a convolution -> one that needs no patches, where the kernel has such."""

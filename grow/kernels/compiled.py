@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grow.kernels import csr
-from grow.kernels.base import Kernel, Product
+from grow.kernels.base import Convolve, Geometry, Kernel, Product
+from grow.kernels.opaque import opaque
 
 if TYPE_CHECKING:
     from grow.kernels.loops import Loops
@@ -89,6 +90,15 @@ class Structure:
         by_columns = Lines.of(columns[order], rows[order], shape[1])
         return Structure(shape, Lines.of(rows, columns, shape[0]), by_columns, order.int(), torch.zeros(shape[0], dtype=torch.float64))
 
+    def tensors(self) -> list[Tensor]:
+        """All that it consists of, but its shape."""
+        return [self.rows.starts, self.rows.others, self.columns.starts, self.columns.others, self.order, self.no_bias]
+
+    @staticmethod
+    def restored(tensors: list[Tensor], shape: tuple[int, int]) -> Structure:
+        """The structure of this shape that consists of these tensors."""
+        return Structure(shape, Lines(*tensors[:2]), Lines(*tensors[2:4]), *tensors[4:])
+
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
@@ -135,48 +145,59 @@ def _empty(batch: int, features: int, like: Tensor, tile: int) -> Tiles:
     return Tiles(room.as_strided_((batch, features), (1, count * tile)), count, tile, count * tile)
 
 
+def _multiplied(x: Tiles, values: Tensor, bias: Tensor | None, structure: Structure, batch: int) -> Tensor:
+    """The output (B, O)."""
+    loops = loops_of(values.dtype, batch)
+    offsets = structure.no_bias if bias is None else bias.contiguous()
+    y, lines = _empty(batch, structure.shape[0], values, loops.tile), structure.rows
+    run(loops.multiply, lines, y.count, *lines.addresses, values.data_ptr(), offsets.data_ptr(), *x.place, *y.place)
+    return y.tensor
+
+
+def _gradients(
+    x: Tiles, values: Tensor, upstream: Tensor, structure: Structure, of_x: bool, of_values: bool, of_bias: bool
+) -> tuple[Tiles | None, Tensor | None, Tensor | None]:
+    """Gradients of x (B, I), the values (E,) and the bias (O,), for that of the output (B, O); those that are asked for."""
+    loops = loops_of(values.dtype, len(upstream))
+    dy = Tiles.of(upstream, loops, len(values))
+    dx = _empty(len(upstream), structure.shape[1], values, loops.tile) if of_x else None
+    dvalues = torch.zeros_like(values) if of_values else None
+    if dx is not None and dvalues is not None:
+        lines, order = structure.columns, structure.order.data_ptr()
+        places = (*x.place, *dy.place, *dx.place, dvalues.data_ptr())
+        run(loops.gradients, lines, dy.count, *lines.addresses, order, values.data_ptr(), *places)
+    elif dx is not None:
+        lines, taken = structure.columns, values[structure.order]
+        run(loops.multiply, lines, dy.count, *lines.addresses, taken.data_ptr(), structure.no_bias.data_ptr(), *dy.place, *dx.place)
+    elif dvalues is not None:
+        lines = structure.rows
+        run(loops.weight_gradient, lines, dy.count, *lines.addresses, *x.place, *dy.place, dvalues.data_ptr())
+    dbias = None
+    if of_bias:
+        dbias = values.new_zeros(structure.shape[0])
+        run(loops.row_sums, structure.rows, dy.count, *dy.place, dbias.data_ptr())
+    return dx, dvalues, dbias
+
+
 class CompiledProduct(torch.autograd.Function):
     """``y = x W^T + b`` with W given by its structure and values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
         """Features (B, I), values (E,), bias (O,) -> (B, O)."""
-        loops = _loops(values.dtype, len(x))
         values = values.contiguous()
-        offsets = structure.no_bias if bias is None else bias.contiguous()
-        tiles = Tiles.of(x, loops, len(values))
-        y = _empty(len(x), structure.shape[0], values, loops.tile)
-        lines = structure.rows
-        _run(loops.multiply, lines, y.count, *lines.addresses, values.data_ptr(), offsets.data_ptr(), *tiles.place, *y.place)
+        tiles = Tiles.of(x, loops_of(values.dtype, len(x)), len(values))
         ctx.save_for_backward(tiles.tensor, values)
         ctx.structure, ctx.tiles, ctx.row_major = structure, (tiles.count, tiles.step, tiles.pitch), x.stride(1) == 1 != x.stride(0)
-        return y.tensor
+        return _multiplied(tiles, values, bias, structure, len(x))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (B, I), the values (E,) and the bias (O,)."""
         stored, values = ctx.saved_tensors
-        structure: Structure = ctx.structure
-        loops = _loops(values.dtype, len(gradients[0]))
-        x, dy = Tiles(stored, *ctx.tiles), Tiles.of(gradients[0], loops, len(values))
-        of_x, of_values, of_bias, _ = ctx.needs_input_grad
-        dx = _empty(len(gradients[0]), structure.shape[1], values, loops.tile) if of_x else None
-        dvalues = torch.zeros_like(values) if of_values else None
-        if dx is not None and dvalues is not None:
-            lines, order = structure.columns, structure.order.data_ptr()
-            places = (*x.place, *dy.place, *dx.place, dvalues.data_ptr())
-            _run(loops.gradients, lines, dy.count, *lines.addresses, order, values.data_ptr(), *places)
-        elif dx is not None:
-            lines, taken = structure.columns, values[structure.order]
-            _run(loops.multiply, lines, dy.count, *lines.addresses, taken.data_ptr(), structure.no_bias.data_ptr(), *dy.place, *dx.place)
-        elif dvalues is not None:
-            lines = structure.rows
-            _run(loops.weight_gradient, lines, dy.count, *lines.addresses, *x.place, *dy.place, dvalues.data_ptr())
-        dbias = None
-        if of_bias:
-            dbias = values.new_zeros(structure.shape[0])
-            _run(loops.row_sums, structure.rows, dy.count, *dy.place, dbias.data_ptr())
+        dx, dvalues, dbias = _gradients(Tiles(stored, *ctx.tiles), values, gradients[0], ctx.structure, *ctx.needs_input_grad[:3])
+        loops = loops_of(values.dtype, len(gradients[0]))
         return None if dx is None else _like_input(dx, ctx.row_major, loops), dvalues, dbias, None
 
 
@@ -190,13 +211,14 @@ def _like_input(dx: Tiles, row_major: bool, loops: Loops) -> Tensor:
     return gradient
 
 
-def _loops(dtype: torch.dtype, batch: int) -> Loops:
+def loops_of(dtype: torch.dtype, batch: int) -> Loops:
+    """The loops for a dtype that the kernel declares, and a batch."""
     from grow.kernels.loops import loops  # numba takes longer to import than all else
 
     return loops(dtype, batch)
 
 
-def _run(loop: Callable[..., None], lines: Lines, *arguments: int) -> None:
+def run(loop: Callable[..., None], lines: Lines, *arguments: int) -> None:
     """Run a loop over all lines, a part on each of torch's threads."""
     parts = lines.parts()
     if len(parts) == 1:
@@ -218,10 +240,74 @@ def available() -> bool:
     if importlib.util.find_spec("numba") is None:
         return False
     try:
-        _ = _loops(torch.float32, 1).transposed
+        _ = loops_of(torch.float32, 1).transposed
     except (ImportError, OSError, RuntimeError):
         return False
     return True
+
+
+def _room(batch: int, features: int, like: Tensor) -> Tensor:
+    """What `_empty` makes, as torch's compiler sees it."""
+    tile = loops_of(like.dtype, batch).tile
+    return like.new_empty_strided((batch, features), (1, -(-batch // tile) * tile))
+
+
+@opaque("compiled_output", lambda x, values, bias, tensors, outputs, inputs: _room(x.shape[0], outputs, values))
+def graph_output(x: Tensor, values: Tensor, bias: Tensor | None, tensors: list[Tensor], outputs: int, inputs: int) -> Tensor:
+    """X (B, I), values (E,), bias (O,) -> (B, O); ``tensors`` are those of the structure."""
+    structure = Structure.restored(tensors, (outputs, inputs))
+    tiles = Tiles.of(x, loops_of(values.dtype, len(x)), len(values))
+    return _multiplied(tiles, values.contiguous(), bias, structure, len(x))
+
+
+@opaque(
+    "compiled_gradients",
+    lambda x, values, upstream, tensors, outputs, inputs, of_x, of_values, of_bias: (
+        _room(x.shape[0] if of_x else 0, inputs, values),
+        values.new_empty(values.shape[0] if of_values else 0),
+        values.new_empty(outputs if of_bias else 0),
+    ),
+)
+def graph_gradients(
+    x: Tensor,
+    values: Tensor,
+    upstream: Tensor,
+    tensors: list[Tensor],
+    outputs: int,
+    inputs: int,
+    of_x: bool,
+    of_values: bool,
+    of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (B, I), the values (E,) and the bias (O,); empty ones where they are not asked for."""
+    structure, loops = Structure.restored(tensors, (outputs, inputs)), loops_of(values.dtype, len(x))
+    values = values.contiguous()
+    dx, dvalues, dbias = _gradients(Tiles.of(x, loops, len(values)), values, upstream, structure, of_x, of_values, of_bias)
+    return (
+        _room(0, inputs, values) if dx is None else dx.tensor,
+        values.new_empty(0) if dvalues is None else dvalues,
+        values.new_empty(0) if dbias is None else dbias,
+    )
+
+
+class GraphProduct(torch.autograd.Function):
+    """The same product within a graph under compilation, which knows tensors and no addresses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
+        """Features (B, I), values (E,), bias (O,) -> (B, O)."""
+        ctx.save_for_backward(x, values)
+        ctx.structure = structure
+        return graph_output(x, values, bias, structure.tensors(), *structure.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x (B, I), the values (E,) and the bias (O,)."""
+        x, values = ctx.saved_tensors
+        structure: Structure = ctx.structure
+        needed = ctx.needs_input_grad[:3]
+        found = graph_gradients(x, values, gradients[0], structure.tensors(), *structure.shape, *needed)
+        return *(gradient if asked else None for gradient, asked in zip(found, needed, strict=True)), None
 
 
 def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
@@ -233,9 +319,19 @@ def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     structure = Structure.of(positions, shape)
 
     def product(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        return CompiledProduct.apply(x, values, bias, structure)  # type: ignore[no-any-return, no-untyped-call]
+        kind = GraphProduct if torch.compiler.is_compiling() else CompiledProduct
+        return kind.apply(x, values, bias, structure)  # type: ignore[no-any-return, no-untyped-call]
 
     return product
 
 
-COMPILED = Kernel("compiled", "compressed", frozenset({torch.float64, torch.float32}), prepare)
+def prepare_convolution(positions: Tensor, geometry: Geometry) -> Convolve | None:
+    """Convolution with the values (E,) of the connections at sorted flat positions; None but for stride 1 on the CPU."""
+    if geometry.stride != (1, 1) or positions.device.type != "cpu" or not available():
+        return None
+    from grow.kernels.windows import Convolution
+
+    return Convolution(positions, geometry)
+
+
+COMPILED = Kernel("compiled", "compressed", frozenset({torch.float64, torch.float32}), prepare, convolution=prepare_convolution)

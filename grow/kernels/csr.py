@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grow.kernels.base import Kernel, Product
+from grow.kernels.opaque import opaque
 
 with warnings.catch_warnings():  # torch says once per process that CSR tensors are in beta; the tested range of torch is pinned
     warnings.simplefilter("ignore", UserWarning)
@@ -38,19 +39,30 @@ class Structure:
         order = torch.argsort(columns, stable=True)
         return Structure(shape, _starts(rows, shape[0]), columns.int(), _starts(columns, shape[1]), rows[order].int(), order.int())
 
-    def matrix(self, values: Tensor) -> Tensor:
-        """W as a CSR tensor (O, I)."""
-        return torch.sparse_csr_tensor(self.row_starts, self.columns, values, self.shape, check_invariants=False)
-
-    def transposed(self, values: Tensor) -> Tensor:
-        """W^T as a CSR tensor (I, O)."""
-        shape = (self.shape[1], self.shape[0])
-        return torch.sparse_csr_tensor(self.column_starts, self.rows, values.index_select(0, self.order), shape, check_invariants=False)
-
 
 def _starts(sorted_or_not: Tensor, length: int) -> Tensor:
     counts = torch.bincount(sorted_or_not, minlength=length)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+
+
+@opaque("csr_product", lambda values, starts, indices, rows, features: features.new_empty(rows, features.shape[1]))
+def matrix_product(values: Tensor, starts: Tensor, indices: Tensor, rows: int, features: Tensor) -> Tensor:
+    """A matrix (rows, n) by values (E,), row starts and column indices, times features (n, B) -> (rows, B)."""
+    if values.numel() == 0:
+        return features.new_zeros(rows, features.shape[1])
+    matrix = torch.sparse_csr_tensor(starts, indices, values, (rows, features.shape[0]), check_invariants=False)
+    product: Tensor = matrix @ features
+    return product
+
+
+@opaque("csr_sampled", lambda values, starts, indices, upstream, features: torch.empty_like(values))
+def sampled_product(values: Tensor, starts: Tensor, indices: Tensor, upstream: Tensor, features: Tensor) -> Tensor:
+    """The entries (E,) of upstream (O, B) times features (I, B) transposed at the positions of the values."""
+    if values.numel() == 0:
+        return torch.zeros_like(values)
+    pattern = torch.sparse_csr_tensor(starts, indices, values, (upstream.shape[0], features.shape[0]), check_invariants=False)
+    sampled: Tensor = torch.sparse.sampled_addmm(pattern, upstream, features.t(), beta=0.0).values()
+    return sampled
 
 
 class SparseProduct(torch.autograd.Function):
@@ -62,7 +74,7 @@ class SparseProduct(torch.autograd.Function):
         features = x.contiguous()
         ctx.save_for_backward(features, values)
         ctx.structure = structure
-        found = structure.matrix(values) @ features if values.numel() else x.new_zeros(structure.shape[0], x.shape[1])
+        found = matrix_product(values, structure.row_starts, structure.columns, structure.shape[0], features)
         return found if bias is None else found.add_(bias[:, None])  # in place: a second tensor as large would cost time and memory
 
     @staticmethod
@@ -71,14 +83,14 @@ class SparseProduct(torch.autograd.Function):
         features, values = ctx.saved_tensors
         structure: Structure = ctx.structure
         grad_bias = gradients[0].sum(1) if ctx.needs_input_grad[2] else None
-        if values.numel() == 0:
-            return torch.zeros_like(features), torch.zeros_like(values), grad_bias, None
         upstream = gradients[0].contiguous()  # (O, B)
-        grad_x = structure.transposed(values) @ upstream if ctx.needs_input_grad[0] else None
-        grad_values = None
+        grad_x = grad_values = None
+        if ctx.needs_input_grad[0]:
+            grad_x = matrix_product(
+                values.index_select(0, structure.order), structure.column_starts, structure.rows, structure.shape[1], upstream
+            )
         if ctx.needs_input_grad[1]:
-            pattern = structure.matrix(values)
-            grad_values = torch.sparse.sampled_addmm(pattern, upstream, features.t(), beta=0.0).values()
+            grad_values = sampled_product(values, structure.row_starts, structure.columns, upstream, features)
         return grad_x, grad_values, grad_bias, None
 
 
