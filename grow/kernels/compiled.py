@@ -246,10 +246,14 @@ def available() -> bool:
     return True
 
 
+def _dense(tensor: Tensor) -> Tensor:
+    """A feature-major (B, F) without room behind its rows, which is what torch's compiler is told of."""
+    dense = _room(tensor.shape[0], tensor.shape[1], tensor)
+    return tensor if tensor.stride() == dense.stride() else dense.copy_(tensor)
+
+
 def _room(batch: int, features: int, like: Tensor) -> Tensor:
-    """What `_empty` makes, as torch's compiler sees it."""
-    tile = loops_of(like.dtype, batch).tile
-    return like.new_empty_strided((batch, features), (1, -(-batch // tile) * tile))
+    return like.new_empty_strided((batch, features), (1, batch))
 
 
 @opaque("compiled_output", lambda x, values, bias, tensors, outputs, inputs: _room(x.shape[0], outputs, values))
@@ -257,7 +261,7 @@ def graph_output(x: Tensor, values: Tensor, bias: Tensor | None, tensors: list[T
     """X (B, I), values (E,), bias (O,) -> (B, O); ``tensors`` are those of the structure."""
     structure = Structure.restored(tensors, (outputs, inputs))
     tiles = Tiles.of(x, loops_of(values.dtype, len(x)), len(values))
-    return _multiplied(tiles, values.contiguous(), bias, structure, len(x))
+    return _dense(_multiplied(tiles, values.contiguous(), bias, structure, len(x)))
 
 
 @opaque(
@@ -284,7 +288,7 @@ def graph_gradients(
     values = values.contiguous()
     dx, dvalues, dbias = _gradients(Tiles.of(x, loops, len(values)), values, upstream, structure, of_x, of_values, of_bias)
     return (
-        _room(0, inputs, values) if dx is None else dx.tensor,
+        _room(0, inputs, values) if dx is None else _dense(dx.tensor),
         values.new_empty(0) if dvalues is None else dvalues,
         values.new_empty(0) if dbias is None else dbias,
     )

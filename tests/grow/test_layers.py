@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grow.kernels import KERNELS
+from grow.kernels.base import any_structure
 from grow.layers import SparseConv2d, SparseLinear, expand, sparse_layer
+
+ANY_STRUCTURE = [name for name, kernel in KERNELS.items() if kernel.fits is any_structure]
+"""Kernels that compute whatever connections there are."""
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -35,7 +39,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, list[int]]:
     return module.double(), np.flatnonzero(live).tolist()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ANY_STRUCTURE)
 @settings(max_examples=40, deadline=None)
 @given(convolution=convolutions())
 def test_a_sparse_convolution_is_the_masked_dense_one_with_all_its_gradients(kernel: str, convolution: tuple[nn.Conv2d, list[int]]) -> None:
@@ -62,7 +66,7 @@ def test_a_sparse_convolution_is_the_masked_dense_one_with_all_its_gradients(ker
     torch.testing.assert_close(found, dense.grad.reshape(-1)[positions], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ANY_STRUCTURE)
 def test_a_layer_counts_its_connections_and_shows_its_weight(kernel: str) -> None:
     module = nn.Linear(4, 3)
     layer = restructured(sparse_layer(module), [0, 5, 11], kernel)
@@ -80,7 +84,7 @@ def test_memory_of_a_compressed_layer_grows_with_its_connections() -> None:
     assert sum(tensor.numel() for tensor in held) == 3 + 3 + 100  # values, positions, bias
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ANY_STRUCTURE)
 @pytest.mark.parametrize("module", [nn.Linear(4, 3), nn.Conv2d(2, 3, 3)], ids=["linear", "convolution"])
 def test_a_layer_goes_to_another_dtype_with_its_structure(kernel: str, module: nn.Linear | nn.Conv2d) -> None:
     layer = restructured(sparse_layer(module), list(range(0, prod(module.weight.shape), 2)), kernel)
