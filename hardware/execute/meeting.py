@@ -88,7 +88,7 @@ def join(meeting: Meeting, kind: Kind, threads: int, timeout_s: float = MEETING_
     deadline = time.monotonic() + timeout_s
     _settle(meeting, threads)
     store = _store(meeting, timeout_s)
-    with closing(socket.create_server((_own_address(meeting), 0), backlog=meeting.count)) as door:
+    with closing(socket.create_server((own_address(meeting), 0), backlog=meeting.count)) as door:
         address, port = door.getsockname()[:2]
         gpus = torch.cuda.device_count() if kind == "cuda" else 0
         mine = _Place(socket.gethostname(), os.getpid(), address, port, gpus, _versions())
@@ -134,14 +134,14 @@ def _settle(meeting: Meeting, threads: int) -> None:
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores_of(meeting.local_rank, threads, available_cores()))
-    own = _own_address(meeting)
+    own = own_address(meeting)
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address == own for found in addresses):
             for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(variable, name)
 
 
-def _own_address(meeting: Meeting) -> str:
+def own_address(meeting: Meeting) -> str:
     """This host's address on the way to where all meet. Nothing is sent."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(meeting.address, meeting.port, type=socket.SOCK_DGRAM)[0]

@@ -5,11 +5,12 @@ kernels, on rank 0 alone -> contention, on all -> messages between pairs -> coll
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from hardware.sweep.grid import FULL, QUICK, Grid
 if TYPE_CHECKING:
     from hardware.execute.ranks import Rank
 
-__all__ = ["FULL", "QUICK", "Grid", "Measured", "measure", "measure_rank"]
+__all__ = ["FULL", "QUICK", "Grid", "Measured", "measure", "measure_joined", "measure_rank"]
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,45 @@ def measure(
 ) -> Profile:
     """Measure these devices of this machine: in seconds, or in minutes at many more points."""
     from hardware.execute.ranks import run_ranks
-    from hardware.sweep.messages import links_of
 
     progress(f"measuring {len(devices)} x {devices[0].name}: kernels, links, collectives")
     begun = time.monotonic()
     grid, patience_s = (FULL, 3600.0) if full else (QUICK, 300.0)
     first = run_ranks(measure_rank, dtype, grid, ranks=len(devices), kind=devices[0].kind, timeout_s=patience_s)[0]
     progress(f"measured in {time.monotonic() - begun:.1f} s")
+    return _profile(key_of(devices, dtype), devices, [""] * len(devices), dtype, first)
+
+
+def measure_joined(rank: Rank, device: Device, host: str, dtype: str = "float32", *, full: bool = False) -> Profile | None:
+    """Measure the devices of ranks that something else started, on one host or several: the profile on rank 0, None on the others.
+
+    ``host`` tells this rank's host from others. Kernels are those of rank 0's device. No single machine has such a profile, so what
+    comes of it is called simulated, and nothing is timed in its place.
+    """
+    from torch import distributed
+
+    rank.store.set(f"device/{rank.number}", json.dumps({"host": host, "device": asdict(device)}))
+    told = [json.loads(rank.store.get(f"device/{number}")) for number in range(rank.count)]
+    devices = tuple(Device(**each["device"]) for each in told)
+    found = measure_rank(rank, dtype, FULL if full else QUICK)
+    distributed.barrier()
+    if rank.number:
+        return None
+    return _profile(f"ranks {key_of(devices, dtype)}", devices, [each["host"] for each in told], dtype, found)
+
+
+def _profile(key: str, devices: tuple[Device, ...], hosts: Sequence[str], dtype: str, first: Measured) -> Profile:
+    """The profile of devices, with the hosts that they are on; first: what rank 0 measured."""
+    from hardware.sweep.messages import links_of
+
     return Profile(
         schema_version=SCHEMA_VERSION,
-        key=key_of(devices, dtype),
+        key=key,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine={**machine(), "python": platform.python_version(), "platform": sys.platform},
         dtype=dtype,
         devices=devices,
-        links=links_of(first.messages, _media(devices)),
+        links=links_of(first.messages, _media(devices, hosts)),
         kernels=first.kernels,
         without_input_gradient=first.without_input_gradient,
         collectives=first.collectives,
@@ -89,12 +114,17 @@ def measure(
     )
 
 
-def _media(devices: tuple[Device, ...]) -> dict[tuple[int, int], str]:
+def _media(devices: tuple[Device, ...], hosts: Sequence[str]) -> dict[tuple[int, int], str]:
     """What joins each pair of devices, where it is known."""
-    pairs = list(combinations(range(len(devices)), 2))
-    if devices[0].kind == "cpu":
-        return dict.fromkeys(pairs, "loopback")  # processes of one host, through gloo
-    return {(first, second): nvml.medium(devices[first].id, devices[second].id) for first, second in pairs}
+    return {pair: _medium(devices, hosts, *pair) for pair in combinations(range(len(devices)), 2)}
+
+
+def _medium(devices: tuple[Device, ...], hosts: Sequence[str], first: int, second: int) -> str:
+    if hosts[first] != hosts[second]:
+        return "network"
+    if devices[first].kind == "cpu":
+        return "loopback"  # processes of one host
+    return nvml.medium(devices[first].id, devices[second].id) if hosts[first] == hosts[0] else ""
 
 
 def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
@@ -104,7 +134,7 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
 
     from hardware.sweep.contention import measure_contention, measure_overlap
     from hardware.sweep.kernels import Bench
-    from hardware.sweep.messages import measure_collectives, measure_halos, measure_messages
+    from hardware.sweep.messages import measure_collectives, measure_halos, measure_messages, slowest
     from hardware.sweep.operators import measure_operators
 
     torch.manual_seed(0)
@@ -122,11 +152,13 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
     if rank.count == 1:
         return alone
     distributed.barrier()
+    contention, messages = measure_contention(rank, bench), measure_messages(rank, grid)
+    link = slowest(messages)
     return replace(
         alone,
-        contention=measure_contention(rank, bench),
-        messages=measure_messages(rank, grid),
-        collectives=measure_collectives(rank, grid),
-        halos=measure_halos(rank, grid),
-        overlaps=measure_overlap(rank),
+        contention=contention,
+        messages=messages,
+        collectives=measure_collectives(rank, grid, link),
+        halos=measure_halos(rank, grid, link),
+        overlaps=measure_overlap(rank, link),
     )

@@ -15,6 +15,7 @@ from hardware.sweep.clock import Patience, own_work
 from hardware.sweep.messages import computation
 
 if TYPE_CHECKING:
+    from hardware.devices import Link
     from hardware.execute.ranks import Rank
     from hardware.sweep.kernels import Bench, Step
 
@@ -55,9 +56,13 @@ def _together_over_alone(rank: Rank, bench: Bench, step: Step) -> float:
     return max(1.0, min(ratios))
 
 
-def measure_overlap(rank: Rank) -> tuple[Overlap, ...]:
-    """A computation half as long again as a sum of 4 MiB, the sum, and both at once, in turns. The same on every rank."""
-    tensor, compute = torch.zeros(OVERLAPPED_BYTES // 4, device=rank.device), computation(rank)
+def measure_overlap(rank: Rank, link: Link) -> tuple[Overlap, ...]:
+    """A computation half as long again as a sum of 4 MiB, the sum, and both at once, in turns. The same on every rank.
+
+    Over a slow link the sum is of fewer bytes, so that it takes no more than a quarter of a second.
+    """
+    size = min(OVERLAPPED_BYTES, max(2**12, int(link.bandwidth_bytes_per_s / 4) // 4 * 4))
+    tensor, compute = torch.zeros(size // 4, device=rank.device), computation(rank)
 
     def run(communicate: bool, steps: int) -> float:
         _settle(rank)
@@ -75,7 +80,7 @@ def measure_overlap(rank: Rank) -> tuple[Overlap, ...]:
     turns = [(run(False, steps), run(True, 0), run(True, steps)) for _ in range(ROUNDS)]
     medians = torch.tensor([median(times) for times in zip(*turns, strict=True)], dtype=torch.float64, device=rank.device)
     distributed.broadcast(medians, 0)
-    return (Overlap(rank.count, OVERLAPPED_BYTES, *map(float, medians)),)
+    return (Overlap(rank.count, size, *map(float, medians)),)
 
 
 def _settle(rank: Rank) -> None:

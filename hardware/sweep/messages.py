@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import distributed
 
-from hardware.devices import Link
+from hardware.devices import ROUTED_BYTES, Link
 from hardware.execute.exchange import Peers, halo_plans
 from hardware.execute.moves import Halo, Moved
 from hardware.profile import Collective, CollectiveTime, HaloTime, MeasuredLink, MessageTime
@@ -24,24 +25,40 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 2**28
 """No collective of the sweep hands in more than this on all ranks together."""
+MOST_S = 2.0
+"""What would take longer over the slowest link is not sent, and what is sent again and again takes about this in all."""
 HALO_BATCH = 256
 HALO_UNITS = (16, 128, 1024)
 HALO_SHARES = (1 / 16, 1.0)
 
 
 def measure_messages(rank: Rank, grid: Grid) -> tuple[MessageTime, ...]:
-    """Ping-pong between each pair of ranks over all sizes, while the other ranks wait. The same on every rank."""
+    """Ping-pong between each pair of ranks over all sizes, while the other ranks wait. The same on every rank.
+
+    A slow link is spared the sizes that would take too long on it.
+    """
     found = []
     for first, second in combinations(range(rank.count), 2):
-        times = torch.zeros(len(grid.sizes), 2, dtype=torch.float64, device=rank.device)
-        for number, size in enumerate(grid.sizes):
+        bytes_per_s = inf
+        for size in grid.sizes:
+            if size / bytes_per_s > MOST_S:
+                break
+            timing = torch.zeros(2, dtype=torch.float64, device=rank.device)
             if rank.number in (first, second):
-                timing = _ping_pong(rank, second if rank.number == first else first, size, _repeats(grid, size, rank.count))
-                times[number] = torch.tensor([timing.seconds / 2, timing.spread])
-        distributed.barrier()
-        distributed.broadcast(times, first)
-        found += [MessageTime(first, second, size, *map(float, timing)) for size, timing in zip(grid.sizes, times.tolist(), strict=True)]
+                repeats = _repeats(grid, size, rank.count, 2 * size / bytes_per_s)
+                there_and_back = _ping_pong(rank, second if rank.number == first else first, size, repeats)
+                timing[:] = torch.tensor([there_and_back.seconds / 2, there_and_back.spread])
+            distributed.broadcast(timing, first)
+            row = MessageTime(first, second, size, *map(float, timing.tolist()))
+            bytes_per_s = size / row.seconds
+            found.append(row)
     return tuple(found)
+
+
+def slowest(messages: Sequence[MessageTime]) -> Link:
+    """The link over which a message takes longest."""
+    links = (Link(link.latency_s, link.bandwidth_bytes_per_s) for link in links_of(messages, {}))
+    return max(links, key=lambda link: link.seconds(ROUTED_BYTES))
 
 
 def _ping_pong(rank: Rank, other: int, size: int, repeats: int) -> Timing:
@@ -57,7 +74,7 @@ def _ping_pong(rank: Rank, other: int, size: int, repeats: int) -> Timing:
     return in_company(there_and_back, rank.device, repeats)
 
 
-def links_of(messages: tuple[MessageTime, ...], media: dict[tuple[int, int], str]) -> tuple[MeasuredLink, ...]:
+def links_of(messages: Sequence[MessageTime], media: dict[tuple[int, int], str]) -> tuple[MeasuredLink, ...]:
     """A link for every pair of devices that sent messages."""
     found = []
     for first, second in dict.fromkeys((row.first, row.second) for row in messages):
@@ -75,21 +92,21 @@ def fitted(sizes: FloatArray, seconds: FloatArray) -> Link:
     return Link(latency, float(sizes[larger].sum() / extra if extra > 0 else sizes[-1] / seconds[-1]))
 
 
-def measure_collectives(rank: Rank, grid: Grid) -> tuple[CollectiveTime, ...]:
+def measure_collectives(rank: Rank, grid: Grid, link: Link) -> tuple[CollectiveTime, ...]:
     """Exchanges, sums and gathers of all sizes, on the first 2, 4, 8, ... and on all ranks; each rank comes from a computation."""
     found: list[CollectiveTime] = []
     for peers in _groups(rank):
-        found += [row for size in grid.sizes for row in _collectives(rank, peers, size, grid)]
+        found += [row for size in grid.sizes if link.seconds(size) <= MOST_S for row in _collectives(rank, peers, size, grid, link)]
         distributed.barrier()
     return tuple(found)
 
 
-def measure_halos(rank: Rank, grid: Grid) -> tuple[HaloTime, ...]:
+def measure_halos(rank: Rank, grid: Grid, link: Link) -> tuple[HaloTime, ...]:
     """Whole halo exchanges, there and back, of spaces of several widths of which little or all is needed elsewhere."""
     found: list[HaloTime] = []
     for peers in _groups(rank):
         for units in HALO_UNITS:
-            found += [_halo(rank, peers, units, max(1, round(share * units)), grid) for share in HALO_SHARES]
+            found += [_halo(rank, peers, units, max(1, round(share * units)), grid, link) for share in HALO_SHARES]
         distributed.barrier()
     return tuple(found)
 
@@ -108,7 +125,7 @@ def _groups(rank: Rank) -> Iterator[Peers]:
             distributed.barrier()
 
 
-def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid) -> Iterator[CollectiveTime]:
+def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid, link: Link) -> Iterator[CollectiveTime]:
     others = [number for number in range(peers.count) if number != peers.rank]
     if size * peers.count > MOST_BYTES:
         return
@@ -125,11 +142,11 @@ def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid) -> Iterator[Co
     for name, call in calls.items():
         if name != "sum" and size > grid.exchanged_bytes:
             continue
-        timing = in_company(call, rank.device, _repeats(grid, size, rank.count), compute)
+        timing = in_company(call, rank.device, _repeats(grid, size, rank.count, link.seconds(size)), compute)
         yield CollectiveTime(name, peers.count, size, *timing)
 
 
-def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid) -> HaloTime:
+def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid, link: Link) -> HaloTime:
     """``units`` of every rank, of which the next rank needs some."""
     owner = np.repeat(np.arange(peers.count), units)
     needs = []
@@ -146,7 +163,8 @@ def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid) -> Halo
         exchange(x).backward(upstream)
 
     values = x.element_size() * HALO_BATCH
-    timing = in_company(there_and_back, rank.device, max(5, grid.repeats // 2), computation(rank))
+    repeats = min(max(5, grid.repeats // 2), _affordable(2 * link.seconds(values * needed)))
+    timing = in_company(there_and_back, rank.device, repeats, computation(rank))
     return HaloTime(peers.count, values * units, values * needed, *timing)
 
 
@@ -156,5 +174,11 @@ def computation(rank: Rank) -> partial[torch.Tensor]:
     return partial(torch.mm, left, right, out=out)
 
 
-def _repeats(grid: Grid, size: int, ranks: int) -> int:
-    return max(3, (grid.repeats if size < 2**20 else grid.repeats // 6 if size < 2**24 else 3) // max(1, ranks // 2))
+def _repeats(grid: Grid, size: int, ranks: int, expected_s: float) -> int:
+    """How often something of this size, which takes about so long, is repeated."""
+    wanted = max(3, (grid.repeats if size < 2**20 else grid.repeats // 6 if size < 2**24 else 3) // max(1, ranks // 2))
+    return min(wanted, _affordable(expected_s))
+
+
+def _affordable(expected_s: float) -> int:
+    return max(3, int(min(1e6, MOST_S / max(expected_s, 1e-9))))

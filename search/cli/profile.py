@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -32,10 +34,13 @@ def profile(
 
     Example: grow profile --gpus 2 --save here.json --picture here.html
 
+    On several hosts, torchrun starts one rank a device: torchrun --nnodes 2 --nproc-per-node 1 --master-addr ADDRESS --node-rank 0
+    -m search.cli profile --save cluster.json, and the same with --node-rank 1 on the other.
+
     Parameters
     ----------
     gpus
-        Devices to profile.
+        Devices to profile. torchrun says it otherwise.
     device
         auto takes GPUs when there are enough, and lets CPU workers stand in otherwise.
     hardware
@@ -53,7 +58,12 @@ def profile(
     """
     from search.cli.output import print_error_line, print_json, written
 
-    if hardware is None:
+    if hardware is None and {"RANK", "WORLD_SIZE"} & set(os.environ):
+        joined = _joined(device, full=full)
+        if joined is None:  # rank 0 alone tells
+            return 0
+        found = joined
+    elif hardware is None:
         found = _measured(gpus, device, anew=anew, full=full, say=print_error_line)
     else:
         from hardware.presets import hardware as named
@@ -72,6 +82,29 @@ def profile(
 
         report.show(*profile_report.tables(found))
     return 0
+
+
+def _joined(device: DeviceChoice, *, full: bool) -> Profile | None:
+    """What ranks that a launcher started measure together, on rank 0."""
+    from hardware.devices import discover, gpus
+    from hardware.execute.meeting import Meeting, join, own_address
+    from hardware.execute.ranks import RankError
+    from hardware.sweep import measure_joined
+    from search.errors import RunError
+    from search.train import settle
+
+    meeting = Meeting.from_environment(os.environ)
+    assert meeting is not None
+    kind: Literal["cpu", "cuda"] = "cuda" if device == "cuda" or (device == "auto" and gpus()) else "cpu"
+    here = discover(kind, meeting.local_rank + 1).devices[meeting.local_rank]
+    try:
+        rank = join(meeting, kind, 1)
+    except RankError as error:
+        raise RunError(str(error)) from error
+    host = f"{platform.node()} at {own_address(meeting)}"
+    found = measure_joined(rank, replace(here, id=f"{host}/{here.id}") if kind == "cpu" else here, host, full=full)
+    settle()
+    return found
 
 
 def _measured(gpus: int, device: DeviceChoice, *, anew: bool, full: bool, say: Callable[[str], None]) -> Profile:

@@ -16,9 +16,16 @@ import pytest
 
 from grow.history import History
 from grow.train import train
+from hardware.partitioners import PARTITIONERS
+from hardware.planner import plan
+from hardware.price import price_by_time
+from hardware.profile import Profile
+from hardware.workload import Workload
 from search import build
 from search.recipe import Recipe
 from search.rundir import read_lines
+from tests.contracts.partitioner import sparse
+from tests.contracts.topologies import mlp
 from tests.search.test_train_command import await_checkpoint, edits, started
 from tests.search.test_train_command import recipe as recipe
 
@@ -84,6 +91,29 @@ def folders(recipe: Recipe, tmp_path: Path) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
+def slow_down(hosts: tuple[Host, Host]) -> None:
+    """20 Mbit/s each way, as on a slow network; skips where the kernel cannot."""
+    for host in hosts:
+        host.run("tc", "qdisc", "add", "dev", host.link, "root", "tbf", "rate", str(SLOW_BITS_PER_S), "burst", "64kb", "latency", "400ms")
+
+
+def profiled(hosts: tuple[Host, Host], folder: Path, environment: dict[str, str]) -> Profile:
+    """What `grow profile` measures on both hosts under torchrun."""
+    with ExitStack() as stack:
+        processes = []
+        for number, host in enumerate(hosts):
+            torchrun = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number))
+            place = ("--master-addr", ADDRESSES[0], "--master-port", str(PORT))
+            grow = ("-m", "search.cli", "profile", "--device", "cpu", "--save", f"host-{number}.json", "--json")
+            processes.append(stack.enter_context(started(environment, *host.command(sys.executable, *torchrun, *place, *grow), cwd=folder)))
+        (out, err), (other, _) = (process.communicate(timeout=280) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], err
+    assert json.loads(out)["word"] == "measured"
+    assert other == ""  # rank 0 alone reports
+    assert not (folder / "host-1.json").exists()
+    return Profile.load(folder / "host-0.json")
+
+
 GROW = ("-m", "search.cli", "train", "recipe.json", "--folder", "out", "--json")
 
 
@@ -91,10 +121,7 @@ def test_two_hosts_on_a_slow_link_grow_as_one_process_does(
     recipe: Recipe, folders: tuple[Path, Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
     with two_hosts() as hosts, ExitStack() as stack:
-        for host in hosts:
-            host.run(
-                "tc", "qdisc", "add", "dev", host.link, "root", "tbf", "rate", str(SLOW_BITS_PER_S), "burst", "64kb", "latency", "400ms"
-            )
+        slow_down(hosts)
         processes = []
         for number, host in enumerate(hosts):
             torchrun = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number))
@@ -112,6 +139,30 @@ def test_two_hosts_on_a_slow_link_grow_as_one_process_does(
         pass
     assert edits(folders[0] / "out") == edits(tmp_path)
     assert result["connections"] == expected.network.topology.connections
+
+
+def test_profile_price_and_strategy_react_to_a_slow_link(environment: dict[str, str], tmp_path: Path) -> None:
+    with two_hosts() as hosts:
+        (tmp_path / "fast").mkdir()
+        fast = profiled(hosts, tmp_path / "fast", environment)
+        slow_down(hosts)
+        (tmp_path / "slow").mkdir()
+        slow = profiled(hosts, tmp_path / "slow", environment)
+    for profile in (fast, slow):
+        assert (len(profile.devices), profile.word, profile.links[0].medium) == (2, "simulated", "network")
+        assert ADDRESSES[1] in profile.devices[1].id
+    # headers take a few percent, and the first 64 KiB of every burst pass at once
+    assert 0.7 < slow.links[0].bandwidth_bytes_per_s / (SLOW_BITS_PER_S / 8) < 1.2
+    assert fast.links[0].bandwidth_bytes_per_s > 5 * slow.links[0].bandwidth_bytes_per_s
+    assert max(row.bytes for row in slow.messages) < max(row.bytes for row in fast.messages)  # no minutes for 64 MiB
+
+    divided = Workload.of(sparse(mlp(784, 512, 512, 512, 10), 0.3))
+    prices = [price_by_time(divided, PARTITIONERS["contiguous"](divided, 2), profile, 128) for profile in (fast, slow)]
+    assert prices[1] > 3 * prices[0]
+
+    work = Workload.of(mlp(784, 2048, 2048, 2048, 10))
+    plans = [plan(work, profile, 2, 256, lambda work, parts: PARTITIONERS["contiguous"](work, parts)) for profile in (fast, slow)]
+    assert (plans[0].best.devices, plans[1].best.name) == (2, "single")
 
 
 def test_a_cable_that_is_cut_ends_both_ranks_and_each_names_the_other(folders: tuple[Path, Path], environment: dict[str, str]) -> None:

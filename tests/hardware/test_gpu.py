@@ -1,0 +1,144 @@
+"""What only a GPU shows: NCCL, the clock of CUDA, messages beside products on streams of their own. `pytest -m gpu` runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn import functional
+
+from grow.network import Network
+from hardware.devices import discover
+from hardware.execute.exchange import Peers
+from hardware.execute.gradients import GradientSum
+from hardware.execute.measure import Job, measure_throughput
+from hardware.execute.ranks import Rank, run_ranks
+from hardware.shard import shard
+from hardware.sweep import Measured, measure_rank
+from hardware.sweep.clock import Patience, in_company, own_work
+from tests.hardware.test_sweep import SMALL
+from tests.search.conftest import digits_recipe
+
+pytestmark = pytest.mark.gpu
+
+LONG_CYCLES = 500_000_000
+"""Some tenths of a second of a GPU's clock."""
+
+
+def sums(rank: Rank) -> tuple[str, torch.Tensor, int]:
+    peers = Peers(rank.number, rank.count)
+    tensor = torch.arange(6.0, device=rank.device)
+    peers.add_up(tensor)
+    return distributed.get_backend(), tensor.cpu(), peers.sum_bytes
+
+
+def test_one_rank_on_a_gpu_talks_through_nccl_and_its_sum_is_its_own() -> None:
+    ((backend, total, handed),) = run_ranks(sums, ranks=1, kind="cuda")
+    assert backend == "nccl"
+    assert total.tolist() == [0, 1, 2, 3, 4, 5]
+    assert handed == 6 * 4
+
+
+def test_ranks_that_share_a_gpu_talk_through_gloo_and_others_through_nccl() -> None:
+    count = torch.cuda.device_count() + 1
+    found = run_ranks(sums, ranks=count, kind="cuda")
+    assert {backend for backend, _, _ in found} == {"gloo"}
+    assert all(total.tolist() == [count * value for value in range(6)] for _, total, _ in found)
+    if count > 2:
+        assert {backend for backend, _, _ in run_ranks(sums, ranks=count - 1, kind="cuda")} == {"nccl"}
+
+
+def computes_while_a_sum_waits(rank: Rank) -> tuple[bool, bool, list[float]]:
+    """A sum is issued behind a long wait on another stream; products of this stream are done before it is."""
+    device, parameter = rank.device, nn.Parameter(torch.ones(2**18, device=rank.device))  # large enough to be summed at once
+    left, right = torch.ones(64, 64, device=device), torch.ones(64, 64, device=device)
+    _ = left @ right  # libraries are loaded before anything counts
+    distributed.barrier()
+    peers, behind, done = Peers(rank.number, rank.count), torch.cuda.Stream(device), torch.cuda.Event()
+    gradients = GradientSum([parameter], peers)
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(behind):
+        torch.cuda._sleep(LONG_CYCLES)
+        waiting = torch.cuda.Event()
+        waiting.record(behind)
+        work = distributed.all_reduce(torch.ones(2**18, device=device), async_op=True)
+    product = left @ right
+    done.record()
+    done.synchronize()
+    overlapped = not waiting.query()
+    assert work is not None
+    work.wait()
+    (3 * parameter).sum().backward()  # type: ignore[no-untyped-call]
+    gradients.finish()
+    assert parameter.grad is not None
+    torch.cuda.synchronize(device)
+    return overlapped, waiting.query(), [float(product[0, 0]), float(parameter.grad.max()), float(parameter.grad.min())]
+
+
+def test_products_do_not_wait_for_a_sum_that_is_under_way_on_another_stream() -> None:
+    ((overlapped, ended, values),) = run_ranks(computes_while_a_sum_waits, ranks=1, kind="cuda")
+    assert overlapped
+    assert ended
+    assert values == [64.0, 3.0, 3.0]
+
+
+def test_calls_are_timed_by_the_clock_of_the_gpu_not_by_how_soon_they_return() -> None:
+    """A kernel that waits for so many ticks returns at once; twice the ticks take twice the time."""
+    device = torch.device("cuda")
+    for timed in (lambda call: own_work(call, device, Patience(5)), lambda call: in_company(call, device, 5)):
+        short, long = (timed(lambda ticks=ticks: torch.cuda._sleep(ticks)).seconds for ticks in (10**7, 2 * 10**7))
+        assert short > 1e-3
+        assert 1.5 < long / short < 2.5
+
+
+def test_ranks_that_share_a_gpu_measure_all_that_a_profile_has() -> None:
+    found: list[Measured] = run_ranks(measure_rank, "float32", SMALL, ranks=2, kind="cuda", timeout_s=600)
+    assert {row.kernel for row in found[0].kernels} >= {"dense", "csr"}
+    assert {row.collective for row in found[0].collectives} == {"exchange", "sum", "gather"}
+    assert {(row.first, row.second) for row in found[0].messages} == {(0, 1)}
+    assert all(row.seconds > 0 for rows in (found[0].kernels, found[0].collectives, found[0].messages, found[0].halos) for row in rows)
+    assert found[0].overlaps[0].together_s > 0
+
+
+def test_one_process_computes_on_a_gpu_what_it_computes_on_a_processor() -> None:
+    network = Network(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), torch.zeros(1, 6))
+    local = shard(network, "single", Peers(0, 1), device=torch.device("cuda"))
+    x, y = torch.randn(8, 6), torch.randint(0, 4, (8,))
+    share = local.loss(x.cuda(), y.cuda(), functional.cross_entropy)
+    assert float(share) == pytest.approx(float(functional.cross_entropy(network(x), y)), rel=1e-4)
+
+
+def test_throughput_on_a_gpu_counts_what_the_gpu_has_done() -> None:
+    """Sixteen times the work takes longer, though both are issued equally soon."""
+    jobs = []
+    for width in (1024, 4096):
+        network = Network(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)), torch.zeros(1, width))
+        jobs.append(Job(network, "single", 1, torch.randn(4096, width), torch.zeros(4096, dtype=torch.int64)))
+    small, large = measure_throughput(jobs, kind="cuda", seconds_per_job=0.5, rounds=3)
+    assert large.step_s > 2 * small.step_s
+
+
+def test_a_training_on_ranks_that_share_a_gpu_goes_on_on_one_processor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.cli.train import train
+
+    monkeypatch.chdir(tmp_path)
+    recipe = digits_recipe(steps=40, update_interval=10, density=0.3, devices=2, strategy="units", pattern="source_group", price=0.5)
+    Path("recipe.json").write_text(json.dumps(recipe.to_json()))
+    assert train(Path("recipe.json"), folder=Path("out"), device="cuda", json=True) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["state"], result["ranks"], result["steps"]) == ("complete", 2, 40)
+    assert train(Path("recipe.json"), folder=Path("out"), device="cpu", gpus=1, resume=True, json=True) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["connections"], again["units"]) == (result["connections"], result["units"])
+    assert again["accuracy"] == pytest.approx(result["accuracy"], abs=0.01)
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    count = torch.cuda.device_count() + 1
+    with pytest.raises(ValueError, match=f"the number of GPUs is {count - 1}, but must be at least {count}"):
+        discover("cuda", count)
