@@ -58,6 +58,7 @@ class Material:
 class Figures:
     """What a trained network is and costs. accuracy: share of the validation samples. grown, pruned: connections, in all.
 
+    memory_bytes: predicted for the fullest device; device_memory_bytes: what the smallest device has.
     word: simulated where the throughput is of a machine that is elsewhere. beyond: why that throughput may be worse than the profile's
     calibration says, in words; empty within the calibrated range.
     """
@@ -72,6 +73,8 @@ class Figures:
     grown: int
     pruned: int
     predicted_samples_per_s: float
+    memory_bytes: int
+    device_memory_bytes: int
     word: Literal["predicted", "simulated"]
     beyond: tuple[str, ...] = ()
 
@@ -172,6 +175,8 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
         training.history.total("grow_connections", "add_units"),
         training.history.total("prune_connections", "remove_units", "merge_units"),
         predicted.samples_per_s,
+        predicted.memory_bytes,
+        min(device.memory_bytes for device in profile.devices[: recipe.devices] or profile.devices),
         predicted.word,
         tuple(beyond(profile, work, recipe.strategy, recipe.batch_size, recipe.devices)),
     )

@@ -76,6 +76,17 @@ def full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no more memory: Python's own, a GPU's, or that of torch's allocator on CPU.
+
+    >>> memory_ran_out(MemoryError()), memory_ran_out(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which the parent does without
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def suggestion(name: str, known: tuple[str, ...]) -> str:
     """What the user may have meant, as the end of a message.
 

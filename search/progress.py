@@ -40,14 +40,19 @@ def started(number: int, role: str, recipe: Mapping[str, object]) -> str:
     return f"trial {number} started: {', '.join(f'{name} {_short(recipe[name])}' for name in names if name in recipe)}"
 
 
-def finished(number: int, result: Mapping[str, object], *, feasible: bool) -> str:
-    """The line for a trial that is complete."""
+def finished(number: int, result: Mapping[str, object], broken: Sequence[str]) -> str:
+    """The line for a trial that is complete. broken: the constraints that it breaks."""
     facts = [
         f"validation accuracy {_percent(result.get('accuracy'))}",
         f"density {_percent(result.get('density'))}",
         f"{result.get('word', 'predicted')} {_short(result.get('predicted_samples_per_s'))} samples/s",
     ]
-    return f"trial {number} complete: {', '.join(facts)}" + ("" if feasible else "; outside the tolerance")
+    return f"trial {number} complete: {', '.join(facts)}" + "".join(f"; {name}" for name in broken)
+
+
+def infeasible(number: int, reason: str) -> str:
+    """The line for a trial that could not be trained here."""
+    return f"trial {number} infeasible: {reason}"
 
 
 def failed(number: int, reason: str) -> str:

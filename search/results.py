@@ -220,7 +220,7 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
 def _state(trial: FrozenTrial) -> TrialState:
     from optuna.trial import TrialState as Optuna
 
-    from search.storage import feasible
+    from search.storage import broken, feasible
 
     match trial.state:
         case Optuna.COMPLETE:
@@ -228,7 +228,7 @@ def _state(trial: FrozenTrial) -> TrialState:
         case Optuna.FAIL:
             return "failed"
         case Optuna.PRUNED:
-            return "stopped_early"
+            return "infeasible" if broken(trial) else "stopped_early"
         case _:
             return "running"
 

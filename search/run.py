@@ -392,12 +392,13 @@ class _Search:
                 raise RunError(last_words(files.log))
             elif not self._goes_on(job, code):
                 # The reason goes where a worker that can still speak puts it, so that telling needs one source only.
-                write_json(files.result, {"state": "failed", "failure": self._reason(job, code)})
+                state = "infeasible" if _ran_out_of_memory(job, code) else "failed"
+                write_json(files.result, {"state": state, "failure": self._reason(job, code)})
                 self.ended.append(job.number)
 
     def _goes_on(self, job: Job, code: int) -> bool:
         """Whether the trial of a worker that was ended by others continues: always, unless memory ran out or it does not get on."""
-        if not was_stopped(code) or out_of_memory_kills() > job.before.out_of_memory_kills:
+        if not was_stopped(code) or _ran_out_of_memory(job, code):
             return False
         stops = self.stops[job.number] = self.stops.get(job.number, 0) + 1 if job.before.checkpoint == self._checkpoint(job.number) else 1
         if stops >= STOPS_IN_A_ROW:
@@ -410,7 +411,7 @@ class _Search:
         reason = ending(code, self.folder.trial(job.number).log)
         if not was_stopped(code):
             return reason
-        if out_of_memory_kills() > job.before.out_of_memory_kills:
+        if _ran_out_of_memory(job, code):
             return f"{reason} because memory ran out"
         return f"{reason}, {STOPS_IN_A_ROW} times without a new checkpoint"
 
@@ -419,7 +420,7 @@ class _Search:
         return max((path.name for path in self.folder.trial(number).checkpoint.glob("[0-9]*[0-9]")), default="")
 
     def _tell(self, number: int) -> None:
-        from search.storage import tell_complete, tell_failed
+        from search.storage import broken, tell_complete, tell_failed, tell_infeasible
 
         files = self.folder.trial(number)
         result = read_json(files.result)
@@ -427,16 +428,22 @@ class _Search:
             reason = str(result["failure"])
             tell_failed(self.study, number, reason)
             self._failed(number, reason)
+        elif result["state"] == "infeasible":
+            reason = str(result["failure"])
+            tell_infeasible(self.study, number, reason)
+            self.progress.say(progress.infeasible(number, reason))
+            if number == 0:
+                self._lowest_accuracy()
         else:
             accuracy = _number(result, "accuracy")
             lowest = accuracy - self.options.tolerance / 100 if number == 0 else self._lowest_accuracy()
             assert lowest is not None
             if number == 0:
                 self._fix_reference(lowest)
-            tell_complete(self.study, number, accuracy, self._throughput(number, result), lowest)
+            tell_complete(self.study, number, accuracy, self._throughput(number, result), lowest, _memory(result))
             if number > DATA_PARALLEL:
                 self.failures.clear()
-            self.progress.say(progress.finished(number, result, feasible=accuracy >= lowest))
+            self.progress.say(progress.finished(number, result, broken(self._trials()[number])))
         _note(self.folder, "trial_told", number=number, state=result["state"])
 
     def _fix_reference(self, lowest_accuracy: float) -> None:
@@ -477,6 +484,16 @@ def baseline(role: TrialRole, devices: int) -> dict[str, object]:
 
 def _role(number: int) -> TrialRole:
     return "baseline_dense" if number == 0 else "baseline_data_parallel" if number == DATA_PARALLEL else "search"
+
+
+def _ran_out_of_memory(job: Job, code: int) -> bool:
+    """Whether the system ended a worker to have memory again."""
+    return was_stopped(code) and out_of_memory_kills() > job.before.out_of_memory_kills
+
+
+def _memory(result: Mapping[str, object]) -> float | None:
+    """The predicted share of a device's memory; None in a result that an earlier version wrote."""
+    return _number(result, "memory_bytes") / _number(result, "device_memory_bytes") if "memory_bytes" in result else None
 
 
 def _number(record: Mapping[str, object], name: str) -> float:

@@ -1,7 +1,7 @@
 """The run's Optuna study: a journal that a kill cannot spoil, trials that enter it whole, and a sampler that never repeats itself.
 
-Objectives, both maximised: validation accuracy (a fraction) and throughput (samples/s). Constraint: trial 0's accuracy, less the
-tolerance, less the trial's own; feasible means <= 0.
+Objectives, both maximised: validation accuracy (a fraction) and throughput (samples/s). Constraints: trial 0's accuracy, less the
+tolerance, less the trial's own; and the share of memory that is needed beyond what a device has. Feasible means <= 0.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MAXIMIZE)
 METRICS = ("validation accuracy", "throughput (samples/s)")
 TOLERANCE = "accuracy loss beyond the tolerance"
+MEMORY = "memory beyond the device's"
 FAILURE = "failure"
 ROLE = "role"
 
@@ -163,24 +164,47 @@ def add_running(study: optuna.Study, role: TrialRole, proposal: Proposal | None 
     return len(study.get_trials(deepcopy=False)) - 1
 
 
-def tell_complete(study: optuna.Study, number: int, accuracy: float, throughput: float, lowest_accuracy: float) -> None:
-    """Enter the outcome of a trial. The constraint goes first, so that a kill in between leaves a trial that can be told again."""
-    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-    if TOLERANCE not in trial.constraints:
-        trial.set_constraint(TOLERANCE, lowest_accuracy - accuracy)
+def tell_complete(
+    study: optuna.Study, number: int, accuracy: float, throughput: float, lowest_accuracy: float, memory: float | None = None
+) -> None:
+    """Enter the outcome of a trial. memory: predicted, as a share of what a device has, None where that is not known."""
+    _constrain(study, number, {TOLERANCE: lowest_accuracy - accuracy} | ({} if memory is None else {MEMORY: memory - 1}))
     study.tell(number, [accuracy, throughput])
+
+
+def tell_infeasible(study: optuna.Study, number: int, reason: str) -> None:
+    """Enter that a trial ran out of memory: a region to stay away from, with no values, and no failure."""
+    _constrain(study, number, {MEMORY: 1.0})  # how much was wanted is not known, but as good as all accuracy is worth less
+    _attribute(study, number, FAILURE, reason)
+    study.tell(number, state=TrialState.PRUNED)
+
+
+def _constrain(study: optuna.Study, number: int, constraints: Mapping[str, float]) -> None:
+    """Constraints go in before the outcome, so that a kill in between leaves a trial that can be told again."""
+    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    for name, value in constraints.items():
+        if name not in trial.constraints:
+            trial.set_constraint(name, value)
+
+
+def _attribute(study: optuna.Study, number: int, name: str, value: object) -> None:
+    optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id).set_user_attr(name, value)
 
 
 def tell_failed(study: optuna.Study, number: int, reason: str) -> None:
     """Enter that a trial failed, and why."""
-    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-    trial.set_user_attr(FAILURE, reason)
+    _attribute(study, number, FAILURE, reason)
     study.tell(number, state=TrialState.FAIL)
 
 
 def feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete and within the tolerance."""
-    return trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+    """Whether a trial is complete and breaks no constraint."""
+    return trial.state == TrialState.COMPLETE and not broken(trial)
+
+
+def broken(trial: FrozenTrial) -> list[str]:
+    """The constraints that a trial breaks."""
+    return [name for name, value in trial.constraints.items() if value > 0]
 
 
 def front(points: Iterable[tuple[int, float, float]]) -> list[int]:

@@ -10,7 +10,7 @@ from search.errors import RunError
 from search.options import Options, RunRecord, RunState
 from search.results import state_of
 from search.rundir import RunFolder, read_json_if_valid
-from search.storage import FAILURE, ROLE, feasible, read_trials
+from search.storage import FAILURE, ROLE, broken, read_trials
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -68,6 +68,7 @@ class _Seen:
 
     def _ending(self, trial: FrozenTrial) -> str:
         if trial.values is None:
-            return progress.failed(trial.number, str(trial.user_attrs.get(FAILURE, trial.state.name.lower())))
+            said = progress.infeasible if broken(trial) else progress.failed
+            return said(trial.number, str(trial.user_attrs.get(FAILURE, trial.state.name.lower())))
         result = read_json_if_valid(self._folder.trial(trial.number).result) or {}
-        return progress.finished(trial.number, result, feasible=feasible(trial))
+        return progress.finished(trial.number, result, broken(trial))

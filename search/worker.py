@@ -25,7 +25,7 @@ from grow.train import DivergedError, Session, evaluate, train
 from hardware.profile import Profile
 from search import build
 from search.build import Material
-from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full
+from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
 from search.rundir import RunFolder, TrialFolder, append_line, read_json, read_lines, write_json, write_text
@@ -68,6 +68,11 @@ def _work(path: Path) -> None:
             advance(training, recipe, files, signals)
         except DivergedError as error:
             write_json(files.result, {"state": "failed", "failure": str(error)})
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not memory_ran_out(error):
+                raise
+            write_json(files.result, {"state": "infeasible", "failure": f"memory ran out: {' '.join(str(error).split())}"})
             return
         result = {"state": "complete", **asdict(build.figures(training, recipe, profile))}
         checkpoint.save_session(files.checkpoint, training, {RESULT: result})  # with the final partition

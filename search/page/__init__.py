@@ -267,9 +267,7 @@ def _failures(found: RunDocument) -> str:
             ],
             ("trial", "accuracy", "density"),
         )
-        parts.append(
-            table(f"{len(early)} trials ended outside the tolerance or early; their recipes count as constraints, not as failures", rows)
-        )
+        parts.append(table(f"{len(early)} trials are infeasible or ended early; their recipes count as constraints, not as failures", rows))
     return section("failures", _SECTIONS["failures"], *parts)
 
 

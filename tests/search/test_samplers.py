@@ -9,6 +9,7 @@ from typing import get_args
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from search import storage
 from search.options import SamplerChoice
@@ -64,3 +65,24 @@ def test_no_sampler_but_the_gaussian_process_needs_torch() -> None:
     code = f"import sys; from search.samplers import sampler; [sampler(c, 0, 4) for c in {others}]; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_trial_that_ran_out_of_memory_is_infeasible_has_no_values_and_stops_no_sampler(choice: SamplerChoice, tmp_path: Path) -> None:
+    study = searched(tmp_path / "study.journal", choice, 6)
+    storage.add_running(study, "search", asked(study, 6, choice))
+    storage.tell_infeasible(study, 6, "memory ran out")
+    told = study.trials[6]
+    assert (told.state, told.values, storage.broken(told)) == (TrialState.PRUNED, None, [storage.MEMORY])
+    assert not storage.feasible(told)
+    assert told.params.keys() == asked(study, 7, choice).params.keys()
+
+
+def test_memory_beyond_the_devices_is_a_broken_constraint(tmp_path: Path) -> None:
+    study = storage.open_study(tmp_path / "study.journal", "run")
+    for number, memory in enumerate((1.0, 1.5, None)):
+        storage.add_running(study, "search")
+        storage.tell_complete(study, number, 0.9, 10.0, 0.8, memory)
+    assert [storage.feasible(trial) for trial in study.trials] == [True, False, True]
+    assert study.trials[1].constraints[storage.MEMORY] == 0.5
+    assert storage.pareto(study.trials) == [0, 2]

@@ -1,0 +1,62 @@
+"""Recipes that a machine cannot train are infeasible, keep their recipe, and are no failures; many failures in a row end a run."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from search import run
+from search.process import Slot
+from search.results import document
+from search.rundir import RunFolder
+from tests.search.conftest import STUDY, Grow
+
+HUNGRY = (
+    STUDY.replace('"learning_rate": Choice((0.1, 1e30))', '"batch_size": Choice((64, 128))').replace('"batch_size": 64, ', "")
+    + """
+from dataclasses import replace
+
+
+def task(source, batch_size, seed, plain=tiny.task):
+    torch.empty(batch_size % 128 * 2**50)  # more than there can be, but for the baselines' batches of 128 samples
+    return plain(source, batch_size, seed)
+
+
+tiny = replace(tiny, task=task)
+"""
+)
+
+
+def test_out_of_memory_is_an_infeasible_trial_with_its_recipe(grow: Grow, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(HUNGRY)
+    options = ("--gpus", "1", "--trials", "5", "--tolerance", "100", "--hardware", "pcie-2", "--json")
+    done = grow("run", "--study", "own.py:tiny", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    states = {trial["number"]: trial["state"] for trial in json.loads(done.stdout)["trials"]}
+    assert set(states.values()) == {"complete", "infeasible"}
+    for trial in json.loads(done.stdout)["trials"]:
+        hungry = trial["recipe"]["batch_size"] == 64
+        assert trial["state"] == ("infeasible" if hungry else "complete")
+        assert ("memory ran out" in (trial["failure"] or "")) == hungry
+        assert f"trial {trial['number']} {trial['state']}" in done.stderr
+
+
+def test_failures_in_a_row_end_the_run_with_the_first_reason(grow: Grow, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(STUDY.replace("(0.1, 1e30)", "(1e30, 1e31)"))
+    options = ("--gpus", "1", "--trials", "12", "--hardware", "pcie-2", "--name", "hopeless")
+    done = grow("run", "--study", "own.py:tiny", *options, cwd=tmp_path)
+    found = document(RunFolder(tmp_path / "runs" / "hopeless"))
+    first = next(trial["failure"] for trial in found["trials"] if trial["state"] == "failed")
+    assert done.returncode == 1
+    assert f"{run.FAILURES_IN_A_ROW} trials failed one after the other, the first one: {first}" in done.stderr.splitlines()[-1]
+    assert [trial["state"] for trial in found["trials"]].count("failed") == run.FAILURES_IN_A_ROW
+
+
+@pytest.mark.parametrize(("code", "kills", "ran_out"), [(-signal.SIGKILL, 1, True), (-signal.SIGKILL, 0, False), (1, 1, False)])
+def test_a_worker_that_the_system_killed_for_memory_ran_out_of_it(
+    code: int, kills: int, ran_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run.Job(2, Slot("cpu", 0), None, run.Before("", 7, 0))  # type: ignore[arg-type]
+    monkeypatch.setattr(run, "out_of_memory_kills", lambda: 7 + kills)
+    assert run._ran_out_of_memory(job, code) is ran_out
