@@ -5,10 +5,11 @@ from grow.kernels.blocks import BLOCKS
 from grow.kernels.choose import Timings, fastest
 from grow.kernels.columns import COLUMNS
 from grow.kernels.compiled import COMPILED
+from grow.kernels.condensed import CONDENSED
 from grow.kernels.csr import CSR
 from grow.kernels.dense import DENSE
 from grow.kernels.radix import RADIX
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX, COMPILED, *BLOCKS)}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX, COMPILED, CONDENSED, *BLOCKS)}
 
 __all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "UnfitStructureError", "fastest"]

@@ -49,7 +49,7 @@ QUICK = Grid(
 """Measured before a run, in seconds."""
 
 FULL = Grid(
-    kernels=("dense", "csr", "columns", "compiled"),
+    kernels=("dense", "csr", "columns", "compiled", "condensed"),
     rows=(16, 64, 256, 1024, 4096),
     columns=(16, 64, 256, 1024, 4096),
     batches=(32, 128, 512),

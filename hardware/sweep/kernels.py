@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from grow.axes import IntArray
 from grow.kernels import KERNELS
 from grow.kernels.compiled import available
 from grow.layers import SparseConv2d, SparseLinear
@@ -176,12 +177,21 @@ def _step(layer: torch.nn.Module, x: torch.Tensor) -> Step:
     return step
 
 
+def _drawn(rows: int, columns: int, kernel: str, density: float) -> IntArray:
+    """Sorted flat positions of random connections; equally many in every row where the kernel asks for it."""
+    generator = np.random.default_rng(0)
+    index: IntArray = np.sort(generator.choice(rows * columns, max(1, round(density * rows * columns)), replace=False))
+    if KERNELS[kernel].fits(torch.from_numpy(index), (rows, columns)):
+        return index
+    fan_in = max(1, round(density * columns))
+    return np.concatenate([row * columns + np.sort(generator.choice(columns, fan_in, replace=False)) for row in range(rows)])
+
+
 def _thin_out(layer: SparseLayer, kernel: str, density: float) -> None:
     """Leave a layer so many random connections, in the storage of the kernel that is to compute it."""
     if density == 1.0 and KERNELS[kernel].storage == "dense":
         return
-    possible = layer.weight.numel()
-    index = np.sort(np.random.default_rng(0).choice(possible, max(1, round(density * possible)), replace=False))
+    index = _drawn(len(layer.weight), layer.weight[0].numel(), kernel, density)
     weights = layer.weight.detach().reshape(-1)
     kept = torch.from_numpy(index)
     if KERNELS[kernel].storage == "compressed":

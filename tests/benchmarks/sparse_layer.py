@@ -121,12 +121,12 @@ def others(against: set[str], density: float) -> dict[str, Callable[[Tensor], nn
     return {name: make for name, make in known.items() if not against or name in against}
 
 
-def step_of(layer: nn.Module, case: Case) -> Step:
-    """A training step."""
+def step_of(layer: nn.Module, units: int, batch: int) -> Step:
+    """A training step of a layer with so many inputs and outputs."""
     optimizer = torch.optim.SGD(layer.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(case.batch, case.units, generator=generator).requires_grad_()
-    upstream = torch.randn(case.batch, case.units, generator=generator)
+    x = torch.randn(batch, units, generator=generator).requires_grad_()
+    upstream = torch.randn(batch, units, generator=generator)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -142,11 +142,12 @@ def in_turns(steps: dict[str, Step], rounds: int) -> pd.DataFrame:
     repeats = {}
     for name, step in steps.items():
         step()
-        repeats[name] = max(1, round(TURN_S / _seconds(step, 1)))
-    return pd.DataFrame([{name: _seconds(step, repeats[name]) for name, step in steps.items()} for _ in range(rounds)])
+        repeats[name] = max(1, round(TURN_S / seconds_of(step, 1)))
+    return pd.DataFrame([{name: seconds_of(step, repeats[name]) for name, step in steps.items()} for _ in range(rounds)])
 
 
-def _seconds(step: Step, repeats: int) -> float:
+def seconds_of(step: Step, repeats: int) -> float:
+    """Seconds of one of so many steps."""
     begun = perf_counter()
     for _ in range(repeats):
         step()
@@ -158,7 +159,7 @@ def rows(case: Case, against: set[str], profile: Profile, rounds: int) -> Iterat
     kernel = profile.kernel(KernelCase(case.units, case.units, case.density, case.batch, case.device, unfit=frozenset({"radix"})))
     weight = case.weight()
     layers = {"ours": ours(case, weight, kernel), **{name: make(weight) for name, make in others(against, case.density).items()}}
-    seconds = in_turns({name: step_of(layer, case) for name, layer in layers.items()}, rounds)
+    seconds = in_turns({name: step_of(layer, case.units, case.batch) for name, layer in layers.items()}, rounds)
     for name in list(layers)[1:]:
         ratios = seconds[name] / seconds["ours"]
         yield {

@@ -67,6 +67,37 @@ class TestCompiled(KernelContract):
         assert torch.equal(kernel.prepare(positions, (3, 4))(x, values, None), KERNELS["csr"].prepare(positions, (3, 4))(x, values, None))
 
 
+@st.composite
+def constant_fan_in(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor]:
+    """A layer (O, I) of which every row has the same number of connections."""
+    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
+    count = draw(st.integers(1, shape[1]))
+    chosen = st.lists(st.integers(0, shape[1] - 1), min_size=count, max_size=count, unique=True)
+    return shape, torch.tensor([row * shape[1] + column for row in range(shape[0]) for column in sorted(draw(chosen))])
+
+
+class TestCondensed(KernelContract):
+    structures = constant_fan_in()
+    example = ((3, 4), (0, 2, 5, 7, 10, 11))
+    wide = (130, 200), tuple(row * 200 + (row + 9 * n) % 200 for row in range(130) for n in range(20))
+
+    @pytest.fixture
+    def kernel(self) -> Kernel:
+        return KERNELS["condensed"]
+
+    def test_rows_of_different_length_are_refused(self, kernel: Kernel) -> None:
+        uneven = torch.tensor([0, 2, 3, 5])  # two rows of four: three connections and one
+        assert not kernel.fits(uneven, (2, 4))
+        with pytest.raises(
+            UnfitStructureError, match=r"condensed kernel was given 4 positions of a layer \(2, 4\), but needs equally many"
+        ):
+            kernel.prepare(uneven, (2, 4))
+
+    def test_a_layer_without_positions_is_refused(self, kernel: Kernel) -> None:
+        with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
+            kernel.prepare(None, (3, 4))
+
+
 class TestColumns(KernelContract):
     @pytest.fixture
     def kernel(self) -> Kernel:
