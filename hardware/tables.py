@@ -29,7 +29,10 @@ class Row(Protocol):
 
 
 class KernelTable:
-    """Seconds over rows, columns and batch, and over the density where it varies; continued by the nearest slopes."""
+    """Seconds over rows, columns and batch, and over the density where it varies.
+
+    Continued by the nearest slopes, but beyond the largest at least in proportion: constants fade, and larger tensors leave the caches.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         from scipy.interpolate import RegularGridInterpolator
@@ -49,7 +52,10 @@ class KernelTable:
 
     def seconds(self, rows: float, columns: float, batch: float, density: float) -> float:
         """Time at a point; all quantities positive."""
-        return float(np.exp(self._log_seconds(np.log([rows, columns, batch, density])[: len(self.axes)])[0]))
+        point = np.array([rows, columns, batch, density])[: len(self.axes)]
+        within = np.minimum(point, [axis[-1] for axis in self.axes])
+        continued, measured = self._log_seconds(np.log([point, within]))
+        return float(np.exp(max(continued, measured + np.log(point / within).sum())))
 
 
 class SizeTable:

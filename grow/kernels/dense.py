@@ -27,7 +27,9 @@ class MaskGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The masked gradient."""
         (mask,) = ctx.saved_tensors
-        return gradients[0] * mask, None
+        if torch.is_grad_enabled():  # it is to be differentiated itself
+            return gradients[0] * mask, None
+        return gradients[0].mul_(mask), None  # a product made it for this weight alone; to write another costs more than to multiply
 
 
 def masked(weight: Tensor, mask: Tensor | None) -> Tensor:

@@ -94,7 +94,7 @@ class TorchCsr(nn.Module):
 
 def ours(case: Case, weight: Tensor, kernel: str) -> nn.Module:
     """The project's layer, computed by a kernel."""
-    layer = SparseLinear(weight, torch.zeros(case.units))
+    layer = SparseLinear(nn.Parameter(weight), nn.Parameter(torch.zeros(case.units)))
     if case.density < 1:
         index = case.index()
         values = weight.reshape(-1)[torch.from_numpy(index)] if KERNELS[kernel].storage == "compressed" else weight

@@ -36,7 +36,7 @@ def sparse_layer(connections: int) -> SparseLinear:
     """A square layer with so many connections."""
     units = round(sqrt(connections / DENSITY))
     index = np.unique(np.random.default_rng(0).integers(units**2, size=connections))  # a hundredth of them fall together
-    layer = SparseLinear(torch.empty(0), torch.zeros(units))
+    layer = SparseLinear(torch.empty(0), torch.nn.Parameter(torch.zeros(units)))
     values = torch.randn(len(index), generator=torch.Generator().manual_seed(0)) / sqrt(DENSITY * units)
     layer.restructure((units, units), index, KERNEL, torch.nn.Parameter(values))
     return layer
