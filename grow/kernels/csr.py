@@ -20,6 +20,9 @@ with warnings.catch_warnings():  # torch says once per process that CSR tensors 
     warnings.simplefilter("ignore", UserWarning)
     torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), (1, 1))
 
+TILE = 128
+"""Samples that the CPU multiplies at a time, so that what one row reads is still in the cache when the next one reads it."""
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -45,14 +48,21 @@ def _starts(sorted_or_not: Tensor, length: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
+def _tiles(features: Tensor) -> list[Tensor]:
+    """Features (I, B) by tiles of the batch, each on its own; all at once where the CPU's caches are not what counts."""
+    if features.device.type != "cpu" or features.shape[1] <= TILE:
+        return [features]
+    return [tile.contiguous() for tile in torch.split(features, TILE, 1)]
+
+
 @opaque("csr_product", lambda values, starts, indices, rows, features: features.new_empty(rows, features.shape[1]))
 def matrix_product(values: Tensor, starts: Tensor, indices: Tensor, rows: int, features: Tensor) -> Tensor:
     """A matrix (rows, n) by values (E,), row starts and column indices, times features (n, B) -> (rows, B)."""
     if values.numel() == 0:
         return features.new_zeros(rows, features.shape[1])
     matrix = torch.sparse_csr_tensor(starts, indices, values, (rows, features.shape[0]), check_invariants=False)
-    product: Tensor = matrix @ features
-    return product
+    products: list[Tensor] = [matrix @ tile for tile in _tiles(features)]
+    return products[0] if len(products) == 1 else torch.cat(products, 1)
 
 
 @opaque("csr_sampled", lambda values, starts, indices, upstream, features: torch.empty_like(values))
@@ -61,8 +71,11 @@ def sampled_product(values: Tensor, starts: Tensor, indices: Tensor, upstream: T
     if values.numel() == 0:
         return torch.zeros_like(values)
     pattern = torch.sparse_csr_tensor(starts, indices, values, (upstream.shape[0], features.shape[0]), check_invariants=False)
-    sampled: Tensor = torch.sparse.sampled_addmm(pattern, upstream, features.t(), beta=0.0).values()
-    return sampled
+    tiles = zip(_tiles(upstream), _tiles(features), strict=True)
+    found: list[Tensor] = [torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values() for left, right in tiles]
+    for other in found[1:]:
+        found[0] += other
+    return found[0]
 
 
 class SparseProduct(torch.autograd.Function):

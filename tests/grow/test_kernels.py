@@ -34,6 +34,11 @@ class TestCsr(KernelContract):
         with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
             kernel.prepare(None, (3, 4))
 
+    def test_a_large_batch_is_computed_in_tiles_each_as_if_alone(self, kernel: Kernel) -> None:
+        positions, values = torch.arange(0, 40 * 30, 3), torch.randn(400)
+        product, x = kernel.prepare(positions, (40, 30)), torch.randn(300, 30)
+        assert torch.equal(product(x, values, None), torch.cat([product(part, values, None) for part in x.split(128)]))
+
 
 class TestCompiled(KernelContract):
     @pytest.fixture
