@@ -181,7 +181,7 @@ def radix_network() -> Network:
 def test_a_kernel_is_offered_only_where_it_fits_the_connections() -> None:
     asked: list[KernelCase] = []
     radix_network().use_kernels(lambda case: asked.append(case) or "csr", batch=4)
-    assert [case.unfit for case in asked] == [frozenset(), frozenset({"radix"})]
+    assert ["radix" in case.unfit for case in asked] == [False, True]
     assert fastest(asked[1], lambda name, case: {"radix": 1.0}.get(name, 2.0), KERNELS) != "radix"
 
 
