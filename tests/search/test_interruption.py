@@ -13,8 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torch import nn
 
-from search.rundir import read_lines
+from grow import checkpoint
+from grow.network import Network
+from search import worker
+from search.process import said
+from search.rundir import RunFolder, read_lines
 from search.storage import read_trials
 from tests.search.conftest import Grow
 
@@ -71,9 +77,22 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
     assert "taking over from process" in stderr.decode()
     assert "torn line of 11 bytes" in stderr.decode()
     assert "was ended by SIGKILL, and goes on" in stderr.decode()
+    # Then there is no room: files of more than 8 KiB cannot be written, as the next checkpoint or the journal is.
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-m", "search.cli", "resume", "killed"]
+    full = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert full.returncode == 1
+    assert "File too large" in full.stderr.splitlines()[-1]
+    assert "make room" in full.stderr.splitlines()[-1]
+    assert not list(killed.glob("trials/*/checkpoint/*.tmp"))
     resumed = grow("resume", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same(tmp_path / "runs" / "whole", killed)
+    # And one that was killed between its last checkpoint and its result has the result that was to come.
+    trial = RunFolder(killed).trial(5)
+    result = trial.result.read_bytes()
+    trial.result.unlink()
+    worker._work(trial.recipe)
+    assert trial.result.read_bytes() == result
 
 
 @pytest.mark.slow
@@ -142,6 +161,23 @@ def assert_same(one: Path, other: Path, trials: int = TRIALS) -> None:
 
 def strip(line: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in line.items() if name != "steps_per_s"}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    network = Network(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 2))
+    for step in (4, 8):
+        checkpoint.save(tmp_path / "checkpoint" / f"{step:08d}", network, extra={"training": {"step": step}})
+    tensors = tmp_path / "checkpoint" / "00000008" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    found = worker.last_whole(tmp_path / "checkpoint")
+    assert found is not None
+    assert found.meta["extra"] == {"training": {"step": 4}}
+    log = tmp_path / "worker.log"
+    log.write_text("something of a library's\n" + capfd.readouterr().err + "grow: stopped by SIGTERM\n")
+    (line,) = said(log, 0)
+    assert str(tensors) in line
+    assert line.endswith("it is lost, and the training goes on from step 4")
+    assert said(log, log.stat().st_size) == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
