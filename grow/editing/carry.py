@@ -53,6 +53,8 @@ def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntAr
     )
     present = sparse.csr_array(old[np.where(rows < 0, height, rows)][:, np.where(entries < 0, width, entries)]).tocoo()
     assert present.shape == (shape[0], prod(shape[1:]))
+    if present.nnz == prod(shape):
+        return None  # what was missing has gone with its units; a checkpoint could not tell such an index from none
     return np.sort(present.row.astype(np.int64) * present.shape[1] + present.col)
 
 

@@ -1,6 +1,7 @@
 """Merging and birth of units: what becomes of the function, of optimizers and of what else follows the network."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from grow import checkpoint
 from grow.editing.units import Births, Lines, Merge
 from grow.follow import NewEntry
 from grow.kernels import KERNELS
@@ -401,3 +403,16 @@ def test_followers_fit_after_any_sequence_of_edits(sample: Sample, name: str, ke
             assert all(tensor.shape == held[found].shape for found, tensor in follower.tensors.items())
         train(network, optimizer, x, 1)
         assert_sound(network, optimizer)
+
+
+def test_a_layer_whose_gaps_go_with_their_units_is_full_and_saved_as_such(tmp_path: Path) -> None:
+    network = Network(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 2))
+    network.prune_connections({"0": np.array([0])})  # the first weight of the first unit
+    network.remove_units("0", [0])
+    assert network.topology.layers[0].index is None
+    checkpoint.save(tmp_path / "saved", network)
+    again = Network(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 2))
+    checkpoint.restore(again, checkpoint.read(tmp_path / "saved"))
+    checkpoint.save(tmp_path / "again", again)
+    tensors = [(tmp_path / name / "tensors.safetensors").read_bytes() for name in ("saved", "again")]
+    assert tensors[0] == tensors[1]
