@@ -99,15 +99,17 @@ def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False) -> Ru
         raise ConfigurationError(f"add is {add}, but must be at least 0; a budget that was given stays")
     if record.state == "complete" and add == 0:
         return folder
-    changed = changes(folder, record, options)
-    if changed and not allow_change:
-        sys.stderr.write("\n".join([f"changed since run {record.run} began:", *changed]) + "\n")
-        raise ConfigurationError(f"run {record.run!r} is not what it was, but must be; put back what changed, or add --allow-config-change")
     if record.plan is not None:
         read_json(folder.hardware)
         if not folder.journal.is_file() and folder.trials.is_dir():
             raise RunNotFoundError(f"{folder.journal} is missing, but must be there; restore it from a copy or start a new run")
-    with RunLock(folder) as lock, noted_signals() as signals, _state_kept(folder), Nursery(signals) as nursery:
+    with (
+        RunLock(folder) as lock,
+        _agreed(folder, record, options, allow_change) as changed,
+        noted_signals() as signals,
+        _state_kept(folder),
+        Nursery(signals) as nursery,
+    ):
         if lock.taken_over_from is not None:
             gone = lock.taken_over_from
             _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")
@@ -126,6 +128,16 @@ def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False) -> Ru
             _prepare(folder, signals, nursery)
         _work(folder, signals, nursery)
     return folder
+
+
+@contextmanager
+def _agreed(folder: RunFolder, record: RunRecord, options: Options, allowed: bool) -> Iterator[list[str]]:
+    """What has changed since the run began, if anything; ConfigurationError unless that is allowed, and nothing is done then."""
+    changed = changes(folder, record, options)
+    if changed and not allowed:
+        sys.stderr.write("\n".join([f"changed since run {record.run} began:", *changed]) + "\n")
+        raise ConfigurationError(f"run {record.run!r} is not what it was, but must be; put back what changed, or add --allow-config-change")
+    yield changed
 
 
 def _compare_machine(folder: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -83,7 +84,6 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
     assert full.returncode == 1
     assert "File too large" in full.stderr.splitlines()[-1]
     assert "make room" in full.stderr.splitlines()[-1]
-    assert not list(killed.glob("trials/*/checkpoint/*.tmp"))
     resumed = grow("resume", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same(tmp_path / "runs" / "whole", killed)
@@ -161,6 +161,20 @@ def assert_same(one: Path, other: Path, trials: int = TRIALS) -> None:
 
 def strip(line: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in line.items() if name != "steps_per_s"}
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_nothing_but_the_one_before(tmp_path: Path) -> None:
+    network = Network(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 2))
+    checkpoint.save(tmp_path / "00000004", network)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(tmp_path / "00000008", network)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000004"]
+    assert checkpoint.latest(tmp_path) is not None
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
