@@ -414,5 +414,6 @@ def test_a_layer_whose_gaps_go_with_their_units_is_full_and_saved_as_such(tmp_pa
     again = Network(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 2))
     checkpoint.restore(again, checkpoint.read(tmp_path / "saved"))
     checkpoint.save(tmp_path / "again", again)
-    tensors = [(tmp_path / name / "tensors.safetensors").read_bytes() for name in ("saved", "again")]
-    assert tensors[0] == tensors[1]
+    one, other = (checkpoint.read(tmp_path / name).tensors for name in ("saved", "again"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items() if name != "random")
