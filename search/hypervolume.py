@@ -12,6 +12,20 @@ Point: TypeAlias = tuple[float, float]
 """Accuracy and throughput."""
 
 
+def hypervolumes(points: Iterable[Point | None], reference: Point) -> list[float]:
+    """The hypervolume after each of some points; None: one that does not count.
+
+    >>> hypervolumes([(0.9, 10.0), None, (0.8, 20.0)], reference=(0.5, 0.0))
+    [4.0, 4.0, 7.0]
+    """
+    so_far: list[Point] = []
+    found = []
+    for point in points:
+        so_far += [] if point is None else [point]
+        found.append(hypervolume(so_far, reference))
+    return found
+
+
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
     """Area of all that is beyond the reference in both objectives and that some point equals or beats (Zitzler, Thiele 1998).
 

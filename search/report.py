@@ -26,6 +26,9 @@ NEEDED = 130
 UNCERTAIN = "?"
 """Marks a prediction beyond the range in which predictions were compared with the clock."""
 
+NEARLY = 0.9
+"""Share of a run's hypervolume that says when the search was as good as done."""
+
 _SHORT = ("role", "state", "strategy")
 
 
@@ -152,7 +155,11 @@ def reason_lines(document: RunDocument) -> list[RenderableType]:
     reference = document["reference"]
     if reference is not None:
         beyond = f"{percent(reference['accuracy'])} accuracy and {rate(reference['samples_per_s'])} samples/s"
-        lines.append(f"hypervolume {rate(document['hypervolume'])} samples/s beyond {beyond}, by {document['objective']} throughput\n")
+        soon = sum(found["hypervolume"] < NEARLY * (document["hypervolume"] or 0.0) for found in document["hypervolumes"]) + 1
+        when = f", {100 * NEARLY:.0f} % of it after {min(soon, len(document['hypervolumes']))} trials"
+        lines.append(
+            f"hypervolume {rate(document['hypervolume'])} samples/s beyond {beyond}, by {document['objective']} throughput{when}\n"
+        )
     return lines
 
 

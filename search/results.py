@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from search.hypervolume import Point, hypervolume
+from search.hypervolume import Point, hypervolume, hypervolumes
 from search.options import Options, RunRecord, RunState
 from search.rundir import JsonObject, RunFolder, TrialFolder, owner, read_json_if_valid, read_lines
 
@@ -72,6 +72,13 @@ class ReferenceDocument(TypedDict):
     samples_per_s: float
 
 
+class CoveredDocument(TypedDict):
+    """The hypervolume of a run once a trial was told, samples/s."""
+
+    trial: int
+    hypervolume: float
+
+
 class DataDocument(TypedDict):
     """The data that the run uses, and the samples of each split."""
 
@@ -95,7 +102,7 @@ class RunDocument(TypedDict):
     """A run. ``data`` is None until the run is prepared.
 
     reason: why it failed. objective: which throughput it maximises. reference, hypervolume: None until trial 0 is told; hypervolume in
-    samples/s, of the feasible trials.
+    samples/s, of the feasible trials. hypervolumes: how it grew, in the order in which trials were told.
     """
 
     schema_version: int
@@ -110,6 +117,7 @@ class RunDocument(TypedDict):
     pareto: list[int]
     reference: ReferenceDocument | None
     hypervolume: float | None
+    hypervolumes: list[CoveredDocument]
 
 
 def document(folder: RunFolder) -> RunDocument:
@@ -136,6 +144,7 @@ def document(folder: RunFolder) -> RunDocument:
         "pareto": pareto(trials),
         "reference": None if reference is None else {"accuracy": reference[0], "samples_per_s": reference[1]},
         "hypervolume": None if reference is None else hypervolume(feasible_points(trials), reference),
+        "hypervolumes": [] if reference is None else covered(trials, reference),
     }
 
 
@@ -163,6 +172,16 @@ def feasible_points(trials: Iterable[FrozenTrial]) -> list[Point]:
     from search.storage import feasible
 
     return [(trial.values[0], trial.values[1]) for trial in trials if feasible(trial)]
+
+
+def covered(trials: Sequence[FrozenTrial], reference: Point) -> list[CoveredDocument]:
+    """The hypervolume after each trial that was told, in the order of telling."""
+    from search.storage import feasible
+
+    told = sorted((trial for trial in trials if trial.datetime_complete is not None), key=lambda trial: str(trial.datetime_complete))
+    points = [(trial.values[0], trial.values[1]) if feasible(trial) else None for trial in told]
+    areas = hypervolumes(points, reference)
+    return [{"trial": trial.number, "hypervolume": area} for trial, area in zip(told, areas, strict=True)]
 
 
 def state_of(folder: RunFolder, record: RunRecord) -> RunState:

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 from search import progress
 from search.changes import accept, changes, record_code, versions
 from search.errors import ChildError, ConfigurationError, RunError, RunNotFoundError, StoppedError, StorageError, full
+from search.hypervolume import hypervolume
 from search.nursery import Nursery
 from search.options import Options, RunRecord
 from search.process import (
@@ -456,7 +457,14 @@ class _Search:
             if number > DATA_PARALLEL:
                 self.failures.clear()
             self.progress.say(progress.finished(number, result, broken(self._trials()[number])))
-        _note(self.folder, "trial_told", number=number, state=result["state"])
+        _note(self.folder, "trial_told", number=number, state=result["state"], hypervolume=self._hypervolume())
+
+    def _hypervolume(self) -> float | None:
+        """What the trials told so far cover, samples/s; None before trial 0."""
+        from search.results import feasible_points
+
+        reference = RunRecord.read(self.folder).reference
+        return None if reference is None else hypervolume(feasible_points(self._trials()), reference)
 
     def _fix_reference(self, lowest_accuracy: float) -> None:
         """Hypervolumes are reckoned from the lowest accuracy within the tolerance and from no throughput, whatever the run becomes."""

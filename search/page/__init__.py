@@ -139,7 +139,18 @@ def _front(found: RunDocument) -> str:
     )
     alt = f"Scatter plot of {len(told)} trials, accuracy against throughput; on the Pareto front: {members}."
     chart = figure(alt, caption, charts.front(found), _trial_rows(found, told), height=460)
-    return section("front", _SECTIONS["front"], chart)
+    return section("front", _SECTIONS["front"], chart, *_covered(found))
+
+
+def _covered(found: RunDocument) -> Iterator[str]:
+    """How the hypervolume grew, once there is something to see."""
+    areas = found["hypervolumes"]
+    if len(areas) < 2:
+        return
+    caption = "Hypervolume after each trial, in the order in which they ended: where the line is flat, the search found nothing better."
+    alt = f"Line of the hypervolume over {len(areas)} trials, from {rate(areas[0]['hypervolume'])} to {rate(areas[-1]['hypervolume'])}."
+    rows = Rows(("trial", "hypervolume"), [(str(area["trial"]), rate(area["hypervolume"])) for area in areas], ("trial", "hypervolume"))
+    yield figure(alt, caption, charts.covered(areas), rows, height=300)
 
 
 def _trial_rows(found: RunDocument, trials: Sequence[TrialDocument]) -> Rows:

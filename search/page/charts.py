@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from search.compare import throughput
 from search.page import look
 from search.page.markup import Chart
-from search.results import RunDocument, TrialDocument
+from search.results import CoveredDocument, RunDocument, TrialDocument
 from search.rundir import JsonObject
 
 if TYPE_CHECKING:
@@ -68,6 +68,17 @@ def front(found: RunDocument) -> Chart:
             shapes=_tolerance(found),
             annotations=_tolerance_name(found),
         ),
+    }
+
+
+def covered(areas: Sequence[CoveredDocument]) -> Chart:
+    """The hypervolume over the trials told."""
+    line = _line(range(1, len(areas) + 1), [area["hypervolume"] for area in areas], "hypervolume", look.FRONT, "y", "%{y:,.0f}")
+    line["line"]["shape"] = "hv"
+    line["hovertemplate"] = "after %{x} trials: %{y:,.0f}<extra></extra>"
+    return {
+        "data": [line],
+        "layout": look.layout(xaxis=look.axis("trials told"), yaxis=look.axis("hypervolume, samples/s", rangemode="tozero")),
     }
 
 

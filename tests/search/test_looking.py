@@ -21,7 +21,7 @@ from search.cli.show import show
 from search.compare import compare
 from search.errors import ConfigurationError, RunError, RunNotFoundError
 from search.hypervolume import hypervolume
-from search.rundir import RunFolder, RunLock, read_json, write_json
+from search.rundir import RunFolder, RunLock, read_json, read_lines, write_json
 from search.watch import watch
 from tests.search.test_run import contents
 
@@ -53,6 +53,18 @@ def test_the_reference_is_fixed_in_the_run_and_the_hypervolume_is_that_of_the_fe
     points = [(trial["accuracy"], trial["throughput"]["predicted_samples_per_s"]) for trial in front]
     assert found["objective"] == "predicted"
     assert found["hypervolume"] == pytest.approx(hypervolume(points, (lowest, 0.0)))
+
+
+def test_the_hypervolume_is_recorded_after_every_trial_and_never_shrinks(digits: Finished) -> None:
+    folder, found, _ = digits
+    course = found["hypervolumes"]
+    areas = [line["hypervolume"] for line in course]
+    told = [line for line in read_lines(folder / "events.jsonl") if line["event"] == "trial_told"]
+    assert [line["trial"] for line in course] == [line["number"] for line in told]
+    assert areas == [line["hypervolume"] for line in told]
+    assert areas == sorted(areas)
+    assert areas[-1] == found["hypervolume"]
+    assert "% of it after" in "".join(str(line) for line in report.reason_lines(found))
 
 
 def test_documents_of_schema_1_have_these_fields(digits: Finished) -> None:

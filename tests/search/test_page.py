@@ -77,7 +77,7 @@ def test_nothing_in_a_run_is_taken_for_markup() -> None:
 
 def test_a_run_without_a_usable_trial_says_so(digits: Finished) -> None:
     run = load_run(digits[0])
-    found: RunDocument = {**run.document, "trials": [], "pareto": [], "reference": None, "hypervolume": None}
+    found: RunDocument = {**run.document, "trials": [], "pareto": [], "reference": None, "hypervolume": None, "hypervolumes": []}
     run.__dict__["document"] = found  # as of a run that has just begun
     said = body(report(run))
     assert "Nothing to show yet" in said
