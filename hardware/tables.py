@@ -31,7 +31,8 @@ class Row(Protocol):
 class KernelTable:
     """Seconds over rows, columns and batch, and over the density where it varies.
 
-    Continued by the nearest slopes, but beyond the largest at least in proportion: constants fade, and larger tensors leave the caches.
+    Continued by the nearest slopes, but beyond the largest size at least in proportion: constants fade, and larger tensors leave the
+    caches. A higher density does not change what one product starts with.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -53,7 +54,8 @@ class KernelTable:
     def seconds(self, rows: float, columns: float, batch: float, density: float) -> float:
         """Time at a point; all quantities positive."""
         point = np.array([rows, columns, batch, density])[: len(self.axes)]
-        within = np.minimum(point, [axis[-1] for axis in self.axes])
+        within = point.copy()
+        within[:3] = np.minimum(point[:3], [axis[-1] for axis in self.axes[:3]])
         continued, measured = self._log_seconds(np.log([point, within]))
         return float(np.exp(max(continued, measured + np.log(point / within).sum())))
 

@@ -50,8 +50,11 @@ def watched(network: nn.Module, layers: Mapping[str, Layer], inputs: Tensor) -> 
     calls: list[Call] = []
 
     def watch(name: str, layer: Layer) -> RemovableHandle:
-        def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            # A change in place of a view takes the view's edge out of the graph; of a tensor of its own it does not.
+            output = output.clone() if output._is_view() else output
             calls.append(Call(name, args[0].detach().clone(), get_gradient_edge(output)))
+            return output
 
         return layer.register_forward_hook(hook)
 

@@ -88,7 +88,7 @@ def unmasked(network: Network) -> Network:
 
 
 @networks
-@pytest.mark.parametrize("kernel", ["dense", "csr"])
+@pytest.mark.parametrize("kernel", ["dense", "csr", "compiled"])
 def test_the_gradient_is_that_of_the_mean_loss_absent_connections_included(module: type[nn.Module], kernel: str) -> None:
     network, data = double(module, density=0.5), batches(module, 5, 3)
     network.use_kernels(lambda case: kernel, batch=8)
