@@ -28,6 +28,7 @@ class Options:
 
     study: an installed name, or the absolute path of a file and a name in it. gpus: devices to plan for. trials: the budget, a
     total that counts the two baselines. tolerance: accepted loss of validation accuracy against trial 0, in points.
+    early_stopping: whether trials end that fall behind, see `search.early_stopping`.
     settings: recipe fields that the user fixed. hardware: a preset or the absolute path of a profile, None for this machine's own.
     """
 
@@ -41,6 +42,7 @@ class Options:
     hardware: str | None = None
     throughput: ThroughputChoice = "predicted"
     sampler: SamplerChoice = "tpe"
+    early_stopping: bool = False
     data_dir: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 

@@ -50,14 +50,13 @@ def finished(number: int, result: Mapping[str, object], broken: Sequence[str]) -
     return f"trial {number} complete: {', '.join(facts)}" + "".join(f"; {name}" for name in broken)
 
 
-def infeasible(number: int, reason: str) -> str:
-    """The line for a trial that could not be trained here."""
-    return f"trial {number} infeasible: {reason}"
+def ended(number: int, state: str, reason: str) -> str:
+    """The line for a trial that ended without figures.
 
-
-def failed(number: int, reason: str) -> str:
-    """The line for a trial that failed."""
-    return f"trial {number} failed: {reason}"
+    >>> ended(7, "stopped_early", "behind trial 3")
+    'trial 7 stopped early: behind trial 3'
+    """
+    return f"trial {number} {state.replace('_', ' ')}: {reason}"
 
 
 def _percent(value: object) -> str:

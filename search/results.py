@@ -211,7 +211,7 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
     simulated = result.get("word") == "simulated"
     return {
         "number": trial.number,
-        "state": _state(trial),
+        "state": trial_state(trial),
         "role": str(trial.user_attrs.get("role", "search")),
         "accuracy": result.get("accuracy"),
         "test_accuracy": test.get("accuracy"),
@@ -236,7 +236,8 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
     }
 
 
-def _state(trial: FrozenTrial) -> TrialState:
+def trial_state(trial: FrozenTrial) -> TrialState:
+    """The state of a trial."""
     from optuna.trial import TrialState as Optuna
 
     from search.storage import broken, feasible

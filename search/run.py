@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from search import progress
 from search.changes import accept, changes, record_code, versions
+from search.early_stopping import Peer, reached, write_peers
 from search.errors import ChildError, ConfigurationError, RunError, RunNotFoundError, StoppedError, StorageError, full
 from search.hypervolume import hypervolume
 from search.nursery import Nursery
@@ -347,12 +348,23 @@ class _Search:
         files.path.mkdir(parents=True, exist_ok=True)
         if read_json_if_valid(files.recipe) is None:  # it follows from the journal
             write_json(files.recipe, self._recipe(number).to_json())
+        if self.options.early_stopping:
+            write_peers(files, self._peers(number), int(str(self.plan.data["validation"])))
         with open(files.log, "ab") as log:
             before = Before(self._checkpoint(number), out_of_memory_kills(), log.tell())
             process = self._child(files, slot, log)
         _note(self.folder, "trial_started", number=number)
         self.progress.say(progress.started(number, _role(number), read_json(files.recipe)))
         return Job(number, slot, process, before)
+
+    def _peers(self, number: int) -> list[Peer]:
+        """The trials that a trial is judged by: those that have been told; none for a baseline, which is always trained to its end."""
+        from optuna.trial import TrialState
+
+        from search.storage import feasible
+
+        told = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE and number > DATA_PARALLEL]
+        return [Peer(trial.number, feasible(trial), reached(self.folder.trial(trial.number))) for trial in told]
 
     def _child(self, files: TrialFolder, slot: Slot, log: IO[bytes]) -> Child:
         if slot.kind == "cpu":
@@ -433,7 +445,7 @@ class _Search:
         return max((path.name for path in self.folder.trial(number).checkpoint.glob("[0-9]*[0-9]")), default="")
 
     def _tell(self, number: int) -> None:
-        from search.storage import broken, tell_complete, tell_failed, tell_infeasible
+        from search.storage import broken, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
 
         files = self.folder.trial(number)
         result = read_json(files.result)
@@ -441,10 +453,11 @@ class _Search:
             reason = str(result["failure"])
             tell_failed(self.study, number, reason)
             self._failed(number, reason)
-        elif result["state"] == "infeasible":
+        elif result["state"] in ("infeasible", "stopped_early"):
             reason = str(result["failure"])
-            tell_infeasible(self.study, number, reason)
-            self.progress.say(progress.infeasible(number, reason))
+            tell = tell_infeasible if result["state"] == "infeasible" else tell_stopped_early
+            tell(self.study, number, reason)
+            self.progress.say(progress.ended(number, str(result["state"]), reason))
             if number == 0:
                 self._lowest_accuracy()
         else:
@@ -479,7 +492,7 @@ class _Search:
         return _number(read_json(self.folder.trial(number).measured), "samples_per_s")
 
     def _failed(self, number: int, reason: str) -> None:
-        self.progress.say(progress.failed(number, reason))
+        self.progress.say(progress.ended(number, "failed", reason))
         if number == 0:
             self._lowest_accuracy()
         if number > DATA_PARALLEL:

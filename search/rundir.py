@@ -8,7 +8,8 @@
       study.journal    Optuna's
       events.jsonl     what happened to the run, in order
       run.lock         who works on it
-      trials/NNNN/     recipe.json, metrics.jsonl, history.jsonl, checkpoint/, worker.log, result.json, measured.json, test.json
+      trials/NNNN/     recipe.json, peers.json, metrics.jsonl, history.jsonl, checkpoint/, worker.log, result.json, measured.json,
+                       test.json
 
 Whole files are replaced atomically; of a file of lines, a torn last line is all that a crash can damage, and readers skip it.
 """
@@ -74,6 +75,11 @@ class TrialFolder:
     def test(self) -> Path:
         """Test accuracy, for members of the front."""
         return self.path / "test.json"
+
+    @property
+    def peers(self) -> Path:
+        """What the trial is judged by while it trains; there where it may end early."""
+        return self.path / "peers.json"
 
     @property
     def log(self) -> Path:

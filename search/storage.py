@@ -191,6 +191,12 @@ def _attribute(study: optuna.Study, number: int, name: str, value: object) -> No
     optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id).set_user_attr(name, value)
 
 
+def tell_stopped_early(study: optuna.Study, number: int, reason: str) -> None:
+    """Enter that a trial fell behind others and was not trained to its end; it has no values."""
+    _attribute(study, number, FAILURE, reason)
+    study.tell(number, state=TrialState.PRUNED)
+
+
 def tell_failed(study: optuna.Study, number: int, reason: str) -> None:
     """Enter that a trial failed, and why."""
     _attribute(study, number, FAILURE, reason)

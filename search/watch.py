@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from search import progress
 from search.errors import RunError
 from search.options import Options, RunRecord, RunState
-from search.results import state_of
+from search.results import state_of, trial_state
 from search.rundir import RunFolder, read_json_if_valid
 from search.storage import FAILURE, ROLE, broken, read_trials
 
@@ -68,7 +68,6 @@ class _Seen:
 
     def _ending(self, trial: FrozenTrial) -> str:
         if trial.values is None:
-            said = progress.infeasible if broken(trial) else progress.failed
-            return said(trial.number, str(trial.user_attrs.get(FAILURE, trial.state.name.lower())))
+            return progress.ended(trial.number, trial_state(trial), str(trial.user_attrs.get(FAILURE, trial.state.name.lower())))
         result = read_json_if_valid(self._folder.trial(trial.number).result) or {}
         return progress.finished(trial.number, result, broken(trial))

@@ -21,10 +21,11 @@ import torch
 from grow import checkpoint
 from grow.checkpoint import Checkpoint
 from grow.history import History
-from grow.train import DivergedError, Session, evaluate, train
+from grow.train import DivergedError, Session, accuracy, evaluate, train
 from hardware.profile import Profile
 from search import build
 from search.build import Material
+from search.early_stopping import Reached, decide, read_peers, rung_steps
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
@@ -65,7 +66,7 @@ def _work(path: Path) -> None:
             return
         try:
             training = begin(build.material(recipe), profile, files, saved)
-            advance(training, recipe, files, signals)
+            behind = advance(training, recipe, files, signals, profile)
         except DivergedError as error:
             write_json(files.result, {"state": "failed", "failure": str(error)})
             return
@@ -74,7 +75,10 @@ def _work(path: Path) -> None:
                 raise
             write_json(files.result, {"state": "infeasible", "failure": f"memory ran out: {' '.join(str(error).split())}"})
             return
-        result = {"state": "complete", **asdict(build.figures(training, recipe, profile))}
+        if behind is None:
+            result = {"state": "complete", **asdict(build.figures(training, recipe, profile))}
+        else:
+            result = {"state": "stopped_early", "failure": behind, "step": training.step}
         checkpoint.save_session(files.checkpoint, training, {RESULT: result})  # with the final partition
         write_json(files.result, result)
 
@@ -100,20 +104,31 @@ def begin(material: Material, profile: Profile, files: TrialFolder, saved: Check
     return training
 
 
-def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Signals) -> None:
-    """Train to the end, with metrics and checkpoints on the way."""
-    begun_at, begun = time.monotonic(), training.step
+def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Signals, profile: Profile) -> str | None:
+    """Train to the end, with metrics and checkpoints on the way; or until the trial has fallen behind others: then why."""
+    judged = read_peers(files)
+    rungs = {} if judged is None else rung_steps(recipe.steps)
+    begun_at, begun, behind = time.monotonic(), training.step, None
     every = max(1, recipe.steps // METRICS)
     for progress in train(training):
-        if progress.step % every == 0 or progress.step == recipe.steps:
+        rung = rungs.get(progress.step)
+        if progress.step % every == 0 or progress.step == recipe.steps or rung is not None:
             rate = (progress.step - begun) / max(1e-9, time.monotonic() - begun_at)
             evaluated = progress.step % max(every, recipe.steps // EVALUATIONS) == 0
-            append_line(files.metrics, metrics(training, progress.loss, rate, evaluated=evaluated))
+            line = metrics(training, progress.loss, rate, evaluated=evaluated)
+            if judged is not None and rung is not None:
+                mine = Reached(accuracy(training), build.throughput_so_far(training, recipe, profile))
+                line["rung"] = asdict(mine)
+                behind = decide(mine, rung, *judged)
+            append_line(files.metrics, line)
+            if behind is not None:
+                return behind
         stopped = signals.received is not None or orphaned()
         if stopped or progress.step % recipe.checkpoint_interval == 0:  # after the metrics, of which none must be missing then
             checkpoint.save_session(files.checkpoint, training)
         if stopped:
             raise StoppedError(signals.received or signal.SIGTERM)
+    return None
 
 
 def metrics(training: Session, loss: float, steps_per_s: float, *, evaluated: bool) -> dict[str, object]:

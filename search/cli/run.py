@@ -32,6 +32,7 @@ def run(
     hardware: str | None = None,
     throughput: ThroughputChoice = "predicted",
     sampler: SamplerChoice = "tpe",
+    early_stopping: bool = False,
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
@@ -68,6 +69,9 @@ def run(
         What the search maximises: the cost model's prediction, or the clock.
     sampler
         What draws the recipes: tree-structured Parzen estimators, NSGA-II, chance, or Gaussian processes (slowest to draw).
+    early_stopping
+        End trials that fall behind others in accuracy and throughput, at 30, 50 or 70 % of their training. Off by default, as some networks
+        overtake others late.
     runs_dir
         Folder of all runs.
     data_dir
@@ -96,6 +100,7 @@ def run(
         hardware=hardware if hardware is None or not Path(hardware).is_file() else str(Path(hardware).resolve()),
         throughput=throughput,
         sampler=sampler,
+        early_stopping=early_stopping,
         data_dir=None if data_dir is None else str(data_dir.resolve()),
         settings=dict(parse_setting(text) for text in settings),
     )
