@@ -1,0 +1,92 @@
+"""Whole searches for benchmarks that compare one with another: run by the command line, and what became of them."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from search.compare import throughput
+from search.hypervolume import hypervolume
+from search.results import RunDocument, document
+from search.rundir import RunFolder, last_line
+from tests.benchmarks.rows import add_options
+
+NO_USABLE_TRIAL = 3
+"""Exit code of a search that found nothing within the tolerance, which is an outcome like others."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a search. samples: training samples of all trials together; hypervolume: samples/s."""
+
+    samples: int
+    hypervolume: float
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options that benchmarks of searches share."""
+    parser.add_argument("--studies", nargs="+", default=["digits", "mnist"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=24, help="budget of every search")
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--hardware", help="preset or saved profile; this machine's by default")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as of grow run")
+    parser.add_argument("--runs-dir", type=Path, help="keep the runs here; those that are there already are taken as they are")
+    add_options(parser)
+
+
+@contextmanager
+def folder_of_runs(arguments: argparse.Namespace) -> Iterator[Path]:
+    """The folder that was asked for, or one for the time being."""
+    if arguments.runs_dir is not None:
+        yield arguments.runs_dir
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def searched(arguments: argparse.Namespace, runs: Path, study: str, seed: int, label: str, more: Sequence[str]) -> Outcome:
+    """Search with these further options, unless that is done already."""
+    name = f"{study}-{label}-{seed}"
+    if not (runs / name).exists():
+        given = ["--study", study, "--gpus", str(arguments.gpus), "--trials", str(arguments.trials), "--seed", str(seed), *more]
+        given += ["--hardware", arguments.hardware] if arguments.hardware else []
+        given += [part for setting in arguments.set for part in ("--set", setting)]
+        _grow(["run", *given, "--name", name, "--runs-dir", str(runs)])
+    elif document(RunFolder(runs / name))["state"] != "complete":
+        _grow(["resume", str(runs / name)])
+    return outcome(RunFolder(runs / name))
+
+
+def _grow(arguments: Sequence[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "search.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    if done.returncode not in (0, NO_USABLE_TRIAL):
+        raise SystemExit(f"grow {' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stderr.decode()}")
+
+
+def outcome(folder: RunFolder) -> Outcome:
+    """What became of the search in a folder."""
+    found = document(folder)
+    return Outcome(sum(_samples(folder, found, number) for number in range(len(found["trials"]))), _found_beside_the_baselines(found))
+
+
+def _samples(folder: RunFolder, found: RunDocument, number: int) -> int:
+    last = last_line(folder.trial(number).metrics)
+    return 0 if last is None else int(str(last["step"])) * int(str(found["trials"][number]["recipe"]["batch_size"]))
+
+
+def _found_beside_the_baselines(found: RunDocument) -> float:
+    """The hypervolume beyond the dense start network's throughput, which every search has for nothing."""
+    reference, word = found["reference"], found["objective"]
+    dense = throughput(found["trials"][0], word)
+    assert reference is not None
+    assert dense is not None
+    members = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
+    points = [(trial["accuracy"] or 0.0, throughput(trial, word) or 0.0) for trial in members]
+    return hypervolume(points, (reference["accuracy"], dense))
