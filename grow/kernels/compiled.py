@@ -34,30 +34,44 @@ if TYPE_CHECKING:
 READS_TO_COPY = 64
 """Reads of a feature that make up for a copy of it."""
 
+PANEL_COLUMNS = 1024
+"""Columns whose tiles fit half of a core's own cache, usually 1 MiB."""
+
+PANEL_CONNECTIONS = 64
+"""Connections of a row in a panel that make up for its sum being written and read once more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """The connections of each row of a matrix: ``starts`` (rows + 1,) into their ``others`` (E,), the columns that they read."""
+    """The connections of each row of a matrix: ``starts`` (rows * panels + 1,) into their ``others`` (E,), the columns that they read."""
 
     starts: Tensor
     others: Tensor
+    panels: int = 1
 
     @staticmethod
-    def of(rows: Tensor, columns: Tensor, count: int) -> Lines:
-        """Lines of connections that are sorted by their rows, of which there are ``count``."""
-        starts = torch.zeros(count + 1, dtype=torch.int32)
-        starts[1:] = torch.bincount(rows, minlength=count).cumsum(0)
-        return Lines(starts, columns.int())
+    def of(rows: Tensor, columns: Tensor, shape: tuple[int, ...], panels: int | None = None) -> Lines:
+        """Lines of connections of a matrix of this shape that are sorted by their rows, and within them by their columns."""
+        panels = panels or max(1, min(-(-shape[1] // PANEL_COLUMNS), len(rows) // (PANEL_CONNECTIONS * shape[0])))
+        width = -(-shape[1] // panels)
+        starts = torch.zeros(shape[0] * panels + 1, dtype=torch.int32)
+        starts[1:] = torch.bincount(rows * panels + columns // width, minlength=shape[0] * panels).cumsum(0)
+        return Lines(starts, columns.int(), panels)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return (len(self.starts) - 1) // self.panels
 
     @cached_property
-    def addresses(self) -> tuple[int, int]:
-        """Where the indices lie."""
-        return self.starts.data_ptr(), self.others.data_ptr()
+    def addresses(self) -> tuple[int, int, int]:
+        """Panels, and where the indices lie."""
+        return self.panels, self.starts.data_ptr(), self.others.data_ptr()
 
     @cached_property
     def whole(self) -> list[tuple[int, int]]:
         """All rows in one part."""
-        return [(0, len(self.starts) - 1)]
+        return [(0, self.rows)]
 
     def parts(self) -> list[tuple[int, int]]:
         """First and last row of one part for each of torch's threads, equal in connections."""
@@ -66,8 +80,8 @@ class Lines:
 
 
 def _parts(lines: Lines, threads: int) -> list[tuple[int, int]]:
-    rows = len(lines.starts) - 1
-    work = lines.starts.numpy() + np.arange(rows + 1)  # an empty row costs something too
+    rows = lines.rows
+    work = lines.starts[:: lines.panels].numpy() + np.arange(rows + 1)  # an empty row costs something too
     bounds = np.searchsorted(work, np.linspace(0, work[-1], threads + 1)[1:-1]).tolist()
     return [(first, last) for first, last in zip([0, *bounds], [*bounds, rows], strict=True) if first < last]
 
@@ -87,8 +101,8 @@ class Structure:
         """Structure of sorted flat positions (E,)."""
         rows, columns = positions // shape[1], positions % shape[1]
         order = torch.argsort(columns, stable=True)
-        by_columns = Lines.of(columns[order], rows[order], shape[1])
-        return Structure(shape, Lines.of(rows, columns, shape[0]), by_columns, order.int(), torch.zeros(shape[0], dtype=torch.float64))
+        by_columns = Lines.of(columns[order], rows[order], (shape[1], shape[0]))
+        return Structure(shape, Lines.of(rows, columns, shape), by_columns, order.int(), torch.zeros(shape[0], dtype=torch.float64))
 
     def tensors(self) -> list[Tensor]:
         """All that it consists of, but its shape."""
@@ -97,7 +111,9 @@ class Structure:
     @staticmethod
     def restored(tensors: list[Tensor], shape: tuple[int, int]) -> Structure:
         """The structure of this shape that consists of these tensors."""
-        return Structure(shape, Lines(*tensors[:2]), Lines(*tensors[2:4]), *tensors[4:])
+        starts, others = tensors[0:4:2], tensors[1:4:2]
+        rows, columns = (Lines(at, to, (len(at) - 1) // count) for at, to, count in zip(starts, others, shape, strict=True))
+        return Structure(shape, rows, columns, *tensors[4:])
 
 
 @dataclass(frozen=True, eq=False)

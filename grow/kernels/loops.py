@@ -4,6 +4,9 @@ The batch is cut into tiles whose values of one feature fill eight registers (AV
 one multiply-add of a tile for each connection; nothing but the tiles that it reads goes through the caches. The two gradients are one pass
 over the columns: what flows back through a connection is read once and used for both.
 
+A matrix whose columns do not fit the core's cache is computed panel by panel: neighbouring columns, all rows, then the next ones. Its
+connections stay in their order, row by row; ``starts`` has a place for every panel of every row.
+
 Legend: B batch, O / I target / source entries, E connections, T samples of a tile, N tiles. Tiles of x are (N, I, T), feature-major
 within a tile; ``step`` is the distance of one tile from the next and ``pitch`` that of one feature from the next, in elements.
 """
@@ -42,18 +45,20 @@ class Loops:
     @cached_property
     def multiply(self) -> Compiled:
         """Rows of ``W x + b``."""
-        return _compiled(_multiply(self.tile), *_PART, _INDICES, _INDICES, self._values, self._values, *self._tiles, *self._tiles)
+        return _compiled(
+            _multiply(self.tile), *_PART, types.intp, _INDICES, _INDICES, self._values, self._values, *self._tiles, *self._tiles
+        )
 
     @cached_property
     def gradients(self) -> Compiled:
         """Columns of ``W^T dy``, and the gradients of their connections."""
         tiles = (*self._tiles, *self._tiles, *self._tiles)
-        return _compiled(_gradients(self.tile), *_PART, _INDICES, _INDICES, _INDICES, self._values, *tiles, self._values)
+        return _compiled(_gradients(self.tile), *_PART, types.intp, _INDICES, _INDICES, _INDICES, self._values, *tiles, self._values)
 
     @cached_property
     def weight_gradient(self) -> Compiled:
         """The gradients of the connections alone."""
-        return _compiled(_weight_gradient(self.tile), *_PART, _INDICES, _INDICES, *self._tiles, *self._tiles, self._values)
+        return _compiled(_weight_gradient(self.tile), *_PART, types.intp, _INDICES, _INDICES, *self._tiles, *self._tiles, self._values)
 
     @cached_property
     def row_sums(self) -> Compiled:
@@ -109,47 +114,53 @@ def _compiled(function: Callable[..., None], *arguments: Any) -> Compiled:
 
 
 def _multiply(tile: int) -> Any:
-    def multiply(first, last, count, starts, columns, values, bias, x, x_step, x_pitch, y, y_step, y_pitch):  # type: ignore[no-untyped-def]
+    def multiply(  # type: ignore[no-untyped-def]
+        first, last, count, panels, starts, columns, values, bias, x, x_step, x_pitch, y, y_step, y_pitch
+    ):
         """Rows first..last of y = W x + b, in ``count`` tiles."""
         for n in range(count):
-            for row in range(first, last):
-                total = filled(bias[row], tile)
-                for k in range(starts[row], starts[row + 1]):
-                    total = multiply_add(filled(values[k], tile), load(x, n * x_step + columns[k] * x_pitch, tile), total)
-                store(y, n * y_step + row * y_pitch, total)
+            for panel in range(panels):
+                for row in range(first, last):
+                    place = n * y_step + row * y_pitch
+                    total = load(y, place, tile) if panel else filled(bias[row], tile)
+                    for k in range(starts[row * panels + panel], starts[row * panels + panel + 1]):
+                        total = multiply_add(filled(values[k], tile), load(x, n * x_step + columns[k] * x_pitch, tile), total)
+                    store(y, place, total)
 
     return multiply
 
 
 def _gradients(tile: int) -> Any:
     def gradients(  # type: ignore[no-untyped-def]
-        first, last, count, starts, rows, order, values, x, x_step, x_pitch, dy, dy_step, dy_pitch, dx, dx_step, dx_pitch, dvalues
+        first, last, count, panels, starts, rows, order, values, x, x_step, x_pitch, dy, dy_step, dy_pitch, dx, dx_step, dx_pitch, dvalues
     ):
         """Columns first..last of dx = W^T dy, and the gradients of their connections; ``order``: from here to the rows' order."""
         for n in range(count):
-            for column in range(first, last):
-                source = load(x, n * x_step + column * x_pitch, tile)
-                total = zeros(values, tile)
-                for k in range(starts[column], starts[column + 1]):
-                    connection = order[k]
-                    upstream = load(dy, n * dy_step + rows[k] * dy_pitch, tile)
-                    total = multiply_add(filled(values[connection], tile), upstream, total)
-                    dvalues[connection] += dot(source, upstream)
-                store(dx, n * dx_step + column * dx_pitch, total)
+            for panel in range(panels):
+                for column in range(first, last):
+                    source, place = load(x, n * x_step + column * x_pitch, tile), n * dx_step + column * dx_pitch
+                    total = load(dx, place, tile) if panel else zeros(values, tile)
+                    for k in range(starts[column * panels + panel], starts[column * panels + panel + 1]):
+                        connection = order[k]
+                        upstream = load(dy, n * dy_step + rows[k] * dy_pitch, tile)
+                        total = multiply_add(filled(values[connection], tile), upstream, total)
+                        dvalues[connection] += dot(source, upstream)
+                    store(dx, place, total)
 
     return gradients
 
 
 def _weight_gradient(tile: int) -> Any:
     def weight_gradient(  # type: ignore[no-untyped-def]
-        first, last, count, starts, columns, x, x_step, x_pitch, dy, dy_step, dy_pitch, dvalues
+        first, last, count, panels, starts, columns, x, x_step, x_pitch, dy, dy_step, dy_pitch, dvalues
     ):
         """Gradients of the connections of rows first..last."""
         for n in range(count):
-            for row in range(first, last):
-                upstream = load(dy, n * dy_step + row * dy_pitch, tile)
-                for k in range(starts[row], starts[row + 1]):
-                    dvalues[k] += dot(load(x, n * x_step + columns[k] * x_pitch, tile), upstream)
+            for panel in range(panels):
+                for row in range(first, last):
+                    upstream = load(dy, n * dy_step + row * dy_pitch, tile)
+                    for k in range(starts[row * panels + panel], starts[row * panels + panel + 1]):
+                        dvalues[k] += dot(load(x, n * x_step + columns[k] * x_pitch, tile), upstream)
 
     return weight_gradient
 

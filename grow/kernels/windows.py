@@ -100,7 +100,8 @@ class Windows:
         outputs, inputs = channel // shape[1], channel % shape[1]
         tap = taps // shape[3], taps % shape[3]
         order = torch.argsort(inputs, stable=True)
-        forwards, backwards = Lines.of(outputs, inputs, shape[0]), Lines.of(inputs[order], outputs[order], shape[1])
+        forwards = Lines.of(outputs, inputs, shape[:2], panels=1)
+        backwards = Lines.of(inputs[order], outputs[order], (shape[1], shape[0]), panels=1)
         channels, turned = (inputs.int(), outputs[order].int()), (tap[0][order].int(), tap[1][order].int())
         return Windows(
             shape,

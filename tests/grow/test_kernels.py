@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, fastest
+from grow.kernels.compiled import Lines
 from grow.kernels.radix import Circle, Tiles, circle_of
 from grow.network import Network
 from grow.seeds.radix import Ring, radix_matrices
@@ -48,6 +49,22 @@ class TestCompiled(KernelContract):
     def test_a_layer_without_positions_is_refused(self, kernel: Kernel) -> None:
         with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
             kernel.prepare(None, (3, 4))
+
+    def test_a_matrix_of_several_panels_is_the_dense_one(self, kernel: Kernel) -> None:
+        positions = torch.from_numpy(np.sort(np.random.default_rng(0).choice(8 * 2500, 1600, replace=False)))
+        values, x, upstream = torch.randn(1600).double(), torch.randn(70, 2500).double(), torch.randn(70, 8).double()
+        assert Lines.of(positions // 2500, positions % 2500, (8, 2500)).panels == 3  # of 200 connections a row, 64 or more in each
+        dense = torch.zeros(8 * 2500).double().index_put((positions,), values).reshape(8, 2500)
+        for weight, given, back in ((dense, x, upstream), (dense.T, upstream, x)):
+            at = weight.flatten().nonzero().flatten()
+            source, stored = given.clone().requires_grad_(), weight.flatten()[at].requires_grad_()
+            y = kernel.prepare(at, (weight.shape[0], weight.shape[1]))(source, stored, None)
+            y.backward(back)
+            assert source.grad is not None
+            assert stored.grad is not None
+            torch.testing.assert_close(y, given @ weight.T)
+            torch.testing.assert_close(source.grad, back @ weight)
+            torch.testing.assert_close(stored.grad, (back.T @ given).flatten()[at])
 
     def test_any_number_of_threads_computes_the_same_bits(self, kernel: Kernel) -> None:
         positions = torch.arange(0, 40 * 30, 3)
