@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import subprocess
@@ -41,9 +42,13 @@ tiny = StudyDefinition.from_samples(
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One cache for all runs of the tests in all processes, so that the devices are profiled once."""
+    return {**os.environ, "XDG_CACHE_HOME": str(shared(tmp_path_factory) / "cache"), "NO_COLOR": "1"}
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one run of the tests have in common."""
     base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
-    return {**os.environ, "XDG_CACHE_HOME": str(cache), "NO_COLOR": "1"}
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +64,19 @@ def grow(environment: dict[str, str]) -> Grow:
 
 @pytest.fixture(scope="session")
 def digits(grow: Grow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """A finished run of the study digits: its folder, its JSON, and what it said on stderr."""
-    folder = tmp_path_factory.mktemp("digits")
-    done = grow("run", "--study", "digits", "--gpus", "2", "--trials", "4", "--tolerance", "100", "--set", "steps=60", "--json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "digits-1", json.loads(done.stdout), done.stderr
+    """A finished run of the study digits, made once and only read: its folder, its JSON, and what it said on stderr."""
+    folder = shared(tmp_path_factory) / "digits"
+    folder.mkdir(exist_ok=True)
+    said = folder / "said.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            budget = ("--gpus", "2", "--trials", "4", "--tolerance", "100", "--set", "steps=60")
+            done = grow("run", "--study", "digits", *budget, "--json", cwd=folder)
+            assert done.returncode == 0, done.stderr
+            said.write_text(json.dumps([done.stdout, done.stderr]))
+    stdout, stderr = json.loads(said.read_text())
+    return folder / "runs" / "digits-1", json.loads(stdout), stderr
 
 
 def digits_recipe(**settings: Any) -> Recipe:
