@@ -31,7 +31,7 @@ def above(stream: Stream) -> Above:
 
     def parts(floor: Callable[[], float]) -> Iterator[Part]:
         for layer, positions, scores in stream():
-            kept = scores > floor()
+            kept = ~(scores <= floor())  # NaN is not below anything
             yield layer, positions[kept], scores[kept]
 
     return parts
@@ -64,18 +64,23 @@ def test_the_median_of_a_stream_is_exact(values: list[float], size: int) -> None
     assert streams.median(stream_of(scored, size)) == expected
 
 
-def test_no_more_is_kept_than_is_wanted() -> None:
+def test_no_more_than_twice_what_is_wanted_is_held_and_no_more_than_that_kept() -> None:
     best, rng = Best(10), np.random.default_rng(0)
     for start in range(0, 1000, 50):
         best.show(0, np.arange(start, start + 50), rng.random(50))
         assert best._held <= 20
+    best.highest(10)
+    assert best._held == len(best._scores) == 10
 
 
 def test_errors_are_those_of_the_patterns() -> None:
     scored = {"fc1": (np.array([0, 5]), np.zeros(2, np.float32))}
     with pytest.raises(ValueError, match="count is 3, but must be between 0 and the number of candidates, 2"):
         streams.highest(above(stream_of(scored, 1)), scored, 3, 2)
+    wrong = stream_of({"fc1": (np.array([0]), np.array([np.nan], np.float32))}, 1)
     with pytest.raises(ValueError, match="layer 'fc1' has NaN"):
-        streams.highest_balanced(stream_of({"fc1": (np.array([0]), np.array([np.nan], np.float32))}, 1), scored, TOPOLOGY, PARTS, 1.0, 1)
+        streams.highest(above(wrong), scored, 1, 1)
+    with pytest.raises(ValueError, match="layer 'fc1' has NaN"):
+        streams.highest_balanced(wrong, scored, TOPOLOGY, PARTS, 1.0, 1)
     with pytest.raises(ValueError, match=r"price is -1\.0, but must be at least 0"):
         streams.highest_balanced(stream_of(scored, 1), scored, TOPOLOGY, PARTS, -1.0, 1)
