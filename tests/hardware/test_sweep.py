@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from grow.layers import SparseConv2d
 from hardware.devices import discover
 from hardware.execute.ranks import run_ranks
 from hardware.operators import KINDS
@@ -74,8 +75,22 @@ def test_operators_of_every_kind_are_measured_there_and_back() -> None:
     assert all(len(sizes) == 2 and sizes[0][1] < sizes[1][1] for sizes in rates.values())  # sixteen times the values take longer
 
 
-def test_maps_without_a_border_take_longer_than_padded_ones_or_as_long() -> None:
-    assert 0.3 < Bench(CPU, torch.float32, SMALL).unpadded() < 10
+def test_a_missing_border_is_told_by_maps_of_as_many_outputs_and_by_the_geometric_mean_over_both_widths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = {(3, 1): 1e-4, (3, 0): 2e-4, (5, 2): 3e-4, (5, 0): 24e-4}  # by width and border
+    outputs = []
+
+    def timed(step: tuple[SparseConv2d, torch.Tensor], *rest: object) -> Timing:
+        layer, x = step
+        outputs.append(layer(x).shape)
+        return Timing(seconds[layer.weight_shape[-1], layer.padding[0]], 0.0)
+
+    monkeypatch.setattr(sweep_kernels, "_step", lambda layer, x: (layer, x))
+    monkeypatch.setattr(sweep_kernels, "own_work", timed)
+    assert Bench(CPU, torch.float32, SMALL).unpadded() == pytest.approx(4)  # of 2 and 8
+    assert len(outputs) == 4
+    assert len(set(outputs)) == 1
 
 
 def test_the_block_of_channels_is_the_one_that_tells_the_times_best(monkeypatch: pytest.MonkeyPatch) -> None:
