@@ -110,7 +110,8 @@ class RunRecord:
     """What the run is and how it ended: `run.json`.
 
     study_sha256: of the file of a study that was given by path. options: as they were when the run began, or when a change of them was
-    last allowed. plan: None until the run is prepared. reference: accuracy and throughput
+    last allowed. startup: trials before the sampler's model is used, which a raised budget leaves as they are; None in a run that an
+    earlier version began. plan: None until the run is prepared. reference: accuracy and throughput
     (samples/s) that hypervolumes are reckoned from, fixed when trial 0 is told.
     """
 
@@ -121,6 +122,7 @@ class RunRecord:
     options: Mapping[str, object] | None = None
     state: RunState = "running"
     reason: str | None = None
+    startup: int | None = None
     plan: Plan | None = None
     reference: tuple[float, float] | None = None
 

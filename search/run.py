@@ -74,21 +74,35 @@ DATA_PARALLEL = 1
 
 def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str | None) -> RunFolder:
     """Begin a new run and work on it to the end of its budget; a run that cannot begin leaves nothing behind."""
-    stem = Path(options.study.rpartition(":")[2]).name
-    made = missing_folders(runs_dir)
-    folder = create_run_folder(runs_dir, name, stem)
-    unfit = (ChildError, ValueError, OSError)
-    with removed_on_error(folder, unfit, made):
+    record = RunRecord(
+        run="",
+        created_at=_now(),
+        versions=versions(),
+        study_sha256=study_sha256,
+        options=asdict(options),
+        startup=startup_of(options.trials),
+    )
+
+    def fill(folder: RunFolder, name: str) -> None:
         options.write(folder)
         record_code(folder, options)
-        record = RunRecord(run=folder.name, created_at=_now(), versions=versions(), study_sha256=study_sha256, options=asdict(options))
-        record.write(folder)
+        replace(record, run=name).write(folder)
+
+    made = missing_folders(runs_dir)
+    unfit = (ChildError, ValueError, OSError)
+    with removed_on_error(None, unfit, made):
+        folder = create_run_folder(runs_dir, name, Path(options.study.rpartition(":")[2]).name, fill)
     with RunLock(folder), noted_signals() as signals, _state_kept(folder), Nursery(signals) as nursery:
         _note(folder, "run_created")
         with removed_on_error(folder, unfit, made):
             _prepare(folder, signals, nursery)
         _work(folder, signals, nursery)
     return folder
+
+
+def startup_of(trials: int) -> int:
+    """Trials before the sampler's model is used, in a run with this budget at its beginning."""
+    return max(4, trials // 4)
 
 
 def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False) -> RunFolder:
@@ -103,8 +117,6 @@ def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False) -> Ru
         return folder
     if record.plan is not None:
         read_json(folder.hardware)
-        if not folder.journal.is_file() and folder.trials.is_dir():
-            raise RunNotFoundError(f"{folder.journal} is missing, but must be there; restore it from a copy or start a new run")
     with (
         RunLock(folder) as lock,
         _agreed(folder, record, options, allow_change) as changed,
@@ -182,14 +194,15 @@ def _check_ended(code: int, what: str, folder: RunFolder) -> None:
 
 
 def _work(folder: RunFolder, signals: Signals, nursery: Nursery) -> None:
-    from search.storage import open_study, pareto, read_trials, repair
+    from search.restore import opened
+    from search.storage import pareto, read_trials
 
     options, record = Options.read(folder), RunRecord.read(folder)
     assert record.plan is not None
-    lost = repair(folder.journal)
-    if lost:
-        _say(f"the journal ended in a torn line of {lost} bytes, which is lost; nothing else is")
-    study = open_study(folder.journal, record.run)
+    study, lost = opened(folder, record.run)
+    if lost is not None:
+        _say(lost)
+        _note(folder, "journal_lost", what=lost)
     with open_progress(options.trials) as view:
         _Search(folder, options, record, study, signals, view, nursery).run()
         members = pareto(read_trials(folder.journal))
@@ -262,6 +275,7 @@ class _Search:
 
     def run(self) -> None:
         """Work until every trial of the budget is told."""
+        self._tell_again()
         for trial in self._trials():
             result = self.folder.trial(trial.number).result
             if trial.state.is_finished() or not result.exists():
@@ -278,6 +292,17 @@ class _Search:
                 time.sleep(POLL_S)
         finally:
             stop([job.process for job in self.jobs])
+
+    def _tell_again(self) -> None:
+        """Tell a journal that was made anew what the one before was told."""
+        from search.restore import told
+
+        trials = self._trials()
+        if any(trial.state.is_finished() for trial in trials):
+            return
+        for number in told(self.folder):
+            if number < len(trials):
+                self._enter_outcome(number, read_json(self.folder.trial(number).result))
 
     def _step(self) -> bool:
         """Tell, then spawn; False when there is nothing left to do."""
@@ -325,7 +350,7 @@ class _Search:
             self.ranges,
             self.plan.settings,
             seed=seed_of(self.options.seed, number),
-            startup=max(4, self.options.trials // 4),
+            startup=self.record.startup or startup_of(self.options.trials),
             choice=self.options.sampler,
             guess=guesses[position] if position < len(guesses) else None,
         )
@@ -344,8 +369,11 @@ class _Search:
     # Spawning
 
     def _spawn(self, number: int, slot: Slot) -> Job:
+        from search.restore import keep
+
         files = self.folder.trial(number)
         files.path.mkdir(parents=True, exist_ok=True)
+        keep(files, self._trials()[number])
         if read_json_if_valid(files.recipe) is None:  # it follows from the journal
             write_json(files.recipe, self._recipe(number).to_json())
         if self.options.early_stopping:
@@ -445,32 +473,40 @@ class _Search:
         return max((path.name for path in self.folder.trial(number).checkpoint.glob("[0-9]*[0-9]")), default="")
 
     def _tell(self, number: int) -> None:
-        from search.storage import broken, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
+        from search.storage import broken
 
-        files = self.folder.trial(number)
-        result = read_json(files.result)
+        result = read_json(self.folder.trial(number).result)
+        self._enter_outcome(number, result)
         if result["state"] == "failed":
-            reason = str(result["failure"])
-            tell_failed(self.study, number, reason)
-            self._failed(number, reason)
+            self._failed(number, str(result["failure"]))
         elif result["state"] in ("infeasible", "stopped_early"):
-            reason = str(result["failure"])
-            tell = tell_infeasible if result["state"] == "infeasible" else tell_stopped_early
-            tell(self.study, number, reason)
-            self.progress.say(progress.ended(number, str(result["state"]), reason))
+            self.progress.say(progress.ended(number, str(result["state"]), str(result["failure"])))
             if number == 0:
                 self._lowest_accuracy()
         else:
-            accuracy = _number(result, "accuracy")
-            lowest = accuracy - self.options.tolerance / 100 if number == 0 else self._lowest_accuracy()
-            assert lowest is not None
-            if number == 0:
-                self._fix_reference(lowest)
-            tell_complete(self.study, number, accuracy, self._throughput(number, result), lowest, _memory(result))
             if number > DATA_PARALLEL:
                 self.failures.clear()
             self.progress.say(progress.finished(number, result, broken(self._trials()[number])))
         _note(self.folder, "trial_told", number=number, state=result["state"], hypervolume=self._hypervolume())
+
+    def _enter_outcome(self, number: int, result: Mapping[str, object]) -> None:
+        """Enter how a trial ended into the study."""
+        from search.storage import tell_complete, tell_failed, tell_infeasible, tell_stopped_early
+
+        match result["state"]:
+            case "failed":
+                tell_failed(self.study, number, str(result["failure"]))
+            case "infeasible":
+                tell_infeasible(self.study, number, str(result["failure"]))
+            case "stopped_early":
+                tell_stopped_early(self.study, number, str(result["failure"]))
+            case _:
+                accuracy = _number(result, "accuracy")
+                lowest = accuracy - self.options.tolerance / 100 if number == 0 else self._lowest_accuracy()
+                assert lowest is not None
+                if number == 0:
+                    self._fix_reference(lowest)
+                tell_complete(self.study, number, accuracy, self._throughput(number, result), lowest, _memory(result))
 
     def _hypervolume(self) -> float | None:
         """What the trials told so far cover, samples/s; None before trial 0."""

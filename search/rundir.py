@@ -8,22 +8,24 @@
       study.journal    Optuna's
       events.jsonl     what happened to the run, in order
       run.lock         who works on it
-      trials/NNNN/     recipe.json, peers.json, metrics.jsonl, history.jsonl, checkpoint/, worker.log, result.json, measured.json,
-                       test.json
+      trials/NNNN/     entry.json, recipe.json, peers.json, metrics.jsonl, history.jsonl, checkpoint/, worker.log, result.json,
+                       measured.json, test.json
 
 Whole files are replaced atomically; of a file of lines, a torn last line is all that a crash can damage, and readers skip it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -40,6 +42,11 @@ class TrialFolder:
     """The files of one trial."""
 
     path: Path
+
+    @property
+    def entry(self) -> Path:
+        """What the trial entered the journal with, from which that can be made anew."""
+        return self.path / "entry.json"
 
     @property
     def recipe(self) -> Path:
@@ -149,35 +156,49 @@ def check_name(name: str) -> None:
         raise ConfigurationError(f"name is {name!r}, but must be letters, digits, '.', '_' and '-', beginning with a letter or digit")
 
 
-def create_run_folder(runs_dir: Path, name: str | None, stem: str) -> RunFolder:
-    """Make the folder of a new run; without a name, ``stem`` and the next free number."""
+def create_run_folder(
+    runs_dir: Path, name: str | None, stem: str, fill: Callable[[RunFolder, str], None] = lambda folder, name: None
+) -> RunFolder:
+    """Make the folder of a new run; without a name, ``stem`` and the next free number.
+
+    fill: writes the first files, given a folder beside the final one and the name; then it is moved there. So whatever is killed at
+    whatever point, there is a whole run of that name or none.
+    """
     if name is not None:
         check_name(name)
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            return _new_folder(runs_dir / name)
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
-        number = 1
-        while True:
-            with suppress(FileExistsError):
-                return _new_folder(runs_dir / f"{stem}-{number}")
-            number += 1
-    except FileExistsError as error:
-        if not runs_dir.is_dir():
-            raise ConfigurationError(f"runs_dir is {str(runs_dir)!r}, but must be a folder; choose another with --runs-dir") from error
-        raise ConfigurationError(
-            f"name is {name!r}, but must be new in {str(runs_dir)!r}; continue that run with `grow resume {name}` or choose another name"
-        ) from error
+        for free in [name] if name is not None else (f"{stem}-{number}" for number in count(1)):
+            if not (runs_dir / free).exists() and (made := _new_folder(runs_dir / free, fill)) is not None:
+                return made
     except OSError as error:
-        reason = error.strerror or "not writable"
+        reason = "no folder" if isinstance(error, FileExistsError) else error.strerror or "not writable"
         raise ConfigurationError(
             f"runs_dir is {str(runs_dir)!r}, but must be a folder that can be written to ({reason}); choose another with --runs-dir"
         ) from error
+    raise ConfigurationError(
+        f"name is {name!r}, but must be new in {str(runs_dir)!r}; continue that run with `grow resume {name}` or choose another name"
+    )
 
 
-def _new_folder(path: Path) -> RunFolder:
-    path.mkdir()
+def _new_folder(path: Path, fill: Callable[[RunFolder, str], None]) -> RunFolder | None:
+    """The folder, with its first files; None where another process was quicker."""
+    import shutil
+
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process of the same number that was killed
+    beside.mkdir()
+    try:
+        fill(RunFolder(beside), path.name)
+        beside.rename(path)  # which replaces nothing but an empty folder
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return None
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    _sync_folder(path.parent)
     return RunFolder(path)
 
 
@@ -198,7 +219,7 @@ def run_folders(runs_dir: Path) -> tuple[RunFolder, ...]:
     """All runs of a folder, by name."""
     if not runs_dir.is_dir():
         return ()
-    return tuple(RunFolder(path) for path in sorted(runs_dir.iterdir()) if (path / "run.json").is_file())
+    return tuple(RunFolder(path) for path in sorted(runs_dir.iterdir()) if _NAME.fullmatch(path.name) and (path / "run.json").is_file())
 
 
 # Whole files
@@ -410,7 +431,7 @@ class RunLock:
 
 @contextmanager
 def removed_on_error(
-    folder: RunFolder, kind: type[BaseException] | tuple[type[BaseException], ...], made: Sequence[Path] = ()
+    folder: RunFolder | None, kind: type[BaseException] | tuple[type[BaseException], ...], made: Sequence[Path] = ()
 ) -> Iterator[None]:
     """Leave nothing behind of a run that could not begin: its folder, and of the folders above it those that were ``made`` for it."""
     try:
@@ -418,7 +439,8 @@ def removed_on_error(
     except kind:
         import shutil
 
-        shutil.rmtree(folder.path, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder.path, ignore_errors=True)
         with suppress(OSError):
             for parent in made:
                 parent.rmdir()

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json, json_to_distribution
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -38,6 +39,9 @@ MEMORY = "memory beyond the device's"
 FAILURE = "failure"
 ROLE = "role"
 
+REDRAWS = 10
+"""Times that parameters are drawn anew where a trial has them already; where a search space holds too few others, it has them again."""
+
 
 @contextmanager
 def _experimental() -> Iterator[None]:
@@ -50,8 +54,8 @@ def _experimental() -> Iterator[None]:
 def repair(journal: Path) -> int:
     """Make a journal readable again after a kill; the caller holds the run's lock. Returns the bytes of the torn line that was lost.
 
-    Optuna appends to what is there, so a torn line would spoil the next one, and with it the journal, for good. A dead owner's
-    lock file would make the next writer wait.
+    RunNotFoundError where another line is damaged. Optuna appends to what is there, so a torn line would spoil the next one, and with it
+    the journal, for good. A dead owner's lock file would make the next writer wait.
     """
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     lost = cut_torn_line(journal)
@@ -60,9 +64,7 @@ def repair(journal: Path) -> int:
         try:
             json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RunNotFoundError(
-                f"{journal} is damaged in line {number} of {len(lines)}; restore it from a copy or start a new run"
-            ) from error
+            raise RunNotFoundError(f"{journal} is damaged in line {number} of {len(lines)}") from error
     return lost
 
 
@@ -95,7 +97,7 @@ def _foreign(journal: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError) as error:
-        raise RunNotFoundError(f"{journal} is unreadable ({error!r}); the run is damaged, start a new one") from error
+        raise RunNotFoundError(f"{journal} is unreadable ({error!r})") from error
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,27 @@ def ask(
 
     The sampler is built anew, so that what it draws depends on the arguments alone. startup: trials before the model is
     used. guess: values to take as they are; what it leaves open is drawn. Baselines, which have no parameters, are left out: the
-    sampler models only parameters that trials share.
+    sampler models only parameters that trials share. What a trial has drawn already, as NSGA-II's children often do, is drawn anew while
+    that helps: the same recipe gives the same network.
     """
+    known = [trial.params for trial in trials]
+    drawn = _drawn(trials, ranges, settings, seed, startup, choice, guess)
+    for attempt in range(1, REDRAWS + 1):
+        if drawn.params not in known:
+            break
+        drawn = _drawn(trials, ranges, settings, seed_of(seed, attempt), startup, choice, None)
+    return drawn
+
+
+def _drawn(
+    trials: Sequence[FrozenTrial],
+    ranges: Mapping[str, Range],
+    settings: Mapping[str, object],
+    seed: int,
+    startup: int,
+    choice: SamplerChoice,
+    guess: Mapping[str, object] | None,
+) -> Proposal:
     copy = optuna.create_study(storage=InMemoryStorage(), directions=DIRECTIONS, sampler=sampler(choice, seed, startup))
     copy.add_trials([trial for trial in trials if trial.params and _drawn_alike(trial, ranges)])
     if guess:
@@ -162,6 +183,22 @@ def add_running(study: optuna.Study, role: TrialRole, proposal: Proposal | None 
         )
     )
     return len(study.get_trials(deepcopy=False)) - 1
+
+
+def entry_of(trial: FrozenTrial) -> dict[str, object]:
+    """What a trial entered the journal with, as plain data."""
+    return {
+        "role": trial.user_attrs.get(ROLE),
+        "params": trial.params,
+        "distributions": {name: distribution_to_json(found) for name, found in trial.distributions.items()},
+        "remembered": dict(remembered(trial)),
+    }
+
+
+def add_entry(study: optuna.Study, entry: Mapping[str, Any]) -> int:
+    """Enter a trial as another journal had it. Returns its number."""
+    distributions = {name: json_to_distribution(text) for name, text in entry["distributions"].items()}
+    return add_running(study, entry["role"], Proposal(entry["params"], distributions, entry["remembered"]))
 
 
 def tell_complete(

@@ -10,6 +10,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from search.rundir import read_lines
 from tests.search.conftest import Grow
 
 Finished = tuple[Path, dict[str, Any], str]
@@ -68,24 +69,49 @@ def test_resuming_a_finished_run_changes_nothing(digits: Finished, grow: Grow) -
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("name", ["study.journal", "hardware.json", "trials/0000/checkpoint"])
+@pytest.mark.parametrize("name", ["hardware.json", "trials/0000/checkpoint"])
 def test_a_run_whose_files_are_damaged_is_not_begun_anew_in_silence(digits: Finished, grow: Grow, tmp_path: Path, name: str) -> None:
-    run = tmp_path / "damaged"
-    shutil.copytree(digits[0], run)
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"state": "interrupted"}))
+    run = interrupted(digits[0], tmp_path / "damaged")
     if name.endswith("checkpoint"):
         (run / "trials" / "0000" / "measured.json").unlink()
         for tensors in (run / name).glob("*/tensors.safetensors"):
             tensors.write_bytes(b"")
-    elif name.endswith("journal"):
-        (run / name).unlink()
     else:
         (run / name).write_text("{")
     done = grow("resume", str(run), cwd=tmp_path)
     assert done.returncode == 4, done.stderr
     assert name in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_journal_damaged_inside_is_made_anew_and_nothing_is_trained_or_told_again(digits: Finished, grow: Grow, tmp_path: Path) -> None:
+    run = interrupted(digits[0], tmp_path / "damaged")
+    lines = (run / "study.journal").read_bytes().splitlines(keepends=True)
+    (run / "study.journal").write_bytes(b"".join([*lines[:4], b"\0" * 20 + b"\n", *lines[5:]]))
+    assert grow("show", str(run), cwd=tmp_path).returncode == 4  # who looks changes nothing
+    before = contents(run / "trials")
+    done = grow("resume", str(run), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "study.journal is damaged in line 5 of" in done.stderr
+    assert "from the files of 4 trials: nothing is lost but the times" in done.stderr
+    found = json.loads(done.stdout)
+    assert found == {**digits[1], "state": "complete"}
+    assert contents(run / "trials") == before
+    told = [line["number"] for line in read_lines(run / "events.jsonl") if line["event"] == "trial_told"]
+    assert len(told) == len(set(told)) == 4
+    for entry in run.glob("trials/*/entry.json"):
+        entry.unlink()
+    (interrupted(run, tmp_path / "lost") / "study.journal").unlink()
+    done = grow("resume", str(tmp_path / "lost"), cwd=tmp_path)
+    assert (done.returncode, "entry.json" in done.stderr) == (4, True)
+
+
+def interrupted(finished: Path, copy: Path) -> Path:
+    """A copy of a run that says that it was interrupted."""
+    shutil.copytree(finished, copy)
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(record | {"state": "interrupted"}))
+    return copy
 
 
 def test_a_diverging_trial_is_recorded_and_the_search_goes_on(tiny: str, grow: Grow, tmp_path: Path) -> None:

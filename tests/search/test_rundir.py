@@ -21,6 +21,7 @@ from search.rundir import (
     owner,
     read_json,
     read_lines,
+    run_folders,
     write_json,
 )
 
@@ -82,6 +83,36 @@ def test_unnamed_runs_are_numbered(tmp_path: Path) -> None:
 def test_a_taken_name_is_an_error_with_the_remedy(run: RunFolder) -> None:
     with pytest.raises(ConfigurationError, match="grow resume one"):
         create_run_folder(run.path.parent, "one", "")
+
+
+def test_a_run_that_is_killed_while_it_is_made_is_none_and_its_name_is_free(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from search.rundir import create_run_folder, write_json\n"
+        "def fill(folder, name): write_json(folder.record, {}); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "create_run_folder(Path(sys.argv[1]), 'one', '', fill)"
+    )
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+        assert len(list(tmp_path.glob(".one.*/run.json"))) > 0
+        assert run_folders(tmp_path) == ()
+        with pytest.raises(RunNotFoundError, match="must be the name of a run"):
+            find_run("one", tmp_path)
+    made = create_run_folder(tmp_path, "one", "", lambda folder, name: write_json(folder.record, {"run": name}))
+    assert run_folders(tmp_path) == (made,)
+    assert read_json(made.record) == {"run": "one"}
+
+
+def test_of_two_processes_that_make_a_run_of_one_name_one_is_refused(tmp_path: Path) -> None:
+    def meanwhile(folder: RunFolder, name: str) -> None:
+        write_json(tmp_path / name / "run.json", {"by": "the other"})
+
+    with pytest.raises(ConfigurationError, match="grow resume one"):
+        create_run_folder(tmp_path, "one", "", meanwhile)
+    assert read_json(tmp_path / "one" / "run.json") == {"by": "the other"}
+    assert (
+        create_run_folder(tmp_path, None, "one", lambda folder, name: None if name == "one-2" else meanwhile(folder, name)).name == "one-2"
+    )
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_runs_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

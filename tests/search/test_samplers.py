@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from search import storage
 from search.options import SamplerChoice
-from search.space import Float, Range
+from search.space import Choice, Float, Integer, Range
 
 RANGES: dict[str, Range] = {"density": Float(0.0, 1.0), "momentum": Float(0.0, 1.0)}
 CHOICES = get_args(SamplerChoice)
@@ -40,7 +40,7 @@ def searched(journal: Path, choice: SamplerChoice, trials: int, *, reopening: bo
 def test_a_search_that_is_reopened_before_every_draw_is_the_same_search(choice: SamplerChoice, tmp_path: Path) -> None:
     whole, torn = (searched(tmp_path / name, choice, 14, reopening=name == "torn") for name in ("whole", "torn"))
     assert [trial.params for trial in whole.trials] == [trial.params for trial in torn.trials]
-    assert len({json.dumps(trial.params) for trial in whole.trials}) > 9  # NSGA-II also copies parents as they are
+    assert len({json.dumps(trial.params) for trial in whole.trials}) == 14  # also where NSGA-II copies parents as they are
 
 
 @pytest.mark.parametrize("choice", ["tpe", "gp"])
@@ -55,9 +55,22 @@ def test_nsga2_counts_its_generations_across_restarts_and_crosses_the_best_of_th
     study = searched(tmp_path / "study.journal", "nsga2", 12, reopening=True)
     first = {value for trial in study.trials[:5] if storage.feasible(trial) for value in trial.params.values()}
     second = [value for trial in study.trials[5:10] for value in trial.params.values()]
-    assert sum(value in first for value in second) >= len(second) / 3  # a mutation, 1 of 2 on average, replaces the others
+    assert sum(value in first for value in second) >= len(second) / 4  # by chance none; mutations replace more than half
     born = [trial.system_attrs["NSGAIISampler:generation"] for trial in study.trials]
     assert born == [number // 5 for number in range(12)]
+
+
+def test_what_was_drawn_is_not_drawn_again_while_there_is_anything_else(tmp_path: Path) -> None:
+    few: dict[str, Range] = {"growth": Choice(("gradient", "random")), "devices": Integer(1, 2)}
+    study = storage.open_study(tmp_path / "study.journal", "run")
+    for number in range(5):
+        guess = {"growth": "random", "devices": 2} if number < 2 else None
+        drawn = storage.ask(study.trials, few, {}, seed=number, startup=9, choice="random", guess=guess)
+        storage.add_running(study, "search", drawn)
+    found = [trial.params for trial in study.trials]
+    assert found[0] == {"growth": "random", "devices": 2}
+    assert all(params not in found[:number] for number, params in enumerate(found[:4]))
+    assert found[4] in found[:4]
 
 
 def test_no_sampler_but_the_gaussian_process_needs_torch() -> None:
