@@ -100,8 +100,11 @@ class Nursery:
         core: int | None = None,
         log: IO[bytes] | None = None,
     ) -> Forked:
-        """Run the ``main`` of one of MODULES in a process of its own, pinned to a core. What it prints goes to ``log``, else to stderr."""
-        request = {"module": module, "arguments": list(arguments), "environment": dict(environment or {})}
+        """Run the ``main`` of one of MODULES in a process of its own, pinned to a core, in the folder in which this one is.
+
+        What it prints goes to ``log``, else to stderr.
+        """
+        request = {"module": module, "arguments": list(arguments), "environment": dict(environment or {}), "folder": os.getcwd()}
         message = json.dumps(request).encode()
         while (pid := self._ask(message, [] if log is None else [log.fileno()])) is None:
             self._end()
@@ -181,11 +184,13 @@ def _become(request: Mapping[str, object], files: Sequence[int]) -> NoReturn:
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.close(file)
-        module, arguments, environment = (request[name] for name in ("module", "arguments", "environment"))
+        module, arguments, environment, folder = (request[name] for name in ("module", "arguments", "environment", "folder"))
         assert isinstance(module, str)
         assert isinstance(arguments, list)
         assert isinstance(environment, dict)
+        assert isinstance(folder, str)
         os.environ.update(environment)
+        os.chdir(folder)
         sys.argv = [module, *arguments]
         code = import_module(module).main()
     except BaseException:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -21,6 +22,15 @@ def _own_data_and_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setenv("GROW_DATA", str(Path(studies.datasets.__file__).parent / "bundled"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def nobody_left() -> Iterator[None]:
+    """No process is there after the test that was not there before it."""
+    own = psutil.Process()
+    before = set(own.children(recursive=True))
+    yield
+    assert set(own.children(recursive=True)) <= before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

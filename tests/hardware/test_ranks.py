@@ -34,10 +34,7 @@ def misbehave(rank: Rank, how: str) -> None:
     distributed.barrier()
 
 
-def no_child_left() -> bool:
-    return not psutil.Process().children(recursive=True)
-
-
+@pytest.mark.usefixtures("nobody_left")
 def test_results_come_back_in_the_order_of_the_ranks(capfd: pytest.CaptureFixture[str]) -> None:
     results = run_ranks(describe, torch.tensor(2.0), ranks=3)
     cores = sorted(os.sched_getaffinity(0))
@@ -47,9 +44,9 @@ def test_results_come_back_in_the_order_of_the_ranks(capfd: pytest.CaptureFixtur
         (1, set(cores_of(rank, 1, cores)), "gloo") for rank in range(3)
     ]
     assert "not on" not in capfd.readouterr().out
-    assert no_child_left()
 
 
+@pytest.mark.usefixtures("nobody_left")
 @pytest.mark.parametrize(
     ("how", "reason", "timeout_s"),
     [
@@ -64,7 +61,6 @@ def test_a_failure_names_rank_and_reason_and_leaves_no_process(how: str, reason:
         run_ranks(misbehave, how, ranks=2, timeout_s=timeout_s)
     assert time.monotonic() - start < 30
     assert ("misbehave" in "".join(getattr(raised.value, "__notes__", []))) == (how == "raise")
-    assert no_child_left()
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])

@@ -2,8 +2,7 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +10,7 @@ import pytest
 
 from search.definition import StudyReference
 from search.recipe import Recipe
+from tests.search.in_process import Commands
 
 Grow: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,18 +52,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def grow(environment: dict[str, str]) -> Grow:
-    """The command line, in a folder."""
+def commands(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """What gives commands in this process."""
+    found = Commands(tmp_path_factory.mktemp("said"), environment)
+    yield found
+    found.close()
 
-    def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "search.cli", *arguments]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
-    return call
+@pytest.fixture
+def grow(commands: Commands) -> Grow:
+    """The command line, in a folder; in this process, where nothing is to be killed and no start is to be timed."""
+    return commands
 
 
 @pytest.fixture(scope="session")
-def digits(grow: Grow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+def digits(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     """A finished run of the study digits, made once and only read: its folder, its JSON, and what it said on stderr."""
     folder = shared(tmp_path_factory) / "digits"
     folder.mkdir(exist_ok=True)
@@ -72,7 +75,7 @@ def digits(grow: Grow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
             budget = ("--gpus", "2", "--trials", "4", "--tolerance", "100", "--set", "steps=60")
-            done = grow("run", "--study", "digits", *budget, "--json", cwd=folder)
+            done = commands("run", "--study", "digits", *budget, "--json", cwd=folder)
             assert done.returncode == 0, done.stderr
             said.write_text(json.dumps([done.stdout, done.stderr]))
     stdout, stderr = json.loads(said.read_text())

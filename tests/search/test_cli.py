@@ -52,14 +52,10 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
         (("--study", "digits", "--gpus", "65"), "gpus is 65, but must be at most 64"),
         (("--study", "digits", "--gpus", "1", "--set", "devices=2"), "devices is 2, but must be at most"),
         (("--study", "digits", "--gpus", "2", "--network", "mlp-64x3"), "did you mean 'mlp-64x2'"),
-        pytest.param(("--study", "digits", "--gpus", "2", "--set", "batch_size=100000"), "batch_size is 100000", marks=pytest.mark.slow),
-        pytest.param(
-            ("--study", "digits", "--gpus", "65", "--runs-dir", "a/b/c"), "gpus is 65, but must be at most 64", marks=pytest.mark.slow
-        ),
+        (("--study", "digits", "--gpus", "2", "--set", "batch_size=100000"), "batch_size is 100000"),
+        (("--study", "digits", "--gpus", "65", "--runs-dir", "a/b/c"), "gpus is 65, but must be at most 64"),
         (("--study", "digits", "--gpus", "2", "--hardware", "absent.json"), "hardware is 'absent.json', but must be a file"),
-        pytest.param(
-            ("--study", "digits", "--gpus", "9", "--hardware", "nvlink-8"), "gpus is 9, but must be in 1..8", marks=pytest.mark.slow
-        ),
+        (("--study", "digits", "--gpus", "9", "--hardware", "nvlink-8"), "gpus is 9, but must be in 1..8"),
     ],
 )
 def test_what_preparation_refuses_leaves_nothing_behind(arguments: tuple[str, ...], message: str, grow: Grow, tmp_path: Path) -> None:
@@ -97,11 +93,12 @@ def test_debug_shows_the_traceback(grow: Grow, tmp_path: Path) -> None:
     assert "Traceback" in grow("show", "nothing", "--debug", cwd=tmp_path).stderr
 
 
-def test_help_is_quick_and_imports_nothing_heavy(grow: Grow, tmp_path: Path) -> None:
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
     seconds = []
     for _ in range(3):
         begun = time.monotonic()
-        assert "grow run --study mnist --gpus 2" in grow("--help", cwd=tmp_path).stdout
+        done = subprocess.run([sys.executable, "-m", "search.cli", "--help"], capture_output=True, text=True, check=True)
+        assert "grow run --study mnist --gpus 2" in done.stdout
         seconds.append(time.monotonic() - begun)
     assert min(seconds) < 0.4
     code = (

@@ -200,6 +200,7 @@ def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(
 ) -> None:
     run = tmp_path / "runs" / "stopped"
     options = ["run", "--study", "digits", "--gpus", "1", "--trials", "2", "--name", "stopped", "--set", "steps=5000"]
+    options += ["--hardware", "pcie-2"]  # no device is measured
     with started(options, environment, tmp_path) as parent:
         until(lambda: bool(read_lines(run / "trials" / "0000" / "metrics.jsonl")), parent)
         parent.send_signal(number)

@@ -115,7 +115,7 @@ def interrupted(finished: Path, copy: Path) -> Path:
 
 
 def test_a_diverging_trial_is_recorded_and_the_search_goes_on(tiny: str, grow: Grow, tmp_path: Path) -> None:
-    options = ("--gpus", "2", "--trials", "6", "--tolerance", "100", "--name", "diverging", "--json")
+    options = ("--gpus", "2", "--trials", "6", "--tolerance", "100", "--hardware", "pcie-2", "--name", "diverging", "--json")
     done = grow("run", "--study", tiny, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -129,7 +129,8 @@ def test_a_diverging_trial_is_recorded_and_the_search_goes_on(tiny: str, grow: G
 
 
 def test_a_failing_baseline_ends_the_run_with_its_reason(grow: Grow, tmp_path: Path) -> None:
-    done = grow("run", "--study", "digits", "--gpus", "1", "--set", "learning_rate=1e30", "--set", "steps=20", cwd=tmp_path)
+    options = ("--gpus", "1", "--hardware", "pcie-2", "--set", "learning_rate=1e30", "--set", "steps=20")
+    done = grow("run", "--study", "digits", *options, cwd=tmp_path)
     assert done.returncode == 1
     assert "trial 0, the dense baseline, failed: loss is" in done.stderr.splitlines()[-1]
     assert json.loads(grow("show", "digits-1", "--json", cwd=tmp_path).stdout)["state"] == "failed"

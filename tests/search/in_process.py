@@ -1,0 +1,74 @@
+"""The command line in the process of the tests, without a start of Python and of torch for every command.
+
+What a command prints goes to files, as does what its children print; they are forked from one nursery, which all runs share.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from search import run
+from search.cli import main
+from search.errors import DEBUG_VARIABLE
+from search.nursery import Nursery
+from search.process import Signals
+
+
+class Commands:
+    """Commands of one process of the tests. ``folder`` takes what they print; the nursery begins with the first run."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._stdout, self._stderr, self._environment = folder / "stdout", folder / "stderr", dict(environment)
+        self._nursery: Nursery | None = None
+
+    def __call__(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Give the command ``grow`` with these arguments in a folder."""
+        with pytest.MonkeyPatch.context() as patch, self._redirected():
+            patch.chdir(cwd)
+            for name, value in {**self._environment, DEBUG_VARIABLE: ""}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["grow", *arguments])
+            patch.setattr(run, "Nursery", self._borrowed)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, self._stdout.read_text(), self._stderr.read_text())
+
+    def close(self) -> None:
+        """End the nursery."""
+        if self._nursery is not None:
+            self._nursery.__exit__(None, None, None)
+            self._nursery = None
+
+    def _borrowed(self, signals: Signals) -> nullcontext[Nursery]:
+        if self._nursery is None:
+            self._nursery = Nursery(signals).__enter__()
+        self._nursery._signals = signals
+        return nullcontext(self._nursery)
+
+    @contextmanager
+    def _redirected(self) -> Iterator[None]:
+        """Let this process, and the nursery if it begins now, write to the files. They are cut first: the nursery keeps one open."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = [os.dup(1), os.dup(2)]
+        with open(self._stdout, "a") as out, open(self._stderr, "a") as err:
+            out.truncate(0)
+            err.truncate(0)
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            try:
+                with redirect_stdout(out), redirect_stderr(err):
+                    yield
+            finally:
+                for number, descriptor in zip((1, 2), kept, strict=True):
+                    os.dup2(descriptor, number)
+                    os.close(descriptor)
