@@ -30,6 +30,8 @@ class Options:
     total that counts the two baselines. tolerance: accepted loss of validation accuracy against trial 0, in points.
     early_stopping: whether trials end that fall behind, see `search.early_stopping`.
     settings: recipe fields that the user fixed. hardware: a preset or the absolute path of a profile, None for this machine's own.
+    storage: URL, without its password, of the storage that several processes share, None where one process keeps the run's own journal;
+    lease_s: seconds without a sign of life after which they take over from one of them.
     """
 
     study: str
@@ -44,6 +46,8 @@ class Options:
     sampler: SamplerChoice = "tpe"
     early_stopping: bool = False
     data_dir: str | None = None
+    storage: str | None = None
+    lease_s: float = 60.0
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,6 +60,7 @@ class Options:
             "predicted with --hardware: nothing is timed",
         )
         _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
+        _require("lease_s", self.lease_s, isfinite(self.lease_s) and self.lease_s >= 1, "at least 1 s", "lease-s")
         _require("tolerance", self.tolerance, isfinite(self.tolerance) and self.tolerance >= 0, "at least 0 points")
 
     def write(self, folder: RunFolder) -> None:
@@ -75,9 +80,9 @@ class Options:
             raise RunNotFoundError(f"{folder.config} is unreadable ({error}); the run is damaged, start a new one") from error
 
 
-def _require(name: str, value: object, holds: bool, rule: str) -> None:
+def _require(name: str, value: object, holds: bool, rule: str, option: str | None = None) -> None:
     if not holds:
-        raise ConfigurationError(f"{name} is {value}, but must be {rule}; choose another with --{name}")
+        raise ConfigurationError(f"{name} is {value}, but must be {rule}; choose another with --{option or name}")
 
 
 def _toml(value: object) -> str:
@@ -112,7 +117,8 @@ class RunRecord:
     study_sha256: of the file of a study that was given by path. options: as they were when the run began, or when a change of them was
     last allowed. startup: trials before the sampler's model is used, which a raised budget leaves as they are; None in a run that an
     earlier version began. plan: None until the run is prepared. reference: accuracy and throughput
-    (samples/s) that hypervolumes are reckoned from, fixed when trial 0 is told.
+    (samples/s) that hypervolumes are reckoned from, fixed when trial 0 is told. study_name: of the study in the storage that several
+    processes share, None where there is none.
     """
 
     run: str
@@ -125,6 +131,7 @@ class RunRecord:
     startup: int | None = None
     plan: Plan | None = None
     reference: tuple[float, float] | None = None
+    study_name: str | None = None
 
     def write(self, folder: RunFolder) -> None:
         """Write `run.json`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,8 +25,8 @@ from search.errors import ChildError, ConfigurationError, RunError, RunNotFoundE
 from search.hypervolume import hypervolume
 from search.nursery import Nursery
 from search.options import Options, RunRecord
+from search.ownership import Ownership, Sole, exclusively, of_trial
 from search.process import (
-    POLL_S,
     THREADS,
     Child,
     Signals,
@@ -59,8 +60,11 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from search.options import Plan
     from search.recipe import Recipe, TrialRole
     from search.space import Range
+    from search.storage import Proposal
+    from search.storage_url import StorageUrl
 
 STOPS_IN_A_ROW = 10
 """Times that a trial's worker may be ended by others before its first or its next checkpoint; then the trial has failed."""
@@ -72,8 +76,13 @@ DATA_PARALLEL = 1
 """Number of the data-parallel baseline; the dense one is trial 0."""
 
 
-def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str | None) -> RunFolder:
-    """Begin a new run and work on it to the end of its budget; a run that cannot begin leaves nothing behind."""
+def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str | None, storage: StorageUrl | None = None) -> RunFolder:
+    """Begin a new run and work on it to the end of its budget; a run that cannot begin leaves nothing behind.
+
+    storage: with the password that ``options`` does without.
+    """
+    if storage is not None:
+        storage.open()  # refused before anything is made
     record = RunRecord(
         run="",
         created_at=_now(),
@@ -86,17 +95,18 @@ def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str 
     def fill(folder: RunFolder, name: str) -> None:
         options.write(folder)
         record_code(folder, options)
-        replace(record, run=name).write(folder)
+        shared = None if storage is None else f"{name}-{uuid.uuid4().hex[:8]}"  # others may have runs of this name there
+        replace(record, run=name, study_name=shared).write(folder)
 
     made = missing_folders(runs_dir)
     unfit = (ChildError, ValueError, OSError)
     with removed_on_error(None, unfit, made):
         folder = create_run_folder(runs_dir, name, Path(options.study.rpartition(":")[2]).name, fill)
-    with RunLock(folder), noted_signals() as signals, _state_kept(folder), Nursery(signals) as nursery:
+    with _owned(folder, storage) as ownership, noted_signals() as signals, _state_kept(folder, ownership), Nursery(signals) as nursery:
         _note(folder, "run_created")
         with removed_on_error(folder, unfit, made):
-            _prepare(folder, signals, nursery)
-        _work(folder, signals, nursery)
+            _prepare(folder, signals, nursery, ownership)
+        _work(folder, signals, nursery, ownership)
     return folder
 
 
@@ -105,9 +115,10 @@ def startup_of(trials: int) -> int:
     return max(4, trials // 4)
 
 
-def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False) -> RunFolder:
+def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False, storage: StorageUrl | None = None) -> RunFolder:
     """Go on with a run until its budget is met, after adding so many trials to it. One whose budget is met already is left as it is.
 
+    A run whose trials are in a storage is joined, where others work on it. storage: its URL, where the run's own lacks a password.
     ConfigurationError where study, code or configuration have changed, unless that is allowed; what changed is told on stderr.
     """
     record, options = RunRecord.read(folder), Options.read(folder)
@@ -118,30 +129,61 @@ def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False) -> Ru
     if record.plan is not None:
         read_json(folder.hardware)
     with (
-        RunLock(folder) as lock,
+        _owned(folder, _storage_of(options, storage)) as ownership,
         _agreed(folder, record, options, allow_change) as changed,
         noted_signals() as signals,
-        _state_kept(folder),
+        _state_kept(folder, ownership),
         Nursery(signals) as nursery,
     ):
-        if lock.taken_over_from is not None:
-            gone = lock.taken_over_from
-            _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")
         _note(folder, "run_resumed")
         if changed:
             record = accept(folder, record, options)
             _note(folder, "change_allowed", changed=changed)
         if add:
-            options = replace(options, trials=options.trials + add)
-            options.write(folder)
-            _note(folder, "budget_raised", trials=options.trials)
-            _say(f"the budget is now {options.trials} trials")
+            _raise_budget(folder, add)
         if record.plan is not None and record.plan.elsewhere is None:
             _compare_machine(folder)
         if record.plan is None:
-            _prepare(folder, signals, nursery)
-        _work(folder, signals, nursery)
+            _prepare(folder, signals, nursery, ownership)
+        _work(folder, signals, nursery, ownership)
     return folder
+
+
+def _raise_budget(folder: RunFolder, add: int) -> None:
+    with exclusively(folder):
+        options = Options.read(folder)
+        options = replace(options, trials=options.trials + add)
+        options.write(folder)
+    _note(folder, "budget_raised", trials=options.trials)
+    _say(f"the budget is now {options.trials} trials")
+
+
+def _storage_of(options: Options, given: StorageUrl | None) -> StorageUrl | None:
+    """The storage of a run, with its password. ConfigurationError where that is not known, or where the run has none."""
+    if options.storage is None:
+        if given is not None:
+            raise ConfigurationError(f"storage is {given}, but must not be given: the run keeps its trials in its own folder; leave it out")
+        return None
+    found = StorageUrl(options.storage) if given is None else given
+    if not found.complete:
+        raise ConfigurationError(f"storage is {found}, but must have its password; give it with --storage, or better by GROW_STORAGE")
+    return found
+
+
+@contextmanager
+def _owned(folder: RunFolder, storage: StorageUrl | None) -> Iterator[Ownership]:
+    """The right to work on a run: of this process alone, or as one of several on one storage."""
+    if storage is not None:
+        from search.shared import Shared
+
+        with Shared(folder, storage) as shared:
+            yield shared
+        return
+    with RunLock(folder) as lock:
+        if lock.taken_over_from is not None:
+            gone = lock.taken_over_from
+            _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")
+        yield Sole(folder, RunRecord.read(folder).run)
 
 
 @contextmanager
@@ -177,7 +219,12 @@ def reference(folder: RunFolder) -> str:
 # Preparing
 
 
-def _prepare(folder: RunFolder, signals: Signals, nursery: Nursery) -> None:
+def _prepare(folder: RunFolder, signals: Signals, nursery: Nursery, ownership: Ownership) -> None:
+    """Prepare, or wait until another process has."""
+    while not ownership.claim("preparing"):
+        _pause(signals, ownership)
+        if RunRecord.read(folder).plan is not None:
+            return
     _check_ended(wait(nursery.start("search.prepare", [str(folder.path)]), signals), "preparing", folder)
     _note(folder, "run_prepared")
 
@@ -193,21 +240,34 @@ def _check_ended(code: int, what: str, folder: RunFolder) -> None:
 # Working
 
 
-def _work(folder: RunFolder, signals: Signals, nursery: Nursery) -> None:
-    from search.restore import opened
-    from search.storage import pareto, read_trials
+def _pause(signals: Signals, ownership: Ownership) -> None:
+    signals.check()
+    time.sleep(ownership.poll_s)
 
+
+def _work(folder: RunFolder, signals: Signals, nursery: Nursery, ownership: Ownership) -> None:
     options, record = Options.read(folder), RunRecord.read(folder)
     assert record.plan is not None
-    study, lost = opened(folder, record.run)
+    study, lost = ownership.open()
     if lost is not None:
         _say(lost)
         _note(folder, "journal_lost", what=lost)
     with open_progress(options.trials) as view:
-        _Search(folder, options, record, study, signals, view, nursery).run()
-        members = pareto(read_trials(folder.journal))
-        timed = [] if record.plan.elsewhere is not None else sorted({0, DATA_PARALLEL, *members})
-        _measure(folder, timed, members, signals, view, nursery)
+        _Search(folder, options, record, ownership, study, signals, view, nursery).run()
+        while not ownership.claim("closing"):
+            _pause(signals, ownership)
+            if RunRecord.read(folder).state == "complete":
+                return
+        _close(folder, record.plan, signals, view, nursery)
+
+
+def _close(folder: RunFolder, plan: Plan, signals: Signals, view: Progress, nursery: Nursery) -> None:
+    """Measure baselines and front, read the test accuracy of the front, and let the run be complete."""
+    from search.storage import pareto, read_trials
+
+    members = pareto(read_trials(folder.journal))
+    timed = [] if plan.elsewhere is not None else sorted({0, DATA_PARALLEL, *members})
+    _measure(folder, timed, members, signals, view, nursery)
     _set_state(folder, "complete")
 
 
@@ -253,6 +313,7 @@ class _Search:
         folder: RunFolder,
         options: Options,
         record: RunRecord,
+        ownership: Ownership,
         study: optuna.Study,
         signals: Signals,
         view: Progress,
@@ -262,7 +323,8 @@ class _Search:
 
         assert record.plan is not None
         plan = record.plan
-        self.folder, self.options, self.record, self.plan, self.study = folder, options, record, plan, study
+        self.folder, self.options, self.record, self.plan = folder, options, record, plan
+        self.ownership, self.study = ownership, study
         self.signals, self.progress, self.nursery = signals, view, nursery
         self.ranges: Mapping[str, Range] = from_json(plan.ranges)
         # A clock that is the objective must not be disturbed by a neighbour, so then trials take turns.
@@ -276,20 +338,10 @@ class _Search:
     def run(self) -> None:
         """Work until every trial of the budget is told."""
         self._tell_again()
-        for trial in self._trials():
-            result = self.folder.trial(trial.number).result
-            if trial.state.is_finished() or not result.exists():
-                continue
-            if read_json_if_valid(result) is None:
-                self.progress.say(f"{result} is damaged and not used; trial {trial.number} goes on from its last checkpoint")
-                result.unlink()
-            else:
-                self.ended.append(trial.number)  # trained before the parent was killed
         try:
             while self._step():
-                self.signals.check()
                 self.progress.tick(self.folder, [job.number for job in self.jobs], len(self._told()))
-                time.sleep(POLL_S)
+                _pause(self.signals, self.ownership)
         finally:
             stop([job.process for job in self.jobs])
 
@@ -297,55 +349,117 @@ class _Search:
         """Tell a journal that was made anew what the one before was told."""
         from search.restore import told
 
+        self._look()
         trials = self._trials()
-        if any(trial.state.is_finished() for trial in trials):
+        if self.ownership.shared or any(trial.state.is_finished() for trial in trials):
             return
         for number in told(self.folder):
             if number < len(trials):
                 self._enter_outcome(number, read_json(self.folder.trial(number).result))
+                self._look()
 
     def _step(self) -> bool:
         """Tell, then spawn; False when there is nothing left to do."""
+        self._look()
         self._collect()
+        self._let_go()
+        self._find_results()
         for number in list(self.ended):
             if number == 0 or self._lowest_accuracy() is not None:
-                self.ended.remove(number)
                 self._tell(number)
+                self.ended.remove(number)
         busy = {job.slot for job in self.jobs}
         for slot in self.slots:
             if slot not in busy and (upcoming := self._next()) is not None:
                 self.jobs.append(self._spawn(upcoming, slot))
-        return bool(self.jobs or self.ended)
+        return bool(self.jobs or self.ended or len(self._told()) < max(self._budget(), len(self._trials())))
+
+    def _find_results(self) -> None:
+        """Trials that were trained before their parent was killed, here or elsewhere."""
+        for trial in self._open():
+            result = self.folder.trial(trial.number).result
+            if not result.exists() or not self._claim(trial.number):
+                continue
+            if read_json_if_valid(result) is None:
+                self.progress.say(f"{result} is damaged and not used; trial {trial.number} goes on from its last checkpoint")
+                result.unlink()
+            else:
+                self.ended.append(trial.number)
+
+    # Whose a trial is
+
+    def _claim(self, number: int) -> bool:
+        return self.ownership.claim(of_trial(number))
+
+    def _let_go(self) -> None:
+        """Stop what another process has taken over or told, without telling."""
+        mine = self.ownership.held({of_trial(number) for number in (*(job.number for job in self.jobs), *self.ended)})
+        told = {trial.number for trial in self._told()}
+        lost = [job for job in self.jobs if of_trial(job.number) not in mine or job.number in told]
+        for job in lost:
+            self.progress.say(f"trial {job.number} has been taken over by another process, and is stopped here")
+            _note(self.folder, "trial_lost", number=job.number)
+            self.jobs.remove(job)
+        stop([job.process for job in lost])
+        self.ended = [number for number in self.ended if of_trial(number) in mine and number not in told]
 
     # Which trial is next
 
+    def _look(self) -> None:
+        """See what has been told and entered, here and elsewhere."""
+        self._seen = self.study.get_trials(deepcopy=False)
+
     def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        return self._seen
+
+    def _changed(self) -> None:
+        """What this process has just told or entered is to be seen, here and by those who look at the run."""
+        self.ownership.changed()
+        self._look()
+
+    def _budget(self) -> int:
+        """The trials of the run, which another process may have added to."""
+        return Options.read(self.folder).trials if self.ownership.shared else self.options.trials
+
+    def _open(self) -> list[FrozenTrial]:
+        """Unfinished trials that this process is not at."""
+        taken = {job.number for job in self.jobs} | set(self.ended)
+        return [trial for trial in self._trials() if not trial.state.is_finished() and trial.number not in taken]
 
     def _told(self) -> list[FrozenTrial]:
         return [trial for trial in self._trials() if trial.state.is_finished()]
 
     def _next(self) -> int | None:
-        """An unfinished trial that no worker is at, else a new one, else nothing."""
-        taken = {job.number for job in self.jobs} | set(self.ended)
-        trials = self._trials()
-        for trial in trials:
-            if not trial.state.is_finished() and trial.number not in taken:
+        """An unfinished trial that nobody is at, else a new one, else nothing."""
+        for trial in self._open():
+            if self._claim(trial.number):
                 return trial.number
-        number = len(trials)
-        if number >= self.options.trials or (number > DATA_PARALLEL and self._lowest_accuracy() is None):
+        number = len(self._trials())
+        if number >= self._budget() or (number > DATA_PARALLEL and self._lowest_accuracy() is None):
             return None  # what is feasible is known only when trial 0 is told
-        return self._enter(number)
+        if not self._claim(number):
+            return None  # another process is drawing it
+        self._look()  # one that has died may have entered it
+        return number if len(self._trials()) > number else self._enter(number)
 
-    def _enter(self, number: int) -> int:
-        from search.storage import add_running, ask, seed_of
+    def _enter(self, number: int) -> int | None:
+        from search.storage import add_running, tell_failed
 
-        role = _role(number)
-        if role != "search":
-            return add_running(self.study, role)
+        entered = add_running(self.study, _role(number), self._proposal(number))
+        if entered != number:  # this process slept for longer than its lease in between
+            tell_failed(self.study, entered, f"drawn as trial {number}, which another process has entered")
+        self._changed()
+        return number if entered == number else None
+
+    def _proposal(self, number: int) -> Proposal | None:
+        """The parameters of a new trial; None for a baseline."""
+        from search.storage import ask, seed_of
+
+        if _role(number) != "search":
+            return None
         guesses = self.plan.first_guesses
         position = number - DATA_PARALLEL - 1
-        proposal = ask(
+        return ask(
             self._trials(),
             self.ranges,
             self.plan.settings,
@@ -354,7 +468,6 @@ class _Search:
             choice=self.options.sampler,
             guess=guesses[position] if position < len(guesses) else None,
         )
-        return add_running(self.study, role, proposal)
 
     def _lowest_accuracy(self) -> float | None:
         """The accuracy that a trial must reach, None until trial 0 is told."""
@@ -473,21 +586,38 @@ class _Search:
         return max((path.name for path in self.folder.trial(number).checkpoint.glob("[0-9]*[0-9]")), default="")
 
     def _tell(self, number: int) -> None:
+        """Enter the outcome of a trial, unless it has become another process's to tell."""
+        if not self.ownership.held({of_trial(number)}):
+            return
+        result = read_json(self.folder.trial(number).result)
+        try:
+            self._enter_outcome(number, result)
+        except (ValueError, RuntimeError):  # Optuna's for a trial that has ended
+            self._look()
+            if not self._trials()[number].state.is_finished():
+                raise
+            self.progress.say(f"trial {number} has been told by another process already")
+            return
+        self._changed()
+        _note(self.folder, "trial_told", number=number, state=result["state"], hypervolume=self._hypervolume())
+        self._say_outcome(number, result)
+
+    def _say_outcome(self, number: int, result: Mapping[str, object]) -> None:
+        """Tell the user. RunError where the run cannot go on after this."""
         from search.storage import broken
 
-        result = read_json(self.folder.trial(number).result)
-        self._enter_outcome(number, result)
-        if result["state"] == "failed":
-            self._failed(number, str(result["failure"]))
-        elif result["state"] in ("infeasible", "stopped_early"):
-            self.progress.say(progress.ended(number, str(result["state"]), str(result["failure"])))
-            if number == 0:
-                self._lowest_accuracy()
-        else:
-            if number > DATA_PARALLEL:
-                self.failures.clear()
+        if result["state"] == "complete":
             self.progress.say(progress.finished(number, result, broken(self._trials()[number])))
-        _note(self.folder, "trial_told", number=number, state=result["state"], hypervolume=self._hypervolume())
+        else:
+            self.progress.say(progress.ended(number, str(result["state"]), str(result["failure"])))
+        if number == 0:
+            self._lowest_accuracy()
+        if number > DATA_PARALLEL and result["state"] == "complete":
+            self.failures.clear()
+        if number > DATA_PARALLEL and result["state"] == "failed":
+            self.failures.append(str(result["failure"]))
+        if len(self.failures) >= FAILURES_IN_A_ROW:
+            raise RunError(f"{len(self.failures)} trials failed one after the other, the first one: {self.failures[0]}")
 
     def _enter_outcome(self, number: int, result: Mapping[str, object]) -> None:
         """Enter how a trial ended into the study."""
@@ -517,24 +647,16 @@ class _Search:
 
     def _fix_reference(self, lowest_accuracy: float) -> None:
         """Hypervolumes are reckoned from the lowest accuracy within the tolerance and from no throughput, whatever the run becomes."""
-        record = read_json(self.folder.record)
-        if record.get("reference") is None:
-            write_json(self.folder.record, {**record, "reference": [lowest_accuracy, 0.0]})
+        with exclusively(self.folder):
+            record = read_json(self.folder.record)
+            if record.get("reference") is None:
+                write_json(self.folder.record, {**record, "reference": [lowest_accuracy, 0.0]})
 
     def _throughput(self, number: int, result: Mapping[str, object]) -> float:
         if self.options.throughput == "predicted":
             return _number(result, "predicted_samples_per_s")
         _measure(self.folder, [number], [], self.signals, self.progress, self.nursery)
         return _number(read_json(self.folder.trial(number).measured), "samples_per_s")
-
-    def _failed(self, number: int, reason: str) -> None:
-        self.progress.say(progress.ended(number, "failed", reason))
-        if number == 0:
-            self._lowest_accuracy()
-        if number > DATA_PARALLEL:
-            self.failures.append(reason)
-        if len(self.failures) >= FAILURES_IN_A_ROW:
-            raise RunError(f"{len(self.failures)} trials failed one after the other, the first one: {self.failures[0]}")
 
 
 def baseline(role: TrialRole, devices: int) -> dict[str, object]:
@@ -575,38 +697,45 @@ def _number(record: Mapping[str, object], name: str) -> float:
 
 
 @contextmanager
-def _state_kept(folder: RunFolder) -> Iterator[None]:
+def _state_kept(folder: RunFolder, ownership: Ownership) -> Iterator[None]:
     """Keep `run.json`'s state true to what happens inside."""
+
+    def end(state: str, reason: str | None = None) -> None:
+        if ownership.alone():  # while others work on it, the run does not end
+            _set_state(folder, state, reason)
+
     try:
         _set_state(folder, "running")
         yield
     except StoppedError as error:
-        _set_state(folder, "interrupted")
+        end("interrupted")
         raise StoppedError(error.exit_code - 128, f"stopped; continue with: {resume_command(folder)}") from error
     except KeyboardInterrupt:
-        _set_state(folder, "interrupted")
+        end("interrupted")
         raise
     except OSError as error:
         if not full(error):
-            _set_state(folder, "failed", " ".join(str(error).split()))
+            end("failed", " ".join(str(error).split()))
             raise
         with suppress(OSError):
-            _set_state(folder, "interrupted")
+            end("interrupted")
         raise RunError(f"{error}: make room, and continue with: {resume_command(folder)}") from error
     except BaseException as error:
         with suppress(OSError):
-            _set_state(folder, "failed", " ".join(str(error).split()))
+            end("failed", " ".join(str(error).split()))
         raise
 
 
 def _set_state(folder: RunFolder, state: str, reason: str | None = None) -> None:
     if not folder.record.exists():
         return  # the run could not begin, and its folder has been removed
-    record = read_json(folder.record)
-    if (record["state"], record["reason"]) != (state, reason):
+    with exclusively(folder):
+        record = read_json(folder.record)
+        if (record["state"], record["reason"]) == (state, reason):
+            return
         write_json(folder.record, {**record, "state": state, "reason": reason})
-        if state != "running":
-            _note(folder, f"run_{state}")
+    if state != "running":
+        _note(folder, f"run_{state}")
 
 
 def _note(folder: RunFolder, event: str, **details: object) -> None:

@@ -7,7 +7,7 @@
       code.json        hashes of the code that it runs on
       study.journal    Optuna's
       events.jsonl     what happened to the run, in order
-      run.lock         who works on it
+      run.lock         who works on it; owners/ and run.mutex where several processes do
       trials/NNNN/     entry.json, recipe.json, peers.json, metrics.jsonl, history.jsonl, checkpoint/, worker.log, result.json,
                        measured.json, test.json
 
@@ -139,6 +139,16 @@ class RunFolder:
     def lock(self) -> Path:
         """Who works on the run."""
         return self.path / "run.lock"
+
+    @property
+    def owners(self) -> Path:
+        """Folder of the processes that work on the run, where several do."""
+        return self.path / "owners"
+
+    @property
+    def mutex(self) -> Path:
+        """What one of several processes holds while it changes a file of the run's."""
+        return self.path / "run.mutex"
 
     @property
     def trials(self) -> Path:
@@ -278,10 +288,11 @@ def read_json_if_valid(path: Path) -> JsonObject | None:
 
 
 def append_line(path: Path, record: Mapping[str, object], *, sync: bool = False) -> None:
-    """Append one JSON object as a line, after cutting what a crash left of a torn one."""
+    """Append one JSON object as a line, after cutting what a crash left of a torn one; one process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(path)
     with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cut_torn_line(path)
         file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
         if sync:
             file.flush()
@@ -375,12 +386,30 @@ def _start_ticks(pid: int) -> int | None:
 
 
 def owner(folder: RunFolder) -> Owner | None:
-    """The process that works on a run, dead or alive, if it has not let go."""
-    data = read_json_if_valid(folder.lock)
+    """The process that works on a run, dead or alive, if it has not let go; of several, one that is alive."""
+    found = [_owner_in(path) for path in (folder.lock, *sorted(folder.owners.glob("*.json")))]
+    known = [process for process in found if process is not None]
+    return next((process for process in known if process.alive), known[0] if known else None)
+
+
+def _owner_in(path: Path) -> Owner | None:
+    data = read_json_if_valid(path)
     try:
         return Owner(**data) if data else None  # type: ignore[arg-type]  # a wrong one fails below
     except TypeError:
         return None
+
+
+@contextmanager
+def owner_noted(folder: RunFolder) -> Iterator[None]:
+    """Let be seen that this process works on the run, as one of several."""
+    mine = Owner.this_process()
+    path = folder.owners / f"{mine.host}-{mine.pid}-{mine.started}.json"
+    write_json(path, asdict(mine))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 class RunLock:

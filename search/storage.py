@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json, json_to_distribution
 from optuna.samplers import RandomSampler
-from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
@@ -72,6 +72,11 @@ def open_study(journal: Path, name: str) -> optuna.Study:
     """The study of a repaired journal, made when there is none."""
     with _foreign(journal):
         storage = JournalStorage(JournalFileBackend(str(journal)))
+    return made_study(storage, name)
+
+
+def made_study(storage: BaseStorage, name: str) -> optuna.Study:
+    """The study of that name in a storage, made when there is none."""
     study = optuna.create_study(
         storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True, sampler=RandomSampler()
     )  # a sampler that is never asked: see `ask`
@@ -172,17 +177,16 @@ def values_of(params: Mapping[str, object], ranges: Mapping[str, Range], setting
 
 
 def add_running(study: optuna.Study, role: TrialRole, proposal: Proposal | None = None) -> int:
-    """Enter a trial by one line of the journal, so that a kill leaves a whole trial or none. Returns its number."""
-    study.add_trial(
-        create_trial(
-            state=TrialState.RUNNING,
-            params=dict(proposal.params) if proposal else {},
-            distributions=dict(proposal.distributions) if proposal else {},
-            user_attrs={ROLE: role},
-            system_attrs=dict(proposal.remembered) if proposal else {},
-        )
+    """Enter a trial at once, so that a kill leaves a whole trial or none. Returns its number, which the storage alone decides."""
+    entered = create_trial(
+        state=TrialState.RUNNING,
+        params=dict(proposal.params) if proposal else {},
+        distributions=dict(proposal.distributions) if proposal else {},
+        user_attrs={ROLE: role},
+        system_attrs=dict(proposal.remembered) if proposal else {},
     )
-    return len(study.get_trials(deepcopy=False)) - 1
+    storage = study._storage  # `Study.add_trial` does the same, but does not say the number
+    return storage.get_trial(storage.create_new_trial(study._study_id, template_trial=entered)).number
 
 
 def entry_of(trial: FrozenTrial) -> dict[str, object]:

@@ -18,12 +18,15 @@ def resume(
     *,
     add: int = 0,
     allow_config_change: Annotated[bool, Flag] = False,
+    storage: str | None = None,
     runs_dir: Path = Path("runs"),
     json: Annotated[bool, Flag] = False,
 ) -> int:
     """Go on with a run that was stopped or killed: finished trials stay, the others continue from their last checkpoint.
 
     Example: grow resume mnist-1 --add 8
+
+    Where the run is shared through a storage, this process joins those that work on it already; see `grow run --help`.
 
     Parameters
     ----------
@@ -33,6 +36,8 @@ def resume(
         Trials to add to the budget, which is a total: without it, a run that has met its budget stays as it is.
     allow_config_change
         Go on although the study, the code or config.toml have changed; otherwise what changed is shown, and nothing is done.
+    storage
+        URL of the storage that the run is shared through, where the run's own lacks a password; best given by GROW_STORAGE.
     runs_dir
         Folder of all runs.
     json
@@ -40,5 +45,7 @@ def resume(
     """
     from search.run import resume as go_on
     from search.rundir import find_run
+    from search.storage_url import storage_url
 
-    return conclude(go_on(find_run(run, runs_dir), add=add, allow_change=allow_config_change), as_json=json)
+    folder = find_run(run, runs_dir)
+    return conclude(go_on(folder, add=add, allow_change=allow_config_change, storage=storage_url(storage)), as_json=json)

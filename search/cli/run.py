@@ -35,6 +35,8 @@ def run(
     early_stopping: bool = False,
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
+    storage: str | None = None,
+    lease_s: float = 60.0,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
     json: Annotated[bool, Flag] = False,
     print_config: Annotated[bool, Flag] = False,
@@ -43,6 +45,10 @@ def run(
     """Search recipes for a study's network: accuracy against training throughput on several devices.
 
     Example: grow run --study mnist --gpus 2
+
+    Several processes or machines on one run: grow run ... --storage postgresql://USER@HOST/DATABASE --runs-dir /shared/runs, and then, on
+    each of the others, grow resume RUN --runs-dir /shared/runs. All of them need the same folder of the run, on a common file system,
+    and study, data and code under the same paths; the storage alone does not carry checkpoints.
 
     Parameters
     ----------
@@ -76,6 +82,11 @@ def run(
         Folder of all runs.
     data_dir
         Folder of the data; found or downloaded by default.
+    storage
+        Share the run with other processes through postgresql://USER:PASSWORD@HOST/DATABASE, mysql://..., or grpc://HOST:PORT (Optuna's
+        proxy); sqlite:////PATH for processes of one machine. The password goes into no file: give it by GROW_STORAGE, or to the driver.
+    lease_s
+        Seconds without a sign of life after which the other processes take over from one of them.
     settings
         key=value: fix a field of the recipe, as in --set steps=200. May be repeated.
     json
@@ -87,8 +98,9 @@ def run(
     """
     from search.definition import check_reference
     from search.run import start
+    from search.storage_url import storage_url
 
-    found = check_reference(study)
+    found, url = check_reference(study), storage_url(storage)
     options = Options(
         study=found.text,
         gpus=gpus,
@@ -102,11 +114,13 @@ def run(
         sampler=sampler,
         early_stopping=early_stopping,
         data_dir=None if data_dir is None else str(data_dir.resolve()),
+        storage=None if url is None else str(url),
+        lease_s=lease_s,
         settings=dict(parse_setting(text) for text in settings),
     )
     if print_config or dry_run:
         return _rehearse(options, found.sha256, dry=dry_run, as_json=json)
-    return conclude(start(options, found.sha256, runs_dir, name), as_json=json)
+    return conclude(start(options, found.sha256, runs_dir, name, url), as_json=json)
 
 
 def _rehearse(options: Options, study_sha256: str | None, *, dry: bool, as_json: bool) -> int:

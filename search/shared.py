@@ -1,0 +1,105 @@
+"""A run that several processes work on, of one machine or of many: the study is in a storage, leases say who works on which trial.
+
+The folder is one and the same for all: a common file system joins machines. Its journal follows the storage, so that whoever looks at the
+run, or takes it away, needs neither the storage nor its password.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from types import TracebackType
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
+
+from search.errors import RunNotFoundError
+from search.leases import Leases
+from search.options import Options, RunRecord
+from search.ownership import exclusively
+from search.rundir import RunFolder, owner_noted
+from search.storage import made_study, open_study, repair
+from search.storage_url import StorageUrl
+
+POLL_S = 0.25
+"""How often a storage is asked what is new."""
+
+
+class Shared:
+    """One of the processes: `with Shared(...) as ownership`, see `search.ownership.Ownership`."""
+
+    poll_s = POLL_S
+    shared = True
+
+    def __init__(self, folder: RunFolder, url: StorageUrl) -> None:
+        record, options = RunRecord.read(folder), Options.read(folder)
+        self._folder, self._run = folder, record.run
+        name = record.study_name or record.run
+        storage = url.open()
+        if record.plan is not None and name not in optuna.get_all_study_names(storage):
+            raise RunNotFoundError(f"study {name!r} is not in {url}, but must be there; name the storage that the run began in")
+        self._study = made_study(storage, name)
+        log = optuna.create_study(storage=storage, study_name=f"{name} leases", load_if_exists=True)
+        self._leases = Leases(log, options.lease_s)
+        self._inside = ExitStack()
+
+    def __enter__(self) -> Shared:
+        self._inside.enter_context(owner_noted(self._folder))
+        self._inside.enter_context(self._leases)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._inside.__exit__(kind, error, trace)
+
+    def open(self) -> tuple[optuna.Study, str | None]:
+        """The storage's study."""
+        return self._study, self._follow()
+
+    def claim(self, what: str) -> bool:
+        """Take it, unless another process has it and lives."""
+        return self._leases.claim(what)
+
+    def held(self, whats: set[str]) -> set[str]:
+        """Which of these no other process has taken over."""
+        return whats & self._leases.held() if whats else whats
+
+    def alone(self) -> bool:
+        """Whether no other process shows signs of life."""
+        return self._leases.alone()
+
+    def changed(self) -> None:
+        """Let the folder's journal follow."""
+        self._follow()
+
+    def _follow(self) -> str | None:
+        journal = self._folder.journal
+        with exclusively(self._folder):
+            try:
+                repair(journal)
+                follow(self._study, open_study(journal, self._run))
+            except RunNotFoundError as damage:
+                os.replace(journal, journal.with_name(journal.name + ".damaged"))
+                follow(self._study, open_study(journal, self._run))
+                return f"{damage}; it is made anew from the storage"
+        return None
+
+
+def follow(study: optuna.Study, copy: optuna.Study) -> None:
+    """Add to a copy of a study what is new: trials that were entered, and what became of those that it has."""
+    there = copy.get_trials(deepcopy=False)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.number >= len(there):
+            copy.add_trial(trial)
+        elif trial.state.is_finished() and not there[trial.number].state.is_finished():
+            _tell(copy, there[trial.number], trial)
+
+
+def _tell(copy: optuna.Study, running: FrozenTrial, told: FrozenTrial) -> None:
+    mine = Trial(copy, running._trial_id)
+    for name, value in told.user_attrs.items():
+        if running.user_attrs.get(name) != value:
+            mine.set_user_attr(name, value)
+    for name, value in told.constraints.items():
+        if name not in running.constraints:
+            mine.set_constraint(name, value)
+    copy.tell(told.number, told.values, told.state)
