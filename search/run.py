@@ -55,6 +55,7 @@ from search.rundir import (
     removed_on_error,
     write_json,
 )
+from search.storage_url import StorageUrl
 
 if TYPE_CHECKING:
     import optuna
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from search.recipe import Recipe, TrialRole
     from search.space import Range
     from search.storage import Proposal
-    from search.storage_url import StorageUrl
 
 STOPS_IN_A_ROW = 10
 """Times that a trial's worker may be ended by others before its first or its next checkpoint; then the trial has failed."""
