@@ -17,6 +17,7 @@ from torch import Tensor
 
 from grow.axes import IntArray
 from grow.evidence import Evidence, LayerEvidence
+from grow.patterns import nth_smallest
 
 Scores: TypeAlias = NDArray[np.float32]
 
@@ -74,8 +75,10 @@ class Candidates:
             chosen = flat if len(local) == len(flat) else flat[torch.from_numpy(local).to(flat.device)]
             yield positions, chosen.to(torch.float32).cpu().numpy()
 
-    def above(self, score: Callable[[LayerEvidence], Tensor], floor: Callable[[], float]) -> Iterator[tuple[str, IntArray, Scores]]:
-        """Absent connections of all layers, without those whose scores are not above the floor, in the order (layer, position).
+    def above(
+        self, score: Callable[[LayerEvidence], Tensor], floor: Callable[[], float], most: int
+    ) -> Iterator[tuple[str, IntArray, Scores]]:
+        """Absent connections of all layers that may be among the ``most`` highest, above the floor, in the order (layer, position).
 
         As fast as the scores can be gone through once: what is rare is looked for only among the few that are high enough.
         """
@@ -86,30 +89,31 @@ class Candidates:
                 flat = score(block.evidence).reshape(-1).to(torch.float32)
                 if not len(flat):
                     continue
-                least, most = (float(bound) for bound in torch.aminmax(flat))
-                finite = isfinite(least) and isfinite(most)
-                if finite and most <= floor():
+                least, highest = (float(bound) for bound in torch.aminmax(flat))
+                finite = isfinite(least) and isfinite(highest)
+                if finite and highest <= floor():
                     continue
-                scores = flat.cpu().numpy()
-                high = np.flatnonzero(scores > floor()) if finite else np.arange(len(scores))  # what is wrong is for the reader to see
-                local = self._absent(layer, block.rows, width, high)
+                scores, taken = flat.cpu().numpy(), self._taken(layer, block.rows, width)
+                enough = most + len(taken) if self.within is None else len(scores)
+                high = _high(scores, floor(), enough) if finite else np.arange(len(scores))  # what is wrong is for the reader to see
+                local = self._absent(layer, block.rows, width, high, taken)
                 yield layer, _positions(block.rows, local, width), scores[local]
 
-    def _absent(self, layer: str, rows: IntArray, width: int, local: IntArray) -> IntArray:
-        """Those of some places in the flattened rows at which no connection exists, or that are left of them."""
-        if len(local) == len(rows) * width:
-            return self._local(layer, rows, width)
-        held = self._local(layer, rows, width) if self.within is not None else _in_rows(self._index(layer), rows, width)
-        if not len(held):
-            return local[:0] if self.within is not None else local
-        among = held[np.searchsorted(held, local).clip(max=len(held) - 1)] == local
-        found: IntArray = local[among if self.within is not None else ~among]
-        return found
-
-    def _index(self, layer: str) -> IntArray:
+    def _taken(self, layer: str, rows: IntArray, width: int) -> IntArray:
+        """Where connections exist in the flattened rows."""
         index = self.evidence.topology.layer(layer).index
         assert index is not None
-        return index
+        return _in_rows(index, rows, width)
+
+    def _absent(self, layer: str, rows: IntArray, width: int, local: IntArray, taken: IntArray) -> IntArray:
+        """Those of some places in the flattened rows that are not ``taken``, or that are left of them."""
+        free = np.ones(len(rows) * width, bool)
+        if self.within is not None:
+            free[:] = False
+            free[self._local(layer, rows, width)] = True
+        free[taken] = False
+        found: IntArray = local[free[local]]
+        return found
 
     def stream(self, score: Callable[[LayerEvidence], Tensor]) -> Iterator[tuple[str, IntArray, Scores]]:
         """Layer, positions and scores of every block, in the order (layer, position)."""
@@ -140,6 +144,15 @@ class Candidates:
         return np.flatnonzero(absent)
 
 
+def _high(scores: Scores, floor: float, most: int) -> IntArray:
+    """Places of scores above a floor; without any floor, of at least the ``most`` highest."""
+    if floor > -np.inf:
+        return np.flatnonzero(scores > floor)
+    if not 0 < most < len(scores):
+        return np.arange(len(scores))
+    return np.flatnonzero(scores >= nth_smallest(scores, len(scores) - most + 1))
+
+
 def _positions(rows: IntArray, local: IntArray, width: int) -> IntArray:
     """Flat positions of places in the flattened rows."""
     if not len(rows) or not width:
@@ -160,6 +173,9 @@ def _in_rows(positions: IntArray, rows: IntArray, width: int) -> IntArray:
         return np.zeros(0, np.int64)
     low, high = np.searchsorted(positions, [rows[0] * width, (rows[-1] + 1) * width])
     inside = positions[low:high]
+    if rows[-1] - rows[0] + 1 == len(rows):  # neighbours, as they mostly are
+        near: IntArray = inside - int(rows[0]) * width
+        return near
     row, column = np.divmod(inside, width)
     slot = np.searchsorted(rows, row)
     held = rows[slot] == row

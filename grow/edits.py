@@ -54,6 +54,8 @@ def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -
         return
     if session.methods.timings is not None and after is not before:
         choose_kernels(network, session.methods.timings, session.task.batch_size)
+    if _leaves_output(session, decision):
+        session.probed = (session.step, network.topology, loss_before)
     units = {space: abs(count - before.units.get(space, 0)) for space, count in after.units.items() if count != before.units.get(space, 0)}
     session.history.append(
         Event(
@@ -71,6 +73,16 @@ def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -
             thresholds,
         )
     )
+
+
+def _leaves_output(session: Session, decision: Edit) -> bool:
+    """Whether an edit cannot change the loss: connections that come with weight zero, units without a path."""
+    match decision:
+        case Prune(unconnected=unconnected):
+            return unconnected
+        case Grow(connections=count):
+            return count > 0 and session.splice is None
+    return False
 
 
 def choose_kernels(network: Network, timings: Timings, batch: int) -> None:

@@ -34,8 +34,8 @@ class Structure:
     mask: Tensor | None
 
     @staticmethod
-    def of(shape: tuple[int, ...], index: IntArray | None, kernel: str, device: torch.device) -> Structure:
-        """The structure with these sorted flat positions; None: all exist."""
+    def of(shape: tuple[int, ...], index: IntArray | None, kernel: str, device: torch.device, mask: Tensor | None = None) -> Structure:
+        """The structure with these sorted flat positions; None: all exist. ``mask``: theirs, where it is known."""
         dense = KERNELS[kernel].storage == "dense"
         if index is None and not dense:
             index = np.arange(prod(shape))
@@ -44,9 +44,7 @@ class Structure:
         positions = torch.from_numpy(np.ascontiguousarray(index)).to(device)
         if not dense:
             return Structure(shape, kernel, positions, None)
-        mask = torch.zeros(prod(shape), dtype=torch.bool, device=device)
-        mask[positions] = True
-        return Structure(shape, kernel, positions, mask.reshape(shape))
+        return Structure(shape, kernel, positions, mask_at(positions, shape) if mask is None else mask)
 
 
 class SparseLayer(nn.Module):
@@ -223,6 +221,13 @@ class SparseConv2d(SparseLayer):
 def copied(parameter: Tensor) -> nn.Parameter:
     """A parameter of its own with the same values, trained if the given one is."""
     return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+
+
+def mask_at(positions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """True at flat positions (E,), in (O, I, *kernel)."""
+    mask = torch.zeros(prod(shape), dtype=torch.bool, device=positions.device)
+    mask[positions] = True
+    return mask.reshape(shape)
 
 
 def expand(values: Tensor, positions: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -30,7 +30,7 @@ from grow.editing.insertion import (
     new_layers,
     place_of,
 )
-from grow.editing.planned import PlannedEdit, fitting, planned, slots_of
+from grow.editing.planned import BiasChange, PlannedEdit, fitting, planned, slots_of
 from grow.editing.positions import as_index, checked, exist, random_columns, random_rows, split_shares
 from grow.editing.restoring import checked_parts, restored
 from grow.editing.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
@@ -80,6 +80,7 @@ class Network(nn.Module):
         self._insertions: list[Insertion] = []
         self._records: list[Record] = []
         self._topology: Topology | None = None
+        self._layers: dict[str, SparseLinear | SparseConv2d] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The module's output."""
@@ -107,7 +108,8 @@ class Network(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         """A graph that is pickled loses what its nodes carry."""
-        return {**self.__dict__, "_compiled_call_impl": None, "_values": [node.meta.get(VALUE) for node in self.module.graph.nodes]}
+        values = [node.meta.get(VALUE) for node in self.module.graph.nodes]
+        return {**self.__dict__, "_compiled_call_impl": None, "_layers": None, "_values": values}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Nodes come back in their order, some under other names."""
@@ -121,8 +123,10 @@ class Network(nn.Module):
     @property
     def layers(self) -> dict[str, SparseLinear | SparseConv2d]:
         """Layers with connections, by path, in the order in which they are computed."""
-        found = {site.layer: self.module.get_submodule(site.layer) for site in self._sites}
-        return {path: layer for path, layer in found.items() if isinstance(layer, (SparseLinear, SparseConv2d))}
+        if self._layers is None:
+            found = {site.layer: self.module.get_submodule(site.layer) for site in self._sites}
+            self._layers = {path: layer for path, layer in found.items() if isinstance(layer, (SparseLinear, SparseConv2d))}
+        return dict(self._layers)
 
     @property
     def topology(self) -> Topology:
@@ -400,12 +404,7 @@ class Network(nn.Module):
             result.view(-1).index_add_(0, heirs.to(tensor.device), given * torch.from_numpy(found.factors).to(tensor))
             return result
 
-        def raised(name: str, tensor: Tensor, weight: Tensor) -> Tensor:
-            module = self.layers[name.removesuffix(".bias")]
-            dense = weight if module.storage == "dense" else expand(weight, module.positions, module.weight_shape)
-            return plan.carries[name](tensor + constant_input(dense, before.layer(name.removesuffix(".bias")), before, space, merges), 0.0)
-
-        plan.revalue({f"{layer.layer}.weight": merged for layer in readers}, dict.fromkeys(biases, raised))
+        plan.revalue({f"{layer.layer}.weight": merged for layer in readers}, dict.fromkeys(biases, self._raised(plan, {space: merges})))
         self._carry_out(plan)
 
     def insert_units(self, space: str, births: Births) -> None:
@@ -450,10 +449,34 @@ class Network(nn.Module):
         """
         removed: dict[str, int] = {}
         while dead := folded(self, {space: units for space, units in unconnected(self.topology).items() if space not in kept}):
+            self._remove_constants(dead)
             for space, merges in dead.items():
-                self.merge_units(space, merges)
                 removed[space] = removed.get(space, 0) + len(merges)
         return removed
+
+    def _remove_constants(self, dead: Mapping[str, Sequence[Merge]]) -> None:
+        """Remove units of some spaces, all at once, that are constants, and let the biases of the layers that read them take these over."""
+        before = self.topology
+        moves = {space: np.setdiff1d(np.arange(before.units[space]), [merge.unit for merge in merges]) for space, merges in dead.items()}
+        given = {layer for merges in dead.values() for merge in merges for layer, constant in merge.constants.items() if constant}
+        biases = frozenset(f"{layer}.bias" for layer in given)
+        plan = planned(self, moves, {}, touched=biases)
+        plan.revalue({}, dict.fromkeys(biases, self._raised(plan, dead)))
+        self._carry_out(plan)
+
+    def _raised(self, plan: PlannedEdit, merges: Mapping[str, Sequence[Merge]]) -> BiasChange:
+        """Biases with the constants of merged units, by space, carried through an edit."""
+        before = self.topology
+
+        def raised(name: str, bias: Tensor, weight: Tensor) -> Tensor:
+            path = name.removesuffix(".bias")
+            module, layer = self.layers[path], before.layer(path)
+            dense = weight if module.storage == "dense" else expand(weight, module.positions, module.weight_shape)
+            for space, found in merges.items():
+                bias = bias + constant_input(dense, layer, before, space, found)
+            return plan.carries[name](bias, 0.0)
+
+        return raised
 
     def _hidden(self, space: str) -> int:
         found = self.topology.space(space)
@@ -510,7 +533,7 @@ class Network(nn.Module):
         for path, layer in layers.items():
             self.module.add_submodule(path, layer.train(self.module.training))
         inserted_nodes(self.module, place, insertion)
-        self._sites, self._axes, self._spaces = sites, axes, after.spaces
+        self._sites, self._axes, self._spaces, self._layers = sites, axes, after.spaces, None
         for optimizer in self._optimizers:
             optimizer.param_groups[0]["params"].extend(new.values())
         for follower, name, tensor in followed:
@@ -568,7 +591,9 @@ class Network(nn.Module):
 
     def _carry_out(self, plan: PlannedEdit) -> None:
         plan.carry_out()
-        self._spaces, self.parts, self._topology = plan.topology.spaces, plan.parts, None
+        self._spaces, self.parts = plan.topology.spaces, plan.parts
+        told = all((layer.index is None) == (self.layers[layer.layer].positions is None) for layer in plan.topology.layers)
+        self._topology = plan.topology if told else None  # compressed layers have positions even where all exist
         if self._compiled_call_impl is not None:
             self._prepare_products()
 

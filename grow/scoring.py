@@ -45,7 +45,7 @@ def to_prune(
     for name, (positions, scores) in candidates.scored(score).items():
         layer = topology.layer(name)
         keep = _strongest(layer, positions, scores, by_row=_into_output(topology, layer))
-        scored[name] = (np.delete(positions, keep), np.delete(scores, keep))
+        scored[name] = (np.delete(positions, keep), np.delete(scores, keep)) if len(keep) else (positions, scores)
     count = min(count, sum(len(positions) for positions, _ in scored.values()))
     if pattern is not None:
         return pattern.to_prune(scored, topology, count)
@@ -80,8 +80,8 @@ def to_grow(
     def stream() -> Iterator[Part]:
         return candidates.stream(score)
 
-    def above(floor: Callable[[], float]) -> Iterator[Part]:
-        return candidates.above(score, floor)
+    def above(floor: Callable[[], float], most: int) -> Iterator[Part]:
+        return candidates.above(score, floor, most)
 
     if network.parts is None or price is None:
         return streams.highest(above, candidates.layers, count, candidates.total)

@@ -25,8 +25,9 @@ AnyFloats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 Stream: TypeAlias = Callable[[], Iterator[Part]]
 """Goes through all candidates, the same every time."""
 
-Above: TypeAlias = Callable[[Callable[[], float]], Iterator[Part]]
-"""Goes through the candidates whose score is above a floor, which rises meanwhile; what it gives may hold others, too."""
+Above: TypeAlias = Callable[[Callable[[], float], int], Iterator[Part]]
+"""Goes through the candidates whose score is above a floor, which rises meanwhile, as far as they may be among so many highest; what it
+gives may hold others, too."""
 
 _BINS = 2**16
 
@@ -79,7 +80,7 @@ def highest(above: Above, layers: Iterable[str], count: int, candidates: int) ->
     """The ``count`` of so many candidates that have the highest scores, over all layers."""
     _check_count(count, candidates)
     names, best = list(layers), Best(count)
-    for layer, positions, scores in above(lambda: best.least):
+    for layer, positions, scores in above(lambda: best.least, count):
         check_finite(layer, scores)
         best.show(names.index(layer), positions, scores)
     numbers, positions, _ = best.highest(count)

@@ -121,6 +121,11 @@ class Topology:
         """Units of every space."""
         return {space.name: space.units for space in self.spaces}
 
+    @cached_property
+    def unconnected(self) -> Mapping[str, IntArray]:
+        """What `unconnected` gives, found once."""
+        return _unconnected(self)
+
     @property
     def hidden(self) -> tuple[Space, ...]:
         """The spaces that edits may change."""
@@ -186,12 +191,16 @@ class Topology:
         return replace(self, layers=layers)
 
 
-def unconnected(topology: Topology) -> dict[str, IntArray]:
+def unconnected(topology: Topology) -> Mapping[str, IntArray]:
     """Hidden units without any existing connection on at least one side, by space; spaces without such units are left out.
 
     A unit that is fed otherwise is computed without connections; one that influences others in a norm is read without them. A
     depthwise layer only passes on what another one computes.
     """
+    return topology.unconnected
+
+
+def _unconnected(topology: Topology) -> dict[str, IntArray]:
     found = {}
     for space in topology.hidden:
         computed, read = np.full(space.units, space.fed), np.full(space.units, space.mixed)

@@ -52,9 +52,9 @@ def two_stage(cheap: Criterion, expensive: Criterion, multiple: float) -> Criter
     def prepare(candidates: Candidates) -> tuple[Candidates, Score]:
         asked, score = cheap.ready(candidates)
 
-        def above(floor: Callable[[], float]) -> Iterator[tuple[str, IntArray, Scores]]:
+        def above(floor: Callable[[], float], most: int) -> Iterator[tuple[str, IntArray, Scores]]:
             if not candidates.existing:
-                return asked.above(score, floor)
+                return asked.above(score, floor, most)
             return ((layer, positions, -scores) for layer, positions, scores in asked.stream(score))  # the lowest are of interest
 
         left = min(asked.total, ceil(multiple * candidates.count) + candidates.reserve)

@@ -163,18 +163,35 @@ class WeightCarrier:
 
 
 class MaskCarrier:
-    """The same where no unit moves and the weight is stored dense before and after: what exists is a mask."""
+    """The same where no unit moves and the weight is stored dense before and after: what exists is a mask.
 
-    def __init__(self, before: Tensor | None, present: Tensor, shape: tuple[int, ...]) -> None:
-        after = expand(torch.ones_like(present, dtype=torch.bool), present, shape)
+    Entries are kept and cleared bit by bit, which takes a fraction of the time of choosing them, and is exact for every value.
+    """
+
+    def __init__(self, before: Tensor | None, after: Tensor) -> None:
+        self.after = after
         self._kept = after if before is None else after & before
         self._new = after & ~self._kept
-        self.adds = bool(self._new.any())
+        self.adds = before is not None and _any(self._new)
+        self._bits: dict[torch.dtype, Tensor] = {}
 
     def __call__(self, tensor: Tensor, fill: float) -> Tensor:
         """``fill`` where a connection is new, 0 where none exists."""
-        carried = torch.where(self._kept, tensor, tensor.new_zeros(()))
-        return carried.masked_fill_(self._new, fill) if fill else carried
+        numbers = _NUMBERS[tensor.element_size()]
+        if numbers not in self._bits:
+            self._bits[numbers] = self._kept.to(numbers).neg_()  # all bits of what is kept
+        carried = torch.bitwise_and(tensor.view(numbers), self._bits[numbers])
+        if fill and self.adds:
+            carried += self._new * tensor.new_tensor(fill).view(numbers)  # no bit is set there
+        return carried.view(tensor.dtype)
+
+
+_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers of as many bytes."""
+
+
+def _any(mask: Tensor) -> bool:
+    return bool(mask.numpy().any() if mask.device.type == "cpu" else mask.any())  # torch's takes many times as long on the CPU
 
 
 def same_index(one: Index, other: Index) -> bool:

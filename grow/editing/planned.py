@@ -33,7 +33,7 @@ from grow.editing.carry import (
 from grow.follow import Follower
 from grow.kernels import KERNELS, Storage
 from grow.kernels.base import any_structure
-from grow.layers import Structure
+from grow.layers import Structure, mask_at
 from grow.topology import Connections, Topology, rows_of
 
 if TYPE_CHECKING:
@@ -154,7 +154,9 @@ class PlannedEdit:
             after = self.topology.layer(path)
             if f"{path}.weight" in self.tensors or layer.weight_shape != after.shape:
                 device = self.tensors.get(f"{path}.weight", layer.weight).device
-                found[path] = Structure.of(after.shape, after.index, self.kernels[path], device)
+                carry = self.carries.get(f"{path}.weight")
+                mask = carry.after if isinstance(carry, MaskCarrier) else None
+                found[path] = Structure.of(after.shape, after.index, self.kernels[path], device, mask)
         return found
 
 
@@ -224,7 +226,7 @@ def _carrier(network: Network, name: str, moves: Mapping[str, IntArray], plan: P
         return None
     present = torch.from_numpy(after.positions()).to(layer.weight.device)
     if layer.storage == "dense" == KERNELS[kernel].storage and not touches(before, moves):
-        return MaskCarrier(layer.mask, present, after.shape)
+        return MaskCarrier(layer.mask, mask_at(present, after.shape))
     sources = old_positions(network.topology, before, after, moves)
     return WeightCarrier(layer, after, KERNELS[kernel].storage, sources, present)
 

@@ -21,11 +21,17 @@ from grow.watch import uncompiled
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a layer read, and where in the graph its output arose: a copy and an edge, since either tensor may be changed in place."""
+    """What a layer read, and where in the graph its output arose: an edge, since the tensor may be changed in place."""
 
     name: str
     input: Tensor
     output: GradientEdge
+    version: int
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the input still holds what the layer read."""
+        return self.input._version == self.version
 
 
 @contextmanager
@@ -46,14 +52,21 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
 
 def watched(network: nn.Module, layers: Mapping[str, Layer], inputs: Tensor) -> tuple[Tensor, list[Call]]:
-    """Outputs of the network, and a record of every call of the layers."""
+    """Outputs of the network, and a record of every call of the layers. Inputs are copied only where something changes them later."""
+    outputs, calls = _watched(network, layers, inputs, copied=False)
+    return (outputs, calls) if all(call.unchanged for call in calls) else _watched(network, layers, inputs, copied=True)
+
+
+def _watched(network: nn.Module, layers: Mapping[str, Layer], inputs: Tensor, copied: bool) -> tuple[Tensor, list[Call]]:
     calls: list[Call] = []
 
     def watch(name: str, layer: Layer) -> RemovableHandle:
         def hook(_: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
             # A change in place of a view takes the view's edge out of the graph; of a tensor of its own it does not.
             output = output.clone() if output._is_view() else output
-            calls.append(Call(name, args[0].detach().clone(), get_gradient_edge(output)))
+            read = args[0].detach()  # shares the count of changes
+            read = read.clone() if copied else read
+            calls.append(Call(name, read, get_gradient_edge(output), read._version))
             return output
 
         return layer.register_forward_hook(hook)

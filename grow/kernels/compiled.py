@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from grow.kernels import csr
 from grow.kernels.base import Convolve, Geometry, Kernel, Product
 from grow.kernels.opaque import opaque
+from grow.kernels.orders import by_columns, by_rows
 
 if TYPE_CHECKING:
     from grow.kernels.loops import Loops
@@ -50,13 +51,15 @@ class Lines:
     panels: int = 1
 
     @staticmethod
-    def of(rows: Tensor, columns: Tensor, shape: tuple[int, ...], panels: int | None = None) -> Lines:
-        """Lines of connections of a matrix of this shape that are sorted by their rows, and within them by their columns."""
-        panels = panels or max(1, min(-(-shape[1] // PANEL_COLUMNS), len(rows) // (PANEL_CONNECTIONS * shape[0])))
-        width = -(-shape[1] // panels)
-        starts = torch.zeros(shape[0] * panels + 1, dtype=torch.int32)
-        starts[1:] = torch.bincount(rows * panels + columns // width, minlength=shape[0] * panels).cumsum(0)
-        return Lines(starts, columns.int(), panels)
+    def of(starts: Tensor, others: Tensor, width: int) -> Lines:
+        """Lines of rows that start so (rows + 1,), and read these of ``width`` columns (E,), in ascending order within each row."""
+        rows = len(starts) - 1
+        panels = max(1, min(-(-width // PANEL_COLUMNS), len(others) // (PANEL_CONNECTIONS * rows)))
+        if panels == 1:
+            return Lines(starts, others)
+        row = torch.arange(rows).repeat_interleave(starts.diff())
+        ends = torch.bincount(row * panels + others // -(-width // panels), minlength=rows * panels).cumsum(0)
+        return Lines(torch.cat([ends.new_zeros(1), ends]).int(), others, panels)
 
     @property
     def rows(self) -> int:
@@ -99,10 +102,10 @@ class Structure:
     @staticmethod
     def of(positions: Tensor, shape: tuple[int, int]) -> Structure:
         """Structure of sorted flat positions (E,)."""
-        rows, columns = positions // shape[1], positions % shape[1]
-        order = torch.argsort(columns, stable=True)
-        by_columns = Lines.of(columns[order], rows[order], (shape[1], shape[0]))
-        return Structure(shape, Lines.of(rows, columns, shape), by_columns, order.int(), torch.zeros(shape[0], dtype=torch.float64))
+        starts, columns = by_rows(positions, shape)
+        column_starts, rows, order = by_columns(starts, columns, shape[1])
+        lines = Lines.of(starts, columns, shape[1]), Lines.of(column_starts, rows, shape[0])
+        return Structure(shape, *lines, order, torch.zeros(shape[0], dtype=torch.float64))
 
     def tensors(self) -> list[Tensor]:
         """All that it consists of, but its shape."""

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from grow.kernels.base import Kernel, Product, UnfitStructureError
+from grow.kernels.orders import by_columns, by_rows
 
 SUM = 0
 """What torch calls bags that are summed up."""
@@ -35,10 +36,9 @@ class Structure:
     @staticmethod
     def of(positions: Tensor, shape: tuple[int, int]) -> Structure:
         """Structure of sorted flat positions (E,)."""
-        rows, columns = positions // shape[1], positions % shape[1]
-        order = torch.argsort(columns, stable=True)
-        counts = torch.bincount(columns, minlength=shape[1])
-        return Structure(columns.reshape(shape[0], -1), counts.cumsum(0) - counts, rows[order], order)
+        row_starts, columns = by_rows(positions, shape)
+        starts, rows, order = by_columns(row_starts, columns, shape[1])
+        return Structure(columns.reshape(shape[0], -1), starts[:-1], rows, order)
 
 
 class CondensedProduct(torch.autograd.Function):
@@ -65,7 +65,7 @@ class CondensedProduct(torch.autograd.Function):
             grad_x = functional.embedding_bag(structure.rows, upstream, structure.starts, mode="sum", per_sample_weights=taken)
         if ctx.needs_input_grad[1]:
             columns = structure.columns.reshape(-1)
-            bags = torch.arange(len(upstream), device=columns.device)
+            bags = torch.arange(len(upstream), device=columns.device, dtype=columns.dtype)
             bag_of = bags.repeat_interleave(structure.columns.shape[1])
             starts = bags * structure.columns.shape[1]
             backward = torch.ops.aten._embedding_bag_per_sample_weights_backward

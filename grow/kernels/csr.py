@@ -15,6 +15,7 @@ from torch import Tensor
 
 from grow.kernels.base import Kernel, Product
 from grow.kernels.opaque import opaque
+from grow.kernels.orders import by_columns, by_rows
 
 with warnings.catch_warnings():  # torch says once per process that CSR tensors are in beta; the tested range of torch is pinned
     warnings.simplefilter("ignore", UserWarning)
@@ -33,19 +34,13 @@ class Structure:
     columns: Tensor  # (E,)
     column_starts: Tensor  # (I + 1,)
     rows: Tensor  # (E,) in the transpose's order
-    order: Tensor  # (E,), 32 bits like the others: structures are as large as what they describe
+    order: Tensor  # (E,)
 
     @staticmethod
     def of(positions: Tensor, shape: tuple[int, int]) -> Structure:
         """Structure of sorted flat positions (E,) in a weight (O, I)."""
-        rows, columns = positions // shape[1], positions % shape[1]
-        order = torch.argsort(columns, stable=True)
-        return Structure(shape, _starts(rows, shape[0]), columns.int(), _starts(columns, shape[1]), rows[order].int(), order.int())
-
-
-def _starts(sorted_or_not: Tensor, length: int) -> Tensor:
-    counts = torch.bincount(sorted_or_not, minlength=length)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+        row_starts, columns = by_rows(positions, shape)
+        return Structure(shape, row_starts, columns, *by_columns(row_starts, columns, shape[1]))
 
 
 def _tiles(features: Tensor) -> list[Tensor]:
@@ -79,29 +74,31 @@ def sampled_product(values: Tensor, starts: Tensor, indices: Tensor, upstream: T
 
 
 class SparseProduct(torch.autograd.Function):
-    """``y = W x + b``, feature-major, with W given by its structure and values."""
+    """``y = x W^T + b``, computed feature-major, with W given by its structure and values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
-        """Features (I, B), values (E,) and bias (O,) -> (O, B)."""
-        features = x.contiguous()
+        """X (B, I), values (E,) and bias (O,) -> (B, O)."""
+        features = x.t().contiguous()  # (I, B)
         ctx.save_for_backward(features, values)
         ctx.structure = structure
         found = matrix_product(values, structure.row_starts, structure.columns, structure.shape[0], features)
-        return found if bias is None else found.add_(bias[:, None])  # in place: a second tensor as large would cost time and memory
+        if bias is not None:
+            found.add_(bias[:, None])  # in place: a second tensor as large would cost time and memory
+        return found.t() if torch.compiler.is_compiling() else found.t_()  # no view, which autograd would not let anybody change
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        """Gradients of the features (I, B), the values (E,) and the bias (O,)."""
+        """Gradients of x (B, I), the values (E,) and the bias (O,)."""
         features, values = ctx.saved_tensors
         structure: Structure = ctx.structure
-        grad_bias = gradients[0].sum(1) if ctx.needs_input_grad[2] else None
-        upstream = gradients[0].contiguous()  # (O, B)
+        grad_bias = gradients[0].sum(0) if ctx.needs_input_grad[2] else None
+        upstream = gradients[0].t().contiguous()  # (O, B)
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
             grad_x = matrix_product(
                 values.index_select(0, structure.order), structure.column_starts, structure.rows, structure.shape[1], upstream
-            )
+            ).t()
         if ctx.needs_input_grad[1]:
             grad_values = sampled_product(values, structure.row_starts, structure.columns, upstream, features)
         return grad_x, grad_values, grad_bias, None
@@ -114,8 +111,7 @@ def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     structure = Structure.of(positions, shape)
 
     def product(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = SparseProduct.apply(x.t(), values, bias, structure)  # type: ignore[no-untyped-call]
-        return y.t()
+        return SparseProduct.apply(x, values, bias, structure)  # type: ignore[no-any-return, no-untyped-call]
 
     return product
 

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from grow.kernels.base import Geometry
 from grow.kernels.compiled import Lines, loops_of, run
+from grow.kernels.orders import by_columns, by_rows
 
 if TYPE_CHECKING:
     from grow.kernels.loops import Loops
@@ -97,21 +98,12 @@ class Windows:
         shape = geometry.shape
         taps = positions % (shape[2] * shape[3])
         channel = positions // (shape[2] * shape[3])
-        outputs, inputs = channel // shape[1], channel % shape[1]
-        tap = taps // shape[3], taps % shape[3]
-        order = torch.argsort(inputs, stable=True)
-        forwards = Lines.of(outputs, inputs, shape[:2], panels=1)
-        backwards = Lines.of(inputs[order], outputs[order], (shape[1], shape[0]), panels=1)
-        channels, turned = (inputs.int(), outputs[order].int()), (tap[0][order].int(), tap[1][order].int())
-        return Windows(
-            shape,
-            geometry.padding,
-            geometry.dilation,
-            (forwards.starts, backwards.starts),
-            channels,
-            ((tap[0].int(), tap[1].int()), turned),
-            order.int(),
-        )
+        tap = (taps // shape[3]).int(), (taps % shape[3]).int()
+        starts, _ = by_rows(positions, (shape[0], prod(shape[1:])))
+        inputs = (channel % shape[1]).int()
+        input_starts, outputs, order = by_columns(starts, inputs, shape[1])
+        turned = tap[0][order], tap[1][order]
+        return Windows(shape, geometry.padding, geometry.dilation, (starts, input_starts), (inputs, outputs), (tap, turned), order)
 
     def lines(self, grid: Grid) -> tuple[Lines, Lines]:
         """By output and by input channels, the element at which each connection begins to read a line of the other side."""

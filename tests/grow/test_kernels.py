@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, fastest
 from grow.kernels.compiled import Lines
+from grow.kernels.orders import by_rows
 from grow.kernels.radix import Circle, Tiles, circle_of
 from grow.network import Network
 from grow.seeds.radix import Ring, radix_matrices
@@ -53,7 +54,7 @@ class TestCompiled(KernelContract):
     def test_a_matrix_of_several_panels_is_the_dense_one(self, kernel: Kernel) -> None:
         positions = torch.from_numpy(np.sort(np.random.default_rng(0).choice(8 * 2500, 1600, replace=False)))
         values, x, upstream = torch.randn(1600).double(), torch.randn(70, 2500).double(), torch.randn(70, 8).double()
-        assert Lines.of(positions // 2500, positions % 2500, (8, 2500)).panels == 3  # of 200 connections a row, 64 or more in each
+        assert Lines.of(*by_rows(positions, (8, 2500)), 2500).panels == 3  # of 200 connections a row, 64 or more in each
         dense = torch.zeros(8 * 2500).double().index_put((positions,), values).reshape(8, 2500)
         for weight, given, back in ((dense, x, upstream), (dense.T, upstream, x)):
             at = weight.flatten().nonzero().flatten()

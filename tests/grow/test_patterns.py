@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grow.axes import IntArray, Segment
-from grow.patterns import Choice, Scored, even_out, highest, highest_balanced, highest_groups, highest_priced, lowest, lowest_groups
+from grow.patterns import (
+    MANY,
+    Choice,
+    Scored,
+    even_out,
+    highest,
+    highest_balanced,
+    highest_groups,
+    highest_priced,
+    lowest,
+    lowest_groups,
+    nth_smallest,
+)
 from grow.structured import source_groups
 from grow.topology import Connections, Space, Topology
 from tests.contracts.pattern import TOPOLOGY, Choose, PatternContract, candidates, total
@@ -335,3 +347,16 @@ def test_what_groups_were_pruned_and_grown_by_leaves_no_part_of_a_group() -> Non
     pruned = found.to_prune(scores_of(fc2={0: 1, 1: 9, 2: 1, 3: 9, 4: 3, 5: 1, 6: 3, 7: 1}), FOUR, 4)
     assert lists(pruned) == {"fc2": [1, 3, 4, 6]}  # all that is remote, however much the rest is worth less
     assert lists(found.to_grow(scores_of(fc2={1: 2, 3: 1, 4: 1, 6: 1}), NONE_REMOTE, 2)) == {"fc2": [1, 3]}
+
+
+@pytest.mark.parametrize("kind", ["drawn", "tied", "sorted", "as the sample does not show"])
+def test_the_nth_smallest_of_many_is_that_of_the_sorted_scores(kind: str) -> None:
+    scores = np.random.default_rng(0).standard_normal(MANY).astype(np.float32)
+    if kind == "tied":
+        scores = np.round(scores, 1)
+    elif kind == "sorted":
+        scores.sort()
+    elif kind == "as the sample does not show":
+        scores[::61] = 9
+    for n in (1, 2, MANY // 3, MANY - 1, MANY):
+        assert nth_smallest(scores, n) == np.sort(scores)[n - 1]

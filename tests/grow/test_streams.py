@@ -29,7 +29,7 @@ def stream_of(scored: Scored, size: int) -> Stream:
 def above(stream: Stream) -> Above:
     """The same, without what is not above the floor when its block comes."""
 
-    def parts(floor: Callable[[], float]) -> Iterator[Part]:
+    def parts(floor: Callable[[], float], _: int) -> Iterator[Part]:
         for layer, positions, scores in stream():
             kept = ~(scores <= floor())  # NaN is not below anything
             yield layer, positions[kept], scores[kept]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from grow import allocate, checkpoint, controller, schedules
+from grow import allocate, checkpoint, controller, edits, schedules
 from grow.criteria import CRITERIA
 from grow.editing.insertion import Insertion
 from grow.history import History
@@ -119,13 +119,17 @@ def test_a_pruning_tells_the_density_of_every_layer_and_the_largest_weight_that_
     assert set(session.history.frame().columns) >= {f"densities.{layer.layer}" for layer in network.topology.layers}
 
 
-def test_growth_does_not_change_the_loss() -> None:
-    history = History()
-    finish(make_session(history, grown=True))
-    grown = [event for event in history.events if event.what in ("grow_connections", "add_units")]
+def test_growth_does_not_change_the_loss_and_is_not_asked_whether_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, probed = History(), History()
+    finish(make_session(taken, grown=True))
+    monkeypatch.setattr(edits, "_leaves_output", lambda session, decision: False)
+    finish(make_session(probed, grown=True))
+    grown = [event for event in probed.events if event.what in ("grow_connections", "add_units")]
     assert {event.what for event in grown} == {"grow_connections", "add_units"}
     for event in grown:
         assert event.loss_after == pytest.approx(event.loss_before, rel=1e-5)
+    for one, other in zip(taken.events, probed.events, strict=True):
+        assert one.loss_after == pytest.approx(other.loss_after, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -308,7 +312,8 @@ def test_the_loss_is_probed_once_between_two_edits_of_one_update(monkeypatch: py
     monkeypatch.setattr(type(session.task), "loss", noted)
     finish(session)
     events = session.history.events
-    assert len(probed) == len(events) + len({event.step for event in events})  # not twice an event
+    changing = [event for event in events if event.what != "grow_connections" and not event.why.startswith("no path")]
+    assert len(probed) == len(changing) + len({event.step for event in events})  # not twice an event
     assert len(asked) == 1  # going through the validation data may cost much more than the loss
     for one, other in pairwise(events):
         if one.step == other.step:
