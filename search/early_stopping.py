@@ -1,44 +1,70 @@
-"""Which trials need not be trained to their end: a decision at each rung, from what other trials had reached there and what became of them.
+"""Which trials need not be trained to their end: a decision at each rung, from the courses that other trials took from there.
 
-At a rung, a share of its steps, a trial has an accuracy so far (all validation data) and a throughput (the cost model's, of the network
-and the partition that it has by then); its peers, the trials that ended before it began, had theirs. It ends early
+At a rung, a share of its steps, a trial has an accuracy (all validation data) and a throughput (the cost model's, of the network and the
+partition that it has by then). So had its peers, the trials that ended before it began, and what became of them is known:
 
-- where a peer that ended feasible was ahead of it at the rung in both (as in Schmucker et al. 2021, arXiv 2106.12639, whose rungs
-  sort by dominance), in accuracy by more than chance; or
-- where it is behind all peers that ended feasible, in accuracy by more than chance, and a peer that was ahead of it ended infeasible.
+    course of a peer:   error at the end / error at the rung,   throughput at the end / throughput at the rung
+
+A trial goes on while some course would take it, by more than chance, to the front: to the accuracy that is wanted, and not behind a
+feasible peer in both. Errors are compared by their ratio, as they fall by shares. Pairs are kept together, since a network that is
+pruned hard gains throughput and not accuracy. Networks that grow are far behind at first and gain most, those that are pruned fall
+behind late: standing at the same rung says little between the two. Judged by that, as in Schmucker et al. 2021 (arXiv 2106.12639),
+those that grow are lost; so a trial is judged by the courses of those that began from the same seed topology, and by all only where
+there are too few.
 
 Peers are fixed when a trial first begins, so that the decision is the same however often its worker is killed, and depends on nothing
-but what was told by then: one after the other, trials end alike in every run. A bet, not a bound: a trial that would have overtaken its
-peers after the last rung is lost. Figures of early and late rungs are never mixed.
+but what was told by then: one after the other, trials end alike in every run. A bet, not a bound: a trial that would have done better
+than all of its kind from a rung on is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import sqrt
 
-from search.rundir import JsonObject, TrialFolder, read_json_if_valid, read_lines, write_json
+from pydantic import TypeAdapter, ValidationError
 
-RUNGS = (0.3, 0.5, 0.7)
-"""Shares of a training after which it may end. At the first, most of what a cubic schedule prunes is gone."""
+from search.errors import RunNotFoundError
+from search.rundir import TrialFolder, read_json, read_json_if_valid, read_lines, write_json
+
+RUNGS = (0.1, 0.2, 0.3, 0.5, 0.7)
+"""Shares of a training after which it may end."""
+
+OF_ITS_KIND, OF_ANY_KIND = 4, 3
+"""Different courses that a trial is judged by at least: of peers with its seed topology, else of all. The two baselines took the same."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What a training is at a rung. accuracy: a share of the validation samples; samples_per_s: predicted."""
+    """What a training is at a rung, or at its end. accuracy: a share of the validation samples; samples_per_s: predicted."""
 
     accuracy: float
     samples_per_s: float
 
+    def beats(self, other: Reached) -> bool:
+        """Whether it is nowhere behind another."""
+        return self.accuracy >= other.accuracy and self.samples_per_s >= other.samples_per_s
+
 
 @dataclass(frozen=True)
 class Peer:
-    """A trial that was trained to its end. reached: by rung, from the first."""
+    """A trial that was trained to its end. initial: its seed topology. reached: by rung, from the first."""
 
     number: int
+    initial: str
     feasible: bool
     reached: tuple[Reached, ...]
+    ended: Reached
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a trial is judged by. lowest_accuracy: of a feasible trial; samples: validation samples that accuracies are of."""
+
+    peers: tuple[Peer, ...]
+    lowest_accuracy: float
+    samples: int
 
 
 def rung_steps(steps: int) -> dict[int, int]:
@@ -51,20 +77,31 @@ def rung_steps(steps: int) -> dict[int, int]:
     return {step: rung for step, rung in found.items() if 0 < step < steps}
 
 
-def decide(mine: Reached, rung: int, peers: Sequence[Peer], samples: int) -> str | None:
-    """Why a training ends at a rung, None where it goes on. samples: validation samples that the accuracies are of."""
-    here = {peer.number: peer.reached[rung] for peer in peers if rung < len(peer.reached)}
-    feasible = [peer.number for peer in peers if peer.number in here and peer.feasible]
-    ahead = [number for number in here if here[number].accuracy > mine.accuracy + _chance(here[number].accuracy, samples)]
-    for number in feasible:
-        if number in ahead and here[number].samples_per_s >= mine.samples_per_s:
-            return f"behind trial {number} in accuracy and throughput after {RUNGS[rung]:.0%} of the training"
-    for number in ahead:
-        if feasible and number not in feasible and set(feasible) <= set(ahead):
-            return (
-                f"behind all feasible trials in accuracy after {RUNGS[rung]:.0%} of the training, and behind the infeasible trial {number}"
-            )
-    return None
+def decide(mine: Reached, rung: int, initial: str, by: Yardstick) -> str | None:
+    """Why a training that began from a seed topology ends at a rung, None where it goes on."""
+    courses = _courses(rung, initial, by.peers)
+    error = max(0.0, 1 - mine.accuracy - _chance(mine.accuracy, by.samples))
+    ends = [Reached(1 - error * course.accuracy, mine.samples_per_s * course.samples_per_s) for course in courses]
+    poor = sum(end.accuracy < by.lowest_accuracy for end in ends)
+    behind = sum(end.accuracy >= by.lowest_accuracy and any(peer.feasible and peer.ended.beats(end) for peer in by.peers) for end in ends)
+    if not courses or poor + behind < len(courses):
+        return None
+    where = f"{poor} below the accuracy wanted, {behind} behind other trials"
+    return f"no way to the front after {RUNGS[rung]:.0%} of the training: of {len(courses)} courses from there, {where}"
+
+
+def _courses(rung: int, initial: str, peers: Sequence[Peer]) -> set[Reached]:
+    """What became of peers from a rung on: of the error and the throughput that each had, the share and the multiple at its end."""
+    known = [(peer, peer.reached[rung]) for peer in peers if rung < len(peer.reached)]
+    of_all = {
+        (peer.initial, Reached((1 - peer.ended.accuracy) / (1 - at.accuracy), peer.ended.samples_per_s / at.samples_per_s))
+        for peer, at in known
+        if at.accuracy < 1
+    }
+    of_its_kind = {course for kind, course in of_all if kind == initial}
+    if len(of_its_kind) >= OF_ITS_KIND:
+        return of_its_kind
+    return {course for _, course in of_all} if len(of_all) >= OF_ANY_KIND else set()
 
 
 def _chance(accuracy: float, samples: int) -> float:
@@ -79,36 +116,24 @@ def _chance(accuracy: float, samples: int) -> float:
 # ---- in the files of a trial ----
 
 
-def write_peers(files: TrialFolder, peers: Sequence[Peer], samples: int) -> None:
+def write_yardstick(files: TrialFolder, by: Yardstick) -> None:
     """Fix what a trial will be judged by, unless that is done already."""
     if read_json_if_valid(files.peers) is None:
-        write_json(files.peers, {"samples": samples, "peers": [_to_json(peer) for peer in peers]})
+        write_json(files.peers, asdict(by))
 
 
-def read_peers(files: TrialFolder) -> tuple[list[Peer], int] | None:
-    """What a trial is judged by, and the validation samples; None where early stopping is off."""
-    found = read_json_if_valid(files.peers)
-    if found is None:
+def read_yardstick(files: TrialFolder) -> Yardstick | None:
+    """What a trial is judged by; None where early stopping is off. RunNotFoundError where that is damaged."""
+    if not files.peers.exists():
         return None
-    peers, samples = found["peers"], found["samples"]
-    assert isinstance(peers, list)
-    assert isinstance(samples, int)
-    return [_peer(peer) for peer in peers], samples
+    found = read_json(files.peers)
+    try:
+        return TypeAdapter(Yardstick).validate_python(found)
+    except ValidationError as error:
+        raise RunNotFoundError(f"{files.peers} is damaged ({error.errors()[0]['msg']}); restore it from a copy") from error
 
 
 def reached(files: TrialFolder) -> tuple[Reached, ...]:
     """What a trial was at its rungs, as its metrics tell."""
     lines = [line["rung"] for line in read_lines(files.metrics) if isinstance(line.get("rung"), Mapping)]
     return tuple(Reached(**line) for line in lines if isinstance(line, dict))
-
-
-def _to_json(peer: Peer) -> JsonObject:
-    return {"number": peer.number, "feasible": peer.feasible, "reached": [[at.accuracy, at.samples_per_s] for at in peer.reached]}
-
-
-def _peer(found: Mapping[str, object]) -> Peer:
-    number, feasible, rungs = found["number"], found["feasible"], found["reached"]
-    assert isinstance(number, int)
-    assert isinstance(feasible, bool)
-    assert isinstance(rungs, list)
-    return Peer(number, feasible, tuple(Reached(*at) for at in rungs))

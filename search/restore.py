@@ -33,7 +33,7 @@ def opened(folder: RunFolder, name: str) -> tuple[optuna.Study, str | None]:
     """
     journal, entries = folder.journal, _entries(folder)
     try:
-        if not journal.exists() and folder.trials.is_dir():
+        if not journal.exists() and _begun(folder):
             raise RunNotFoundError(f"{journal} is missing, but must be there")
         lost = repair(journal)
         study = open_study(journal, name)
@@ -61,6 +61,11 @@ def _entries(folder: RunFolder) -> list[JsonObject]:
     return found
 
 
+def _begun(folder: RunFolder) -> list[Path]:
+    """The folders of the trials that a worker was started for."""
+    return [recipe.parent for recipe in folder.trials.glob("[0-9]*/recipe.json")]
+
+
 def _check(trials: Sequence[FrozenTrial], entries: Sequence[JsonObject], journal: Path) -> None:
     """Optuna passes over lines that it does not understand; without the line of one trial, all later ones have the wrong number."""
     for number, entry in enumerate(entries):
@@ -70,7 +75,7 @@ def _check(trials: Sequence[FrozenTrial], entries: Sequence[JsonObject], journal
 
 def _anew(folder: RunFolder, name: str, entries: Sequence[JsonObject], damage: RunNotFoundError) -> tuple[optuna.Study, str]:
     journal, missing = folder.journal, folder.trial(len(entries))
-    if any(path.name >= missing.path.name for path in folder.trials.glob("[0-9]*")):
+    if any(path.name >= missing.path.name for path in _begun(folder)):
         raise RunNotFoundError(
             f"{damage}, and so is {missing.entry}, of the files from which it could be made anew; restore one of the two from a copy"
         ) from damage

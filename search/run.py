@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from search import progress
 from search.changes import accept, changes, record_code, versions
-from search.early_stopping import Peer, reached, write_peers
+from search.early_stopping import Peer, Reached, Yardstick, reached, write_yardstick
 from search.errors import ChildError, ConfigurationError, RunError, RunNotFoundError, StoppedError, StorageError, full
 from search.hypervolume import hypervolume
 from search.nursery import Nursery
@@ -489,8 +489,8 @@ class _Search:
         keep(files, self._trials()[number])
         if read_json_if_valid(files.recipe) is None:  # it follows from the journal
             write_json(files.recipe, self._recipe(number).to_json())
-        if self.options.early_stopping:
-            write_peers(files, self._peers(number), int(str(self.plan.data["validation"])))
+        if self.options.early_stopping:  # a baseline is judged by none, so that it is trained to its end
+            write_yardstick(files, self._yardstick(self._told() if number > DATA_PARALLEL else []))
         with open(files.log, "ab") as log:
             before = Before(self._checkpoint(number), out_of_memory_kills(), log.tell())
             process = self._child(files, slot, log)
@@ -498,14 +498,20 @@ class _Search:
         self.progress.say(progress.started(number, _role(number), read_json(files.recipe)))
         return Job(number, slot, process, before)
 
-    def _peers(self, number: int) -> list[Peer]:
-        """The trials that a trial is judged by: those that have been told; none for a baseline, which is always trained to its end."""
+    def _yardstick(self, told: Sequence[FrozenTrial]) -> Yardstick:
+        """What a trial is judged by: the trials that have been told, as far as they were trained to their end."""
         from optuna.trial import TrialState
 
+        peers = tuple(self._peer(trial) for trial in told if trial.state == TrialState.COMPLETE)
+        return Yardstick(peers, self._lowest_accuracy() or 0.0, int(str(self.plan.data["validation"])))
+
+    def _peer(self, trial: FrozenTrial) -> Peer:
         from search.storage import feasible
 
-        told = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE and number > DATA_PARALLEL]
-        return [Peer(trial.number, feasible(trial), reached(self.folder.trial(trial.number))) for trial in told]
+        files = self.folder.trial(trial.number)
+        result, initial = read_json(files.result), str(read_json(files.recipe)["initial"])
+        ended = Reached(_number(result, "accuracy"), _number(result, "predicted_samples_per_s"))
+        return Peer(trial.number, initial, feasible(trial), reached(files), ended)
 
     def _child(self, files: TrialFolder, slot: Slot, log: IO[bytes]) -> Child:
         if slot.kind == "cpu":

@@ -25,7 +25,7 @@ from grow.train import DivergedError, Session, accuracy, evaluate, train
 from hardware.profile import Profile
 from search import build
 from search.build import Material
-from search.early_stopping import Reached, decide, read_peers, rung_steps
+from search.early_stopping import Reached, decide, read_yardstick, rung_steps
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
@@ -105,8 +105,8 @@ def begin(material: Material, profile: Profile, files: TrialFolder, saved: Check
 
 
 def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Signals, profile: Profile) -> str | None:
-    """Train to the end, with metrics and checkpoints on the way; or until the trial has fallen behind others: then why."""
-    judged = read_peers(files)
+    """Train to the end, with metrics and checkpoints on the way; or until no way leads to the front any more: then why."""
+    judged = read_yardstick(files)
     rungs = {} if judged is None else rung_steps(recipe.steps)
     begun_at, begun, behind = time.monotonic(), training.step, None
     every = max(1, recipe.steps // METRICS)
@@ -119,7 +119,7 @@ def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Sign
             if judged is not None and rung is not None:
                 mine = Reached(accuracy(training), build.throughput_so_far(training, recipe, profile))
                 line["rung"] = asdict(mine)
-                behind = decide(mine, rung, *judged)
+                behind = decide(mine, rung, recipe.initial, judged)
             append_line(files.metrics, line)
             if behind is not None:
                 return behind

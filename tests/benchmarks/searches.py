@@ -23,19 +23,29 @@ NO_USABLE_TRIAL = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a search. samples: training samples of all trials together; hypervolume: samples/s."""
+    """What became of a search.
+
+    samples: training samples of all trials together, of those that were stopped up to there; stopped: how many were. reference: the lowest
+    accuracy within the tolerance and no samples/s, fixed by trial 0; hypervolume: beyond it, samples/s; beyond_dense: beyond the dense
+    start network's throughput on one device too, which every search has for nothing.
+    """
 
     samples: int
+    stopped: int
+    reference: tuple[float, float]
     hypervolume: float
+    beyond_dense: float
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """The options that benchmarks of searches share."""
     parser.add_argument("--studies", nargs="+", default=["digits", "mnist"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=24, help="budget of every search")
+    parser.add_argument("--trials", type=int, default=32, help="budget of every search")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--hardware", help="preset or saved profile; this machine's by default")
+    parser.add_argument("--network", help="start network; the study's first one by default")
+    parser.add_argument("--data-dir", help="as of grow run")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as of grow run")
     parser.add_argument("--runs-dir", type=Path, help="keep the runs here; those that are there already are taken as they are")
     add_options(parser)
@@ -56,7 +66,8 @@ def searched(arguments: argparse.Namespace, runs: Path, study: str, seed: int, l
     name = f"{study}-{label}-{seed}"
     if not (runs / name).exists():
         given = ["--study", study, "--gpus", str(arguments.gpus), "--trials", str(arguments.trials), "--seed", str(seed), *more]
-        given += ["--hardware", arguments.hardware] if arguments.hardware else []
+        named = {"--hardware": arguments.hardware, "--network": arguments.network, "--data-dir": arguments.data_dir}
+        given += [part for option, value in named.items() if value is not None for part in (option, value)]
         given += [part for setting in arguments.set for part in ("--set", setting)]
         _grow(["run", *given, "--name", name, "--runs-dir", str(runs)])
     elif document(RunFolder(runs / name))["state"] != "complete":
@@ -73,20 +84,22 @@ def _grow(arguments: Sequence[str]) -> None:
 def outcome(folder: RunFolder) -> Outcome:
     """What became of the search in a folder."""
     found = document(folder)
-    return Outcome(sum(_samples(folder, found, number) for number in range(len(found["trials"]))), _found_beside_the_baselines(found))
-
-
-def _samples(folder: RunFolder, found: RunDocument, number: int) -> int:
-    last = last_line(folder.trial(number).metrics)
-    return 0 if last is None else int(str(last["step"])) * int(str(found["trials"][number]["recipe"]["batch_size"]))
-
-
-def _found_beside_the_baselines(found: RunDocument) -> float:
-    """The hypervolume beyond the dense start network's throughput, which every search has for nothing."""
     reference, word = found["reference"], found["objective"]
     dense = throughput(found["trials"][0], word)
     assert reference is not None
     assert dense is not None
     members = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
     points = [(trial["accuracy"] or 0.0, throughput(trial, word) or 0.0) for trial in members]
-    return hypervolume(points, (reference["accuracy"], dense))
+    lowest = reference["accuracy"]
+    return Outcome(
+        samples=sum(_samples(folder, found, number) for number in range(len(found["trials"]))),
+        stopped=sum(trial["state"] == "stopped_early" for trial in found["trials"]),
+        reference=(lowest, reference["samples_per_s"]),
+        hypervolume=hypervolume(points, (lowest, reference["samples_per_s"])),
+        beyond_dense=hypervolume(points, (lowest, dense)),
+    )
+
+
+def _samples(folder: RunFolder, found: RunDocument, number: int) -> int:
+    last = last_line(folder.trial(number).metrics)
+    return 0 if last is None else int(str(last["step"])) * int(str(found["trials"][number]["recipe"]["batch_size"]))

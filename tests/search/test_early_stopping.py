@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.early_stopping import RUNGS, Peer, Reached, decide, read_peers, rung_steps, write_peers
+from search.early_stopping import (
+    OF_ANY_KIND,
+    OF_ITS_KIND,
+    RUNGS,
+    Peer,
+    Reached,
+    Yardstick,
+    decide,
+    read_yardstick,
+    rung_steps,
+    write_yardstick,
+)
+from search.errors import RunNotFoundError
 from search.rundir import TrialFolder, read_lines
 from search.storage import FAILURE, read_trials
 from tests.search.conftest import STUDY, Grow
@@ -17,57 +29,83 @@ from tests.search.test_interruption import kill, started, steps, until
 
 SAMPLES = 100
 RUNG = 1
+LOWEST = 0.6
 
 reached = st.builds(Reached, st.integers(0, 20).map(lambda n: n / 20), st.integers(1, 9).map(float))
-some = st.lists(st.tuples(st.booleans(), st.lists(reached, max_size=3)), max_size=6).map(
-    lambda found: [Peer(number, feasible, tuple(rungs)) for number, (feasible, rungs) in enumerate(found)]
+kinds = st.sampled_from(["dense", "erk"])
+some = st.lists(st.tuples(kinds, st.booleans(), st.lists(reached, max_size=3), reached), max_size=8).map(
+    lambda found: tuple(Peer(number, kind, feasible, tuple(rungs), end) for number, (kind, feasible, rungs, end) in enumerate(found))
 )
 
 
-def ahead(peer: Peer, mine: Reached) -> bool:
-    there = peer.reached[RUNG].accuracy
-    return there - mine.accuracy > sqrt(there * (1 - there) / SAMPLES)
+def judged(mine: Reached, kind: str, peers: tuple[Peer, ...]) -> str | None:
+    return decide(mine, RUNG, kind, Yardstick(peers, LOWEST, SAMPLES))
 
 
-@given(reached, some)
-def test_a_trial_ends_where_a_feasible_peer_dominates_it_or_no_feasible_one_was_as_poor(mine: Reached, peers: list[Peer]) -> None:
-    there = [peer for peer in peers if len(peer.reached) > RUNG]
-    feasible = [peer for peer in there if peer.feasible]
-    dominated = any(ahead(peer, mine) and peer.reached[RUNG].samples_per_s >= mine.samples_per_s for peer in feasible)
-    warned = any(ahead(peer, mine) for peer in there if not peer.feasible)
-    hopeless = bool(feasible) and all(ahead(peer, mine) for peer in feasible) and warned
-    assert (decide(mine, RUNG, peers, SAMPLES) is not None) == (dominated or hopeless)
+@given(reached, kinds, some)
+def test_a_trial_goes_on_while_one_course_of_its_kind_leads_to_the_front(mine: Reached, kind: str, peers: tuple[Peer, ...]) -> None:
+    seen = [peer for peer in peers if len(peer.reached) > RUNG and peer.reached[RUNG].accuracy < 1]
+
+    def end(peer: Peer) -> tuple[float, float]:
+        there = peer.reached[RUNG]
+        error = 1 - mine.accuracy - sqrt(mine.accuracy * (1 - mine.accuracy) / SAMPLES)
+        left, gained = (1 - peer.ended.accuracy) / (1 - there.accuracy), peer.ended.samples_per_s / there.samples_per_s
+        return 1 - max(0.0, error) * left, mine.samples_per_s * gained
+
+    def on_the_front(accuracy: float, rate: float) -> bool:
+        ahead = [p for p in peers if p.feasible and p.ended.accuracy >= accuracy and p.ended.samples_per_s >= rate]
+        return accuracy >= LOWEST and not ahead
+
+    own, every = ({end(peer) for peer in seen if peer.initial in allowed} for allowed in ({kind}, {"dense", "erk"}))
+    ends = own if len(own) >= OF_ITS_KIND else every
+    if mine.accuracy < 1 and len(ends) >= OF_ITS_KIND:
+        assert (judged(mine, kind, peers) is None) == any(on_the_front(*point) for point in ends)
+    if len(seen) < OF_ANY_KIND:
+        assert judged(mine, kind, peers) is None
 
 
-@given(reached, some, st.integers(0, 10).map(lambda n: n / 20), st.integers(0, 5).map(float))
-def test_being_better_never_ends_a_trial_and_order_does_not_matter(mine: Reached, peers: list[Peer], more: float, faster: float) -> None:
+@given(reached, kinds, some, st.integers(0, 10).map(lambda n: n / 20), st.integers(0, 5).map(float))
+def test_being_better_never_ends_a_trial_and_order_does_not_matter(
+    mine: Reached, kind: str, peers: tuple[Peer, ...], more: float, faster: float
+) -> None:
     better = Reached(min(1.0, mine.accuracy + more), mine.samples_per_s + faster)
-    if decide(mine, RUNG, peers, SAMPLES) is None:
-        assert decide(better, RUNG, peers, SAMPLES) is None
-        assert decide(mine, RUNG, peers[::-1], SAMPLES) is None
+    if judged(mine, kind, peers) is None:
+        assert judged(better, kind, peers) is None
+        assert judged(mine, kind, peers[::-1]) is None
 
 
 @given(some)
-def test_what_was_best_at_a_rung_in_either_objective_is_kept_while_it_is_feasible(peers: list[Peer]) -> None:
-    for peer in (peer for peer in peers if peer.feasible and len(peer.reached) > RUNG):
-        others = [other for other in peers if other is not peer and len(other.reached) > RUNG]
-        mine = peer.reached[RUNG]
-        if all(other.reached[RUNG].accuracy <= mine.accuracy for other in others):
-            assert decide(mine, RUNG, peers, SAMPLES) is None
-        fastest = all(other.reached[RUNG].samples_per_s < mine.samples_per_s for other in others)
-        if fastest:  # itself being a peer that ended feasible, it is not hopeless
-            assert decide(mine, RUNG, peers, SAMPLES) is None
+def test_who_is_where_a_member_of_the_front_was_goes_on(peers: tuple[Peer, ...]) -> None:
+    for peer in (peer for peer in peers if peer.feasible and peer.ended.accuracy >= LOWEST and len(peer.reached) > RUNG):
+        beaten = any(other.feasible and other.ended.accuracy > peer.ended.accuracy for other in peers)
+        if not beaten and 0 < peer.reached[RUNG].accuracy < 1 and peer.ended.accuracy < 1:
+            assert judged(peer.reached[RUNG], peer.initial, peers) is None
+
+
+def peer(number: int, initial: str, rung: Reached, ended: Reached) -> Peer:
+    return Peer(number, initial, ended.accuracy >= LOWEST, (rung,), ended)
 
 
 def test_by_hand() -> None:
-    dense, sparse = Peer(0, True, (Reached(0.9, 10.0),)), Peer(3, True, (Reached(0.8, 30.0),))
-    failing = Peer(4, False, (Reached(0.5, 60.0),))
-    assert decide(Reached(0.7, 20.0), 0, [dense, sparse], SAMPLES) == "behind trial 3 in accuracy and throughput after 30% of the training"
-    assert decide(Reached(0.77, 20.0), 0, [dense, sparse], SAMPLES) is None  # by less than the standard error of 0.8, which is 0.04
-    assert decide(Reached(0.4, 50.0), 0, [dense, sparse], SAMPLES) is None  # faster than both, and nothing says that it is hopeless
-    told = decide(Reached(0.4, 50.0), 0, [dense, sparse, failing], SAMPLES)
-    assert told == "behind all feasible trials in accuracy after 30% of the training, and behind the infeasible trial 4"
-    assert decide(Reached(0.4, 50.0), 1, [dense, sparse, failing], SAMPLES) is None  # nobody was seen at that rung
+    """Of its error, a dense network keeps half and gains no throughput, a pruned one keeps 3/4 and doubles it, one that grows keeps 1/5."""
+    dense, again = (peer(number, "dense", Reached(0.6, 10.0), Reached(0.8, 10.0)) for number in (0, 1))
+    pruned = peer(2, "dense", Reached(0.6, 10.0), Reached(0.7, 20.0))
+    growing = peer(3, "minimal", Reached(0.0, 40.0), Reached(0.8, 20.0))
+    end = Yardstick((dense, again, pruned, growing), 0.6, 10_000)
+    told = "no way to the front after 10% of the training: of 3 courses from there, "
+    assert decide(Reached(0.4, 10.0), 0, "dense", end) is None  # as the growing one: 0.88, where it is the best
+    assert decide(Reached(0.0, 90.0), 0, "dense", end) is None  # at 0.8 by 45 samples/s
+    assert decide(Reached(0.0, 30.0), 0, "dense", end) == told + "2 below the accuracy wanted, 1 behind other trials"
+    assert (
+        decide(Reached(0.0, 30.0), 0, "dense", replace(end, lowest_accuracy=0.9))
+        == told + "3 below the accuracy wanted, 0 behind other trials"
+    )
+    assert decide(Reached(0.0, 1.0), 1, "dense", end) is None  # nobody was seen at that rung
+    assert decide(Reached(0.0, 1.0), 0, "dense", replace(end, peers=(dense, again, pruned))) is None  # two courses are too few
+    more = tuple(peer(n, "dense", Reached(0.6, 10.0), Reached(0.7 + n / 100, 10.0)) for n in (4, 5))
+    kin = replace(end, peers=(*end.peers, *more))
+    assert decide(Reached(0.0, 90.0), 0, "dense", kin) is not None  # its own kind never was so poor and did so well
+    assert decide(Reached(0.0, 90.0), 0, "minimal", kin) is None
 
 
 def test_rungs_are_within_the_training() -> None:
@@ -75,12 +113,17 @@ def test_rungs_are_within_the_training() -> None:
         assert all(0 < step < count and step == round(RUNGS[rung] * count) for step, rung in rung_steps(count).items())
 
 
-def test_peers_are_fixed_once(tmp_path: Path) -> None:
-    files, peer = TrialFolder(tmp_path), Peer(3, True, (Reached(0.8, 30.0), Reached(0.85, 31.5)))
-    assert read_peers(files) is None
-    write_peers(files, [peer], 100)
-    write_peers(files, [peer, replace(peer, number=4)], 100)
-    assert read_peers(files) == ([peer], 100)
+def test_what_a_trial_is_judged_by_is_fixed_once(tmp_path: Path) -> None:
+    files = TrialFolder(tmp_path)
+    by = Yardstick((Peer(3, "erk", True, (Reached(0.8, 30.0), Reached(0.85, 31.5)), Reached(0.9, 32.0)),), 0.89, 100)
+    assert read_yardstick(files) is None
+    write_yardstick(files, by)
+    write_yardstick(files, replace(by, samples=50))
+    assert read_yardstick(files) == by
+    for hostile in ("{", "{}", '{"peers": 1, "lowest_accuracy": 0, "samples": 1}'):
+        files.peers.write_text(hostile)
+        with pytest.raises(RunNotFoundError, match=r"peers\.json"):
+            read_yardstick(files)
 
 
 SLOW_LEARNERS = STUDY.replace("(0.1, 1e30)", "(0.1, 1e-5)").replace('"steps": 30', '"steps": 30, "checkpoint_interval": 4')
@@ -103,7 +146,7 @@ def test_a_run_with_early_stopping_says_who_ended_early_and_why_and_trains_the_o
         assert (trial["accuracy"] is None) == early
         assert (told[trial["number"]].values is None) == early
         assert not early or trial["failure"] == told[trial["number"]].user_attrs[FAILURE]
-        assert not early or f"trial {trial['number']} stopped early: behind " in done.stderr
+        assert not early or f"trial {trial['number']} stopped early: no way to the front after " in done.stderr
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ def begun(path: Path, choice: SamplerChoice = "tpe", trials: int = 4) -> RunFold
         else:
             storage.add_running(study, "search", proposal(study, number, choice))
         restore.keep(folder.trial(number), study.trials[number])
+        write_json(folder.trial(number).recipe, {})
         if number < trials - 1:
             write_json(folder.trial(number).result, {"accuracy": 0.9 + number / 100})
             storage.tell_complete(study, number, 0.9 + number / 100, 10.0 - number, 0.9)
