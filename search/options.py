@@ -28,7 +28,7 @@ class Options:
 
     study: an installed name, or the absolute path of a file and a name in it. gpus: devices to plan for. trials: the budget, a
     total that counts the two baselines. tolerance: accepted loss of validation accuracy against trial 0, in points.
-    early_stopping: whether trials end that fall behind, see `search.early_stopping`.
+    early_stopping: whether trials end that cannot reach the front any more, see `search.early_stopping`.
     settings: recipe fields that the user fixed. hardware: a preset or the absolute path of a profile, None for this machine's own.
     storage: URL, without its password, of the storage that several processes share, None where one process keeps the run's own journal;
     lease_s: seconds without a sign of life after which they take over from one of them.

@@ -76,8 +76,8 @@ def run(
     sampler
         What draws the recipes: tree-structured Parzen estimators, NSGA-II, chance, or Gaussian processes (slowest to draw).
     early_stopping
-        End trials that fall behind others in accuracy and throughput, at 30, 50 or 70 % of their training. Off by default, as some networks
-        overtake others late.
+        End trials that cannot reach the front any more, at 10, 20, 30, 50 or 70 % of their training: where no course that others took from
+        there leads to it. Off by default: a network that would have done better than all of its kind is lost.
     runs_dir
         Folder of all runs.
     data_dir
