@@ -107,7 +107,7 @@ class Network(nn.Module):
             layer.prepare()
 
     def __getstate__(self) -> dict[str, object]:
-        """A graph that is pickled loses what its nodes carry."""
+        """A graph that is copied loses what its nodes carry."""
         values = [node.meta.get(VALUE) for node in self.module.graph.nodes]
         return {**self.__dict__, "_compiled_call_impl": None, "_layers": None, "_values": values}
 

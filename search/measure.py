@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from grow import train
-from hardware.execute.measure import Job, measure_made
+from hardware.execute.measure import Job, measure_throughput
 from hardware.profile import Profile
 from search import build
 from search.errors import exit_code_of
@@ -26,7 +26,7 @@ def measure(run: RunFolder, numbers: Sequence[int]) -> None:
     recipes = [_recipe(run, number) for number in numbers]
     for number in numbers:
         build.last_checkpoint(run.trial(number).checkpoint)  # a damaged one is the run's fault, not a rank's
-    found = measure_made(
+    found = measure_throughput(
         job,
         [str(run.trial(number).recipe) for number in numbers],
         ranks=max(recipe.devices for recipe in recipes),

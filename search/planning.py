@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
+from grow.axes import IntArray
 from grow.network import Network
 from grow.plan import plant
 from hardware.execute.measure import Job, measure_throughput
@@ -35,26 +36,42 @@ UNEVEN = 1.5
 Progress = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What an installed start network is drawn from: with all its connections, or as a seed topology of so many of them."""
+
+    name: str
+    shape: tuple[int, ...] | None = None
+    seed: int = 0
+    initial: str = "dense"
+    density: float = 1.0
+    least_units: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The network that is planned for. shape: of one sample."""
+    """The network that is planned for. shape: of one sample. origin: the function that makes it in other processes, and of what."""
 
     name: str
     network: Network
     shape: tuple[int, ...]
     batch: int
+    origin: tuple[Callable[[Any], Network], object]
 
 
-def subject(
-    name: str, shape: Sequence[int] | None, batch: int, seed: int = 0, *, initial: str = "dense", density: float = 1.0, least_units: int = 1
-) -> Subject:
-    """An installed start network, drawn from the seed: with all its connections, or as a seed topology of so many of them."""
-    torch.manual_seed(seed)
-    module = installed_network(name)()
-    example = example_of(module, name, shape)
-    network = Network(module, example)
-    plant(network, initial, density, seed, least_units)
-    return Subject(name, network, tuple(example.shape[1:]), batch)
+def subject(drawn: Drawn, batch: int) -> Subject:
+    """An installed start network as it is drawn."""
+    network = draw(drawn)
+    return Subject(drawn.name, network, tuple(network.example.shape[1:]), batch, (draw, drawn))
+
+
+def draw(drawn: Drawn) -> Network:
+    """The same network in every process."""
+    torch.manual_seed(drawn.seed)
+    module = installed_network(drawn.name)()
+    network = Network(module, example_of(module, drawn.name, drawn.shape))
+    plant(network, drawn.initial, drawn.density, drawn.seed, drawn.least_units)
+    return network
 
 
 def planned(subject: Subject, profile: Profile, gpus: int, budget_s: float, progress: Progress) -> Plan:
@@ -148,31 +165,52 @@ def _divide(profile: Profile, work: Workload, parts: int) -> Partition:
 
 def _clock(subject: Subject, profile: Profile, budget_s: float, candidates: Sequence[Candidate]) -> list[float]:
     """Seconds of a step of every candidate, in turns on the same ranks."""
-    generator = torch.Generator().manual_seed(0)
-    example = subject.network.example
-    shape = (subject.batch, *subject.shape)
-    inputs = torch.randn(shape, generator=generator) if example.is_floating_point() else torch.zeros(shape, dtype=example.dtype)
-    with torch.no_grad():
-        classes = subject.network(example).shape[-1]
-    targets = torch.randint(0, classes, (subject.batch,), generator=generator)
-    jobs = [
-        Job(
-            subject.network,
-            candidate.layouts,
-            candidate.devices,
-            inputs,
-            targets,
-            parts=None if candidate.partition is None else candidate.partition.parts,
-            learning_rate=1e-5,  # the clock is all that counts: keep away from divergence, whose numbers are slow
-        )
-        for candidate in candidates
-    ]
     measured = measure_throughput(
-        jobs,
+        timed_job,
+        [Timed.of(subject, candidate) for candidate in candidates],
+        ranks=max(candidate.devices for candidate in candidates),
         kind=profile.devices[0].kind,
-        seconds_per_job=max(0.5, min(2.5, budget_s / len(jobs) / 4)),
+        seconds_per_job=max(0.5, min(2.5, budget_s / len(candidates) / 4)),
         rounds=ROUNDS,
         choose=profile.kernel,
         timeout_s=max(120.0, 10 * budget_s),
     )
     return [throughput.step_s for throughput in measured]
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """A candidate for the clock, as every rank is told of it."""
+
+    make: Callable[[Any], Network]
+    of_what: object
+    batch: int
+    layouts: Mapping[str, Layout]
+    devices: int
+    parts: Mapping[str, IntArray] | None
+
+    @staticmethod
+    def of(subject: Subject, candidate: Candidate) -> Timed:
+        """What ranks are told of a candidate."""
+        parts = None if candidate.partition is None else candidate.partition.parts
+        return Timed(*subject.origin, subject.batch, candidate.layouts, candidate.devices, parts)
+
+
+def timed_job(timed: Timed) -> Job:
+    """A candidate with random samples."""
+    network = _made(timed.make, timed.of_what)
+    generator = torch.Generator().manual_seed(0)
+    example = network.example
+    shape = (timed.batch, *example.shape[1:])
+    inputs = torch.randn(shape, generator=generator) if example.is_floating_point() else torch.zeros(shape, dtype=example.dtype)
+    with torch.no_grad():
+        classes = network(example).shape[-1]
+    targets = torch.randint(0, classes, (timed.batch,), generator=generator)
+    # the clock is all that counts: keep away from divergence, whose numbers are slow
+    return Job(network, timed.layouts, timed.devices, inputs, targets, timed.parts, learning_rate=1e-5)
+
+
+@cache
+def _made(make: Callable[[Any], Network], of_what: object) -> Network:
+    """Once for all candidates: their shards share no tensor with it."""
+    return make(of_what)

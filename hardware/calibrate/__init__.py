@@ -20,7 +20,7 @@ import numpy as np
 
 from hardware.calibrate.cases import Case, cases, job
 from hardware.cost import predict
-from hardware.execute.measure import measure_made
+from hardware.execute.measure import measure_throughput
 from hardware.profile import Calibration, Coefficients, Profile, Progress, calibrated
 from hardware.tables import FloatArray
 from hardware.trust import quantities
@@ -70,7 +70,7 @@ def compare(
     for begin in range(0, len(chosen), TOGETHER):
         some = chosen[begin : begin + TOGETHER]
         progress(f"timing cases {begin + 1} to {begin + len(some)} of {len(chosen)}")
-        timed = measure_made(
+        timed = measure_throughput(
             job,
             [case.text for case in some],
             ranks=max(case.devices for case in some),

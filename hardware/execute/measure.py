@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, fx, nn
@@ -20,6 +21,7 @@ from hardware.execute.moves import Batch
 from hardware.execute.ranks import Kind, Rank, run_ranks, settle_gloo
 from hardware.shard import ChooseKernel, Loss, Shard, StrategyName, by_density, shard
 
+T = TypeVar("T")
 WARM_UP_STEPS = 3
 
 
@@ -43,6 +45,10 @@ class Job:
     weight_decay: float = 0.0
     loss: Loss = functional.cross_entropy
     inference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ValueError(f"devices is {self.devices}, but must be at least 1; name the devices that the job runs on")
 
 
 @dataclass(frozen=True)
@@ -79,36 +85,8 @@ def job_shard(job: Job, peers: Peers, *, choose: ChooseKernel = by_density, devi
 
 
 def measure_throughput(
-    jobs: Sequence[Job],
-    *,
-    kind: Kind = "cpu",
-    threads: int = 1,
-    seconds_per_job: float = 2.5,
-    rounds: int = 7,
-    choose: ChooseKernel = by_density,
-    timeout_s: float = 600.0,
-) -> list[Throughput]:
-    """Train every job for some steps and return its throughput, in the order of the jobs.
-
-    One start of as many ranks as the widest job has devices serves all. Each job gets ``rounds`` turns of equal numbers of steps,
-    about ``seconds_per_job`` in all, after a warm-up; jobs alternate from turn to turn. ``choose`` picks the kernels
-    of the local layers and, like each job's loss, must be importable by name. The networks are not changed.
-    """
-    if not jobs:
-        return []
-    narrow = next((job for job in jobs if job.devices < 1), None)
-    if narrow is not None:
-        raise ValueError(f"devices is {narrow.devices}, but must be at least 1; name the devices that the job runs on")
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, but must be at least 1; the throughput is their median")
-    widest = max(job.devices for job in jobs)
-    plan = (list(jobs), seconds_per_job, rounds, choose)
-    return _summary(run_ranks(_measure, *plan, ranks=widest, kind=kind, threads=threads, timeout_s=timeout_s))
-
-
-def measure_made(
-    make: Callable[[str], Job],
-    arguments: Sequence[str],
+    make: Callable[[T], Job],
+    arguments: Sequence[T],
     *,
     ranks: int,
     kind: Kind = "cpu",
@@ -116,15 +94,21 @@ def measure_made(
     seconds_per_job: float = 2.5,
     rounds: int = 7,
     choose: ChooseKernel = by_density,
-    timeout_s: float = 600.0,
+    timeout_s: float | None = 600.0,
 ) -> list[Throughput]:
-    """As `measure_throughput`, of jobs that every rank makes for itself: ``make(argument)`` for each of ``arguments``.
+    """Train some jobs for some steps each and return their throughput, in the order of the jobs.
 
-    Only names and texts travel, so that a job may hold what cannot, such as a loss of the caller's own. ``ranks`` is what the
-    widest job has devices.
+    Every rank makes the jobs for itself, ``make(argument)`` for each of ``arguments``: these travel, and neither networks nor losses.
+    One start of ``ranks`` ranks, as many as the widest job has devices, serves all. Each job gets ``rounds`` turns of equal numbers of
+    steps, about ``seconds_per_job`` in all, after a warm-up; jobs alternate from turn to turn. ``choose`` picks the kernels of the local
+    layers and, like ``make``, must be importable by name or be the method of a dataclass.
     """
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}, but must be at least 1; the throughput is their median")
+    if not arguments:
+        return []
     plan = (make, list(arguments), seconds_per_job, rounds, choose)
-    return _summary(run_ranks(_make_and_measure, *plan, ranks=ranks, kind=kind, threads=threads, timeout_s=timeout_s))
+    return _summary(run_ranks(_measure, *plan, ranks=ranks, kind=kind, threads=threads, timeout_s=timeout_s))
 
 
 def _summary(turns: Sequence[Sequence[_Turns]]) -> list[Throughput]:
@@ -192,7 +176,13 @@ class _Runner:
             distributed.barrier(group=self.peers.group)
 
 
-def _measure(rank: Rank, jobs: list[Job], seconds_per_job: float, rounds: int, choose: ChooseKernel) -> list[_Turns]:
+def _measure(
+    rank: Rank, make: Callable[[T], Job], arguments: list[T], seconds_per_job: float, rounds: int, choose: ChooseKernel
+) -> list[_Turns]:
+    jobs = [make(argument) for argument in arguments]
+    widest = max(job.devices for job in jobs)
+    if widest > rank.count:
+        raise ValueError(f"devices is {widest}, but must be at most {rank.count}, the ranks of this measurement; start as many")
     groups = {count: distributed.new_group(list(range(count))) for count in sorted({job.devices for job in jobs} - {1, rank.count})}
     settle_gloo()
     mine = [_Runner(job, rank, groups.get(job.devices), choose) if rank.number < job.devices else None for job in jobs]
@@ -209,9 +199,3 @@ def _measure(rank: Rank, jobs: list[Job], seconds_per_job: float, rounds: int, c
         _Turns(job.devices, len(job.targets), *((runner.step_s, runner.halo_bytes, runner.sum_bytes) if runner else ([], 0, 0)))
         for job, runner in zip(jobs, mine, strict=True)
     ]
-
-
-def _make_and_measure(
-    rank: Rank, make: Callable[[str], Job], arguments: list[str], seconds_per_job: float, rounds: int, choose: ChooseKernel
-) -> list[_Turns]:
-    return _measure(rank, [make(argument) for argument in arguments], seconds_per_job, rounds, choose)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -22,9 +21,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import IO, TYPE_CHECKING, Literal, NamedTuple, NoReturn, TypeVar, TypeVarTuple, cast
+from typing import IO, TYPE_CHECKING, Literal, NoReturn, TypeVar, TypeVarTuple, cast
 
 from hardware.cores import cores_of, idle_first
+from hardware.execute import parcel
 from hardware.execute.wires import close, connect, pairs
 
 if TYPE_CHECKING:
@@ -84,9 +84,12 @@ class _Setting:
     results: int  # file descriptor
     wires: dict[str, int]  # file descriptors of the connections with other ranks, whose numbers JSON makes texts
     alone: bool  # whether its cores are its own
+    target: str  # what to call, by name
+    packages: tuple[str, ...]  # in which what arguments and results name must be
 
 
-class _Failure(NamedTuple):
+@dataclass(frozen=True)
+class _Failure:
     reason: str
     trace: str
     at: float  # time.monotonic(), one clock for all processes of a host
@@ -99,12 +102,13 @@ class _Child:
     number: int
     process: subprocess.Popen[bytes]
     results: int
+    packages: tuple[str, ...]
     received: bytearray = field(default_factory=bytearray)
 
     def outcome(self) -> tuple[object, _Failure | None]:
         """Result or failure of a child that has closed its results."""
         if self.received:
-            return cast("tuple[object, _Failure | None]", pickle.loads(self.received))
+            return cast("tuple[object, _Failure | None]", parcel.unpack(self.received, self.packages))
         code = self.process.wait()
         reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code} and no result"
         return None, _Failure(reason, "", 0.0)  # a silent death is the cause of what the others say
@@ -121,7 +125,8 @@ def run_ranks(
 ) -> list[T]:
     """Call ``target(rank, *arguments)`` on ``ranks`` processes and return their results, in the order of the ranks.
 
-    ``target`` is found by its name in its module; arguments and results travel pickled through pipes between our own processes.
+    ``target`` is found by its name in its module; arguments and results are what `hardware.execute.parcel` can send. Results name
+    nothing but what is in our packages, and in those that ``target`` and the arguments are of.
     The default process group is gloo on CPU, and on GPUs nccl, or gloo where two ranks share a GPU. Whatever ends the call
     (a result, an error of a rank, the time limit, Ctrl-C), all ranks have ended before it returns. Without a time limit the ranks
     should watch each other, see `hardware.execute.watch`. Raises RankError.
@@ -130,11 +135,9 @@ def run_ranks(
     """
     if ranks < 1:
         raise ValueError(f"ranks is {ranks}, but must be at least 1; one rank is one process")
-    if target.__module__ == "__main__" or "<" in target.__qualname__:
-        raise ValueError(
-            f"target is {target.__module__}.{target.__qualname__}, but must be importable by name; move it to the top of a module"
-        )
-    work = pickle.dumps((target, arguments), protocol=pickle.HIGHEST_PROTOCOL)
+    named = {*parcel.PACKAGES, target.__module__.partition(".")[0]}
+    name, work = parcel.name_of(target), parcel.pack(arguments, named)
+    packages = tuple(sorted(named))
     limit_s = NO_LIMIT_S if timeout_s is None else timeout_s
     deadline = time.monotonic() + limit_s
     children: list[_Child] = []
@@ -146,7 +149,8 @@ def run_ranks(
                 for number, mine in enumerate(connections):
                     cores, store = cores_of(number, threads, allowed), os.path.join(folder, "store")
                     wires = {str(other): descriptor for other, descriptor in mine.items()}
-                    setting = _Setting(number, ranks, kind, threads, cores, store, limit_s, -1, wires, ranks * threads <= len(allowed))
+                    alone = ranks * threads <= len(allowed)
+                    setting = _Setting(number, ranks, kind, threads, cores, store, limit_s, -1, wires, alone, name, packages)
                     children.append(_start(setting))
             finally:
                 close(connections)  # only the children hold them now: where one ends, the others notice
@@ -174,7 +178,7 @@ def _start(setting: _Setting) -> _Child:
         raise
     finally:
         os.close(writing)
-    return _Child(setting.number, process, reading)
+    return _Child(setting.number, process, reading, setting.packages)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -263,10 +267,10 @@ def _serve(text: str) -> None:
     asked = threading.Event()
     threading.Thread(target=_follow_parent, args=(asked,), daemon=True).start()
     try:
-        answer = pickle.dumps((_work(setting, work, asked.is_set), None), protocol=pickle.HIGHEST_PROTOCOL)
+        answer = parcel.pack((_work(setting, work, asked.is_set), None))
     except BaseException as error:  # whatever it is, the parent must hear of it
         reason = f"failed with {type(error).__name__}: {error}"
-        answer = pickle.dumps((None, _Failure(reason, traceback.format_exc(), time.monotonic(), None, isinstance(error, ValueError))))
+        answer = parcel.pack((None, _Failure(reason, traceback.format_exc(), time.monotonic(), None, isinstance(error, ValueError))))
     _answer(setting, answer)
 
 
@@ -300,10 +304,10 @@ def _work(setting: _Setting, work: bytes, stopping: Callable[[], bool]) -> objec
     settle_gloo()
     if not gpus:
         connect({int(rank): descriptor for rank, descriptor in setting.wires.items()}, setting.alone)
-    target, arguments = pickle.loads(work)
+    target, arguments = parcel.found(setting.target, setting.packages), parcel.unpack(work, setting.packages)
 
     def lost(rank: int, reason: str) -> None:
-        _answer(setting, pickle.dumps((None, _Failure(reason, "", time.monotonic(), rank))))
+        _answer(setting, parcel.pack((None, _Failure(reason, "", time.monotonic(), rank))))
 
     return target(Rank(setting.number, setting.count, device, store, lost, stopping), *arguments)
 

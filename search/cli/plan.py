@@ -89,7 +89,7 @@ def plan(
     from search import planning, report, timeline
 
     elsewhere = None if hardware is None else described(hardware).for_devices(gpus)
-    subject = planning.subject(network, shape, batch, initial=initial, density=density, least_units=gpus)
+    subject = planning.subject(planning.Drawn(network, shape, 0, initial, density, gpus), batch)
     if shape is None:
         print_error_line(f"the input of {network} is taken to be {'x'.join(map(str, subject.shape))}; name another with --input")
     profile = elsewhere or _profile(device, gpus)

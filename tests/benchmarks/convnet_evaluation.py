@@ -39,7 +39,7 @@ from hardware.cache import obtain
 from hardware.calibrate.cases import part_of
 from hardware.cost import predict
 from hardware.devices import discover
-from hardware.execute.measure import Job, Throughput, measure_made
+from hardware.execute.measure import Job, Throughput, measure_throughput
 from hardware.partition import Partition, communication_volume, crossing_share
 from hardware.presets import preset
 from hardware.profile import MeasuredLink, Profile
@@ -243,7 +243,7 @@ def measured(chosen: Sequence[Case], findings: Findings, seconds: float, choose:
     """Rows of the sides of one network, timed in turns with the dense one."""
     dense = Side(Structure(chosen[0].network), "single", 1, chosen[0].what == "inference", plain=True)
     sides = [dense, *(side_of(case, findings) for case in chosen)]
-    found = measure_made(
+    found = measure_throughput(
         timed_job, [s.text for s in sides], ranks=max(s.workers for s in sides), seconds_per_job=seconds, choose=choose, timeout_s=None
     )
     say(f"{chosen[0].network}, {chosen[0].what}: dense on 1 worker {found[0].samples_per_s:,.0f} samples/s")

@@ -61,7 +61,7 @@ from hardware.cache import obtain
 from hardware.calibrate.cases import part_of
 from hardware.devices import discover
 from hardware.execute.exchange import Peers
-from hardware.execute.measure import Job, Throughput, job_shard, measure_made
+from hardware.execute.measure import Job, Throughput, job_shard, measure_throughput
 from hardware.partition import Partition, crossing_share
 from hardware.planner import plan
 from hardware.presets import preset
@@ -188,6 +188,11 @@ def _allowed(
     return allowed
 
 
+def network_of(side: Side) -> Network:
+    """The network of a side."""
+    return side.network
+
+
 def side_of(case: Case) -> Side:
     """The partitioned network of a case."""
     return Side(case.units, HIDDEN[case.units], case.workers, case.density, case.crossing, case.batch)
@@ -212,7 +217,7 @@ def timed_job(text: str) -> Job:
 
 def timed(side: Side, reference: Side, seconds: float, choose: ChooseKernel) -> tuple[Throughput, Throughput]:
     """Throughput of both, timed in turns."""
-    found = measure_made(timed_job, [side.text, reference.text], ranks=side.workers, seconds_per_job=seconds, choose=choose)
+    found = measure_throughput(timed_job, [side.text, reference.text], ranks=side.workers, seconds_per_job=seconds, choose=choose)
     return found[0], found[1]
 
 
@@ -273,7 +278,9 @@ def planner_rows(case: Case) -> Iterator[dict[str, Any]]:
     """The planner's candidates on this machine by the clock, the fastest first, against the network on one worker."""
     side = side_of(case)
     profile = obtain(discover("auto", PARTS).devices, progress=say)
-    found = planning.planned(planning.Subject(f"mlp-{side.units}", side.network, (1, 28, 28), BATCH), profile, PARTS, 120.0, say)
+    found = planning.planned(
+        planning.Subject(f"mlp-{side.units}", side.network, (1, 28, 28), BATCH, (network_of, side)), profile, PARTS, 120.0, say
+    )
     alone = found.named("single")
     for place, candidate in enumerate(found.candidates):
         if candidate.measured_s is not None and alone.measured_s is not None:

@@ -17,9 +17,11 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -38,6 +40,7 @@ from hardware.price import price_by_time
 from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
+from search.recipe import Recipe
 from tests.benchmarks import price
 from tests.benchmarks.panels import Panel, picture
 
@@ -57,12 +60,15 @@ def dense_samples_per_s(topology: Topology, profile: Profile, batch: int) -> flo
     return predict(Workload.of(whole), "single", None, profile, batch).samples_per_s
 
 
-def trained(material: build.Material, profile: Profile, kept: Path | None) -> Network:
+def folder_of(chosen: Recipe, kept: Path) -> Path:
+    """Where the trained network of a recipe is kept."""
+    return kept / sha256(json.dumps(chosen.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trained(material: build.Material, profile: Profile, kept: Path) -> Network:
     """The trained network of a recipe: out of the folder that keeps them, if it is there."""
     chosen = material.recipe
-    if kept is None:
-        return price.trained(chosen, profile).network
-    folder = kept / sha256(json.dumps(chosen.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+    folder = folder_of(chosen, kept)
     if not folder.exists():
         checkpoint.save(folder / f"{chosen.steps:06}", price.trained(chosen, profile).network)
     return build.trained_network(material, folder)
@@ -86,18 +92,22 @@ def outcome(material: build.Material, network: Network, profile: Profile) -> dic
     }
 
 
-def job(material: build.Material, network: Network | None = None) -> Job:
-    """A trained network on its devices, or the dense start network on one, ready to be timed."""
+def job(recipe_and_folder: tuple[dict[str, Any], str | None]) -> Job:
+    """A trained network, out of its folder, on its devices; without a folder the dense start network on one, ready to be timed."""
+    values, folder = recipe_and_folder
+    material = build.material(Recipe.from_json(values))
     inputs, targets = material.task.train_batch(0)
-    if network is None:
+    if folder is None:
         return Job(build.start_network(material), "single", 1, inputs, targets, learning_rate=TIMED_RATE)
+    network = build.trained_network(material, Path(folder))
     return Job(network, "units", material.recipe.devices, inputs, targets, network.parts, learning_rate=TIMED_RATE)
 
 
-def timed(table: pd.DataFrame, materials: Sequence[build.Material], networks: Sequence[Network], profile: Profile) -> pd.DataFrame:
+def timed(table: pd.DataFrame, recipes: Sequence[Recipe], kept: Path, profile: Profile) -> pd.DataFrame:
     """The table with the clock's throughput in place of the predicted one."""
-    jobs = [job(materials[0]), *(job(material, network) for material, network in zip(materials, networks, strict=True))]
-    dense, *found = measure_throughput(jobs, choose=profile.kernel)
+    jobs: list[tuple[dict[str, Any], str | None]] = [(recipes[0].to_json(), None)]
+    jobs += [(recipe.to_json(), str(folder_of(recipe, kept))) for recipe in recipes]
+    dense, *found = measure_throughput(job, jobs, ranks=recipes[0].devices, choose=profile.kernel)
     rates = [each.samples_per_s for each in found]
     return table.assign(samples_per_s=rates, speed=[rate / dense.samples_per_s for rate in rates], word="measured")
 
@@ -138,10 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = replace(price.recipe(asked), devices=asked.parts)
     wanted = sorted({0.0, *asked.prices})
     materials = [build.material(replace(base, seed=seed, price=value)) for seed in range(asked.seeds) for value in wanted]
-    networks = [trained(material, profile, asked.trained) for material in materials]
-    table = pd.DataFrame([outcome(*each, profile) for each in zip(materials, networks, strict=True)])
-    if asked.clock:
-        table = timed(table, materials, networks, profile)
+    with nullcontext(asked.trained) if asked.trained else TemporaryDirectory() as folder:
+        kept = Path(folder).resolve()
+        table = pd.DataFrame([outcome(material, trained(material, profile, kept), profile) for material in materials])
+        if asked.clock:
+            table = timed(table, [material.recipe for material in materials], kept, profile)
     if asked.save is not None:
         asked.save.mkdir(parents=True, exist_ok=True)
         table.to_csv(asked.save / "price-sweep.csv", index=False)
@@ -155,4 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from tests.benchmarks.price_sweep import main as importable  # ranks find `job` by its name, where this is no main
+
+    importable()

@@ -46,8 +46,8 @@ def test_the_whole_traffic_is_the_communication_volume() -> None:
     assert sum(sum(plan.receives) for plan in plans) == 1 + 2 + 1 + 2
 
 
-def crossed(rank: Rank) -> list[tuple[Tensor, Tensor, int]]:
-    """Values and gradients behind a halo exchange, of row-major and of feature-major values."""
+def crossed(rank: Rank) -> list[tuple[Tensor, bool, Tensor, int]]:
+    """Values behind a halo exchange and whether they kept their order in memory, gradients, and bytes: row-major and feature-major."""
     peers, found = Peers(rank.number, rank.count), []
     plans, _ = halo_plans(np.array([0, 0, 0, 1, 1]), [np.array([0, 1, 2, 4]), np.array([0, 2, 3, 4])], multiple=3)
     halo = Halo(plans[rank.number], peers)
@@ -56,14 +56,15 @@ def crossed(rank: Rank) -> list[tuple[Tensor, Tensor, int]]:
         x = x.t().contiguous().t() if flip else x
         joined = halo.forward(x)
         weights = torch.arange(joined.numel(), dtype=x.dtype).view(joined.shape)
-        found.append((joined, halo.backward(weights.t().contiguous().t() if flip else weights), peers.halo_bytes))
+        kept = (joined.t() if flip else joined).is_contiguous()
+        found.append((joined, kept, halo.backward(weights.t().contiguous().t() if flip else weights), peers.halo_bytes))
     return found
 
 
 def test_values_cross_alike_however_they_lie_in_memory() -> None:
-    (rows, of_rows, sent), (lines, of_lines, more) = run_ranks(crossed, ranks=2)[0]
-    assert rows.is_contiguous()
-    assert lines.t().is_contiguous()
+    (rows, rows_kept, of_rows, sent), (lines, lines_kept, of_lines, more) = run_ranks(crossed, ranks=2)[0]
+    assert rows_kept
+    assert lines_kept
     assert torch.equal(rows, lines)
     assert torch.equal(of_rows, of_lines)
     assert rows[:, 3].tolist() == [10 + (2 * sample + 1) / 8 for sample in range(4)]  # unit 4, the second one of rank 1

@@ -111,13 +111,14 @@ def test_one_process_computes_on_a_gpu_what_it_computes_on_a_processor() -> None
     assert float(share) == pytest.approx(float(functional.cross_entropy(network(x), y)), rel=1e-4)
 
 
+def wide(width: int) -> Job:
+    network = Network(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)), torch.zeros(1, width))
+    return Job(network, "single", 1, torch.randn(4096, width), torch.zeros(4096, dtype=torch.int64))
+
+
 def test_throughput_on_a_gpu_counts_what_the_gpu_has_done() -> None:
     """Sixteen times the work takes longer, though both are issued equally soon."""
-    jobs = []
-    for width in (1024, 4096):
-        network = Network(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)), torch.zeros(1, width))
-        jobs.append(Job(network, "single", 1, torch.randn(4096, width), torch.zeros(4096, dtype=torch.int64)))
-    small, large = measure_throughput(jobs, kind="cuda", seconds_per_job=0.5, rounds=3)
+    small, large = measure_throughput(wide, [1024, 4096], ranks=1, kind="cuda", seconds_per_job=0.5, rounds=3)
     assert large.step_s > 2 * small.step_s
 
 

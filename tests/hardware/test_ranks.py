@@ -17,11 +17,11 @@ from torch import distributed
 from hardware.execute.ranks import Rank, RankError, cores_of, run_ranks
 
 
-def describe(rank: Rank, tensor: torch.Tensor) -> tuple[int, float, int, set[int], str]:
+def describe(rank: Rank, tensor: torch.Tensor) -> tuple[int, float, int, list[int], str]:
     total = tensor * (rank.number + 1)
     distributed.all_reduce(total)
     print("not on the parent's stdout")
-    return rank.number, total.item(), torch.get_num_threads(), os.sched_getaffinity(0), distributed.get_backend()
+    return rank.number, total.item(), torch.get_num_threads(), sorted(os.sched_getaffinity(0)), distributed.get_backend()
 
 
 def misbehave(rank: Rank, how: str) -> None:
@@ -41,7 +41,7 @@ def test_results_come_back_in_the_order_of_the_ranks(capfd: pytest.CaptureFixtur
     assert [number for number, *_ in results] == [0, 1, 2]
     assert [total for _, total, *_ in results] == [12.0] * 3
     assert [(threads, pinned, backend) for *_, threads, pinned, backend in results] == [
-        (1, set(cores_of(rank, 1, cores)), "gloo") for rank in range(3)
+        (1, sorted(cores_of(rank, 1, cores)), "gloo") for rank in range(3)
     ]
     assert "not on" not in capfd.readouterr().out
 
@@ -86,3 +86,5 @@ def test_bad_calls_are_refused_before_anything_starts() -> None:
         run_ranks(describe, torch.zeros(()), ranks=0)
     with pytest.raises(ValueError, match="importable by name"):
         run_ranks(lambda rank: None, ranks=1)
+    with pytest.raises(ValueError, match="is a ReLU, but must be JSON, a tensor"):
+        run_ranks(describe, torch.nn.ReLU(), ranks=1)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import copy
 import time
 from itertools import pairwise
 from statistics import median
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from grow import optim
 from grow.network import Network
 from hardware.execute.exchange import Peers
-from hardware.execute.measure import Job, job_shard, measure_throughput
-from hardware.shard import shard
+from hardware.execute.measure import Job, Throughput, job_shard, measure_throughput
+from hardware.shard import StrategyName, shard
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -24,53 +26,69 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def test_jobs_of_different_widths_share_the_ranks() -> None:
+How: TypeAlias = tuple[StrategyName, int, optim.Name, bool]
+"""Strategy, devices, optimizer, inference."""
+
+
+def job(how: How) -> Job:
+    """Something to be timed."""
+    strategy, devices, optimizer, inference = how
     network = Network(mlp(8, 12, 12, 4), torch.zeros(1, 8))
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    parts = {space: np.arange(12) % devices for space in ("0", "2")}
     inputs, targets = torch.randn(16, 8), torch.randint(0, 4, (16,))
-    parts = {space: np.arange(12) % 2 for space in ("0", "2")}
-    jobs = [
-        Job(network, "single", 1, inputs, targets),
-        Job(network, "data", 2, inputs, targets, optimizer="adam"),
-        Job(network, "units", 2, inputs, targets, parts=parts),
-        Job(network, "units", 3, inputs, targets, parts={space: np.arange(12) % 3 for space in ("0", "2")}),
-    ]
-    found = measure_throughput(jobs, seconds_per_job=0.1, rounds=3)
+    return Job(network, strategy, devices, inputs, targets, parts, optimizer, inference=inference)
+
+
+TRAINED: list[How] = [("single", 1, "sgd", False), ("data", 2, "adam", False), ("units", 2, "sgd", False), ("units", 3, "sgd", False)]
+INFERRED: list[How] = [("units", 2, "sgd", True), ("data", 2, "sgd", True)]
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[How, Throughput]:
+    """All jobs, on one start of three ranks."""
+    hows = [*TRAINED, *INFERRED]
+    return dict(zip(hows, measure_throughput(job, hows, ranks=3, seconds_per_job=0.1, rounds=3), strict=True))
+
+
+def test_jobs_of_different_widths_share_the_ranks(measured: dict[How, Throughput]) -> None:
+    found = [measured[how] for how in TRAINED]
     for result in found:
         assert 0 < result.lowest_samples_per_s <= result.samples_per_s <= result.highest_samples_per_s
         assert result.step_s * result.samples_per_s == pytest.approx(16)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    parameters = sum(parameter.numel() for parameter in mlp(8, 12, 12, 4).parameters())
     # dense: every unit of the first hidden space goes to every other part
     assert [result.halo_bytes_per_step for result in found] == [0, 0, 2 * 4 * 16 * 12, 2 * 4 * 16 * 24]
     assert [result.sum_bytes_per_step for result in found] == [0, 2 * 4 * parameters, 2 * 4 * 16 * 4, 3 * 2 * 4 * 16 * 4]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_inference_moves_what_the_way_forward_of_training_moves_and_learns_nothing() -> None:
-    network = Network(mlp(8, 12, 12, 4), torch.zeros(1, 8))
-    inputs, targets = torch.randn(16, 8), torch.randint(0, 4, (16,))
-    parts = {space: np.arange(12) % 2 for space in ("0", "2")}
-    jobs = [Job(network, name, 2, inputs, targets, parts, inference=True) for name in ("units", "data")]
-    units, data = measure_throughput(jobs, seconds_per_job=0.1, rounds=3)
+def test_inference_moves_what_the_way_forward_of_training_moves_and_learns_nothing(measured: dict[How, Throughput]) -> None:
+    units, data = (measured[how] for how in INFERRED)
     assert (units.halo_bytes_per_step, units.sum_bytes_per_step) == (4 * 16 * 12, 2 * 4 * 16 * 4)
     assert (data.halo_bytes_per_step, data.sum_bytes_per_step) == (0, 0)  # every rank has the outputs of its own samples
     assert units.samples_per_s > 0 < data.samples_per_s
 
 
 def test_bad_jobs_are_refused() -> None:
-    network = Network(mlp(3, 4, 2), torch.zeros(1, 3))
-    job = Job(network, "single", 0, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="devices is 0, but must be at least 1"):
-        measure_throughput([job])
-    assert measure_throughput([]) == []
+        Job(mlp(3, 4, 2), "single", 0, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="rounds is 0, but must be at least 1"):
+        measure_throughput(job, [("single", 1, "sgd", False)], ranks=1, rounds=0)
+    assert measure_throughput(job, [], ranks=1) == []
+
+
+def test_timing_a_job_changes_nothing_of_its_network() -> None:
+    timed = job(("single", 1, "sgd", False))
+    before = {name: tensor.clone() for name, tensor in timed.network.state_dict().items()}
+    local = job_shard(timed, Peers(0, 1))
+    local.step(torch.optim.SGD(local.module.parameters(), lr=0.5), timed.inputs, timed.targets, timed.loss)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in timed.network.state_dict().items())
 
 
 def test_a_plain_module_is_trained_as_torch_trains_it() -> None:
     module = mlp(6, 5, 3)
     before = copy.deepcopy(module.state_dict())
     inputs, targets = torch.randn(8, 6), torch.randint(0, 3, (8,))
-    job = Job(module, "single", 1, inputs, targets)
-    local, expected = job_shard(job, Peers(0, 1)), copy.deepcopy(module)
+    local, expected = job_shard(Job(module, "single", 1, inputs, targets), Peers(0, 1)), copy.deepcopy(module)
     assert {type(layer) for layer in local.module.children()} == {nn.Linear, nn.ReLU}
     ours, plain = (torch.optim.SGD(found.parameters(), lr=0.5, momentum=0.9) for found in (local.module, expected))
     for _ in range(3):
@@ -85,9 +103,9 @@ def test_a_plain_module_is_trained_as_torch_trains_it() -> None:
 
 
 def test_a_plain_module_is_not_divided() -> None:
-    job = Job(mlp(3, 4, 2), "units", 2, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    plain = Job(mlp(3, 4, 2), "units", 2, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="devices is 2, but must be 1 for a plain module"):
-        job_shard(job, Peers(0, 2))
+        job_shard(plain, Peers(0, 2))
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -34,13 +36,22 @@ NAMED = ("model", "data")
 
 @dataclass(frozen=True)
 class Case:
+    """What ranks train. They make it for themselves of its sketch, which alone is sent."""
+
+    sketch: Sketch
     network: Network
     parts: Mapping[str, IntArray]
     inputs: Tensor
     targets: Tensor
-    optimizer: optim.Name
-    strategies: tuple[StrategyName, ...] = NAMED
+    strategies: tuple[StrategyName, ...]
+    optimizer: optim.Name = "sgd"
     overlap: bool = False
+
+
+class Sketch(Protocol):
+    """What a case is made of: the same in every process."""
+
+    def case(self) -> Case: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Outcome:
     state: dict[str, dict[str, Tensor]]
     handed: dict[str, int]  # bytes of this rank in one step
     stored: dict[str, int]  # values of every layer's weight
-    samples: slice  # of which this rank has the logits
+    samples: tuple[int, int]  # of which this rank has the logits
     logits: Tensor  # after the last step, in evaluation mode
     inferring: int  # halo bytes that inference hands in on this rank
 
@@ -184,49 +195,73 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def make_case(
-    name: str,
-    ranks: int,
-    dtype: torch.dtype,
-    optimizer: optim.Name,
-    density: float,
-    strategies: Sequence[StrategyName] = NAMED,
-    compressed: bool = False,
-    batch: int = 11,
-    empty: int | None = None,
-) -> Case:
+@dataclass(frozen=True)
+class Drawn:
     """Random connections, random uneven parts, of which one may be ``empty``; in the first hidden space part 0 reads only its own units.
 
     A strategy is a name, or the initials of the layouts of the hidden spaces, in their order.
     """
-    torch.manual_seed(1)
-    rng = np.random.default_rng(3)
-    build, shape = NETWORKS[name]
-    network = Network(build().to(dtype), torch.zeros(1, *shape, dtype=dtype))
-    topology = network.topology
-    parts = {
-        space.name: rng.permutation(np.r_[np.arange(ranks), rng.integers(0, ranks, max(space.units - ranks, 0))])[: space.units]
-        for space in topology.hidden
-    }
-    if empty is not None:
+
+    name: str
+    ranks: int
+    double: bool
+    optimizer: optim.Name
+    density: float
+    strategies: tuple[str, ...] = NAMED
+    compressed: bool = False
+    batch: int = 11
+    empty: int | None = None
+    overlap: bool = False
+
+    def case(self) -> Case:
+        dtype = torch.float64 if self.double else torch.float32
+        torch.manual_seed(1)
+        rng = np.random.default_rng(3)
+        build, shape = NETWORKS[self.name]
+        network = Network(build().to(dtype), torch.zeros(1, *shape, dtype=dtype))
+        parts = self._parts(network.topology, rng)
+        network.set_connections(self._connections(network.topology, parts, rng))
+        if self.compressed:
+            network.use_kernels(always_csr, self.batch)
+        generator = torch.Generator().manual_seed(2)
+        inputs = torch.randn(self.batch, *shape, generator=generator).to(dtype)
+        targets = torch.randint(0, 4, (self.batch,), generator=generator)
+        strategies = tuple(spelt_out(network, strategy) for strategy in self.strategies)
+        return Case(self, network, parts, inputs, targets, strategies, self.optimizer, self.overlap)
+
+    def _parts(self, topology: Topology, rng: np.random.Generator) -> dict[str, IntArray]:
+        ranks, empty = self.ranks, self.empty
         parts = {
+            space.name: rng.permutation(np.r_[np.arange(ranks), rng.integers(0, ranks, max(space.units - ranks, 0))])[: space.units]
+            for space in topology.hidden
+        }
+        if empty is None:
+            return parts
+        return {
             space: np.where(part == empty, (part + 1) % ranks, part) if n % 2 == 0 else part
             for n, (space, part) in enumerate(parts.items())
         }
-    index = {}
-    for layer in topology.layers:
-        keep = np.sort(rng.permutation(layer.possible)[: round(density * layer.possible)])
-        if layer.reads[0].space == topology.hidden[0].name and layer.target_space in parts and len(layer.source) == 1:
-            _, sources, targets = topology.connected_units(layer, keep)
-            keep = keep[(parts[layer.target_space][targets] != 0) | (parts[layer.source[0].space][sources] == 0)]
-        index[layer.layer] = keep if density < 1 else None
-    network.set_connections(index)
-    if compressed:
-        network.use_kernels(always_csr, batch)
-    generator = torch.Generator().manual_seed(2)
-    inputs = torch.randn(batch, *shape, generator=generator).to(dtype)
-    targets_ = torch.randint(0, 4, (batch,), generator=generator)
-    return Case(network, parts, inputs, targets_, optimizer, tuple(spelt_out(network, strategy) for strategy in strategies))
+
+    def _connections(self, topology: Topology, parts: Mapping[str, IntArray], rng: np.random.Generator) -> dict[str, IntArray | None]:
+        index: dict[str, IntArray | None] = {}
+        for layer in topology.layers:
+            keep = np.sort(rng.permutation(layer.possible)[: round(self.density * layer.possible)])
+            if layer.reads[0].space == topology.hidden[0].name and layer.target_space in parts and len(layer.source) == 1:
+                _, sources, targets = topology.connected_units(layer, keep)
+                keep = keep[(parts[layer.target_space][targets] != 0) | (parts[layer.source[0].space][sources] == 0)]
+            index[layer.layer] = keep if self.density < 1 else None
+        return index
+
+
+@cache
+def made(sketch: Sketch) -> Case:
+    """Once in every process."""
+    return sketch.case()
+
+
+def make_case(*settings: Any, **others: Any) -> Case:
+    """The case of a `Drawn`."""
+    return made(Drawn(*settings, **others))
 
 
 def spelt_out(network: Network, strategy: StrategyName) -> StrategyName:
@@ -267,7 +302,8 @@ def train(peers: Peers, case: Case, strategy: StrategyName, steps: int, device: 
     state = {name: {key: value.cpu() for key, value in found.items()} for name, found in local.gather_state(optimizer).items()}
     peers.forget()
     logits = local.infer(inputs).cpu()
-    found = (local.own_samples(len(targets)), logits, peers.halo_bytes)
+    own = local.own_samples(len(targets))
+    found = ((own.start, own.stop), logits, peers.halo_bytes)
     return Outcome(losses, _on_cpu(gradients), _on_cpu(weights), state, handed, stored, *found)
 
 
@@ -279,8 +315,10 @@ def always_csr(case: object) -> str:
     return "csr"
 
 
-def train_all(rank: Rank, cases: list[tuple[Case, StrategyName, int]]) -> list[Outcome]:
-    return [train(Peers(rank.number, rank.count), case, strategy, steps, rank.device) for case, strategy, steps in cases]
+def train_all(rank: Rank, plan: list[tuple[Sketch, int, int]]) -> list[Outcome]:
+    """Every sketch under one of its strategies, for so many steps."""
+    peers = Peers(rank.number, rank.count)
+    return [train(peers, made(sketch), made(sketch).strategies[number], steps, rank.device) for sketch, number, steps in plan]
 
 
 def handed_bytes(case: Case, layouts: Strategy, ranks: int, stored: Mapping[str, int]) -> dict[str, int]:
@@ -328,10 +366,11 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 def check(ranks: int, cases: list[Case], kind: Kind = "cpu") -> None:
-    plan = [(case, strategy, STEPS if isinstance(strategy, str) else FEW) for case in cases for strategy in case.strategies]
-    outcomes = run_ranks(train_all, plan, ranks=ranks, kind=kind)
+    plan = [(case, place, STEPS if isinstance(strategy, str) else FEW) for case in cases for place, strategy in enumerate(case.strategies)]
+    outcomes = run_ranks(train_all, [(case.sketch, place, steps) for case, place, steps in plan], ranks=ranks, kind=kind)
     references: dict[tuple[int, int], Outcome] = {}
-    for number, (case, strategy, steps) in enumerate(plan):
+    for number, (case, place, steps) in enumerate(plan):
+        strategy = case.strategies[place]
         if (id(case), steps) not in references:
             references[id(case), steps] = train(Peers(0, 1), case, "single", steps)
         expected = references[id(case), steps]
@@ -354,13 +393,13 @@ def check_outcome(found: Outcome, expected: Outcome, dtype: torch.dtype, what: s
         for name in mine:
             assert difference(mine[name], theirs[name]) < 1, f"{what}, {name}"
     if found.logits.numel():
-        assert difference(found.logits, expected.logits[found.samples]) < 1, f"{what}, logits"
+        assert difference(found.logits, expected.logits[slice(*found.samples)]) < 1, f"{what}, logits"
     assert found.state.keys() == expected.state.keys()
     for name, state in expected.state.items():
         assert all(difference(found.state[name][key], value) < 1 for key, value in state.items()), f"{what}, state of {name}"
 
 
-DOUBLE, SINGLE = torch.float64, torch.float32
+DOUBLE, SINGLE = True, False
 
 
 def two_rank_cases() -> list[Case]:
@@ -389,9 +428,11 @@ def two_rank_cases() -> list[Case]:
 
 def overlapping_cases() -> list[Case]:
     """Layers compute while their halo is under way."""
-    cases = [make_case("lenet", 2, DOUBLE, "sgd", 0.6, ("model", "ubu")), make_case("wide", 2, DOUBLE, "sgd", 0.5, ("uu",))]
-    cases += [make_case("mlp", 2, DOUBLE, "sgd", 0.5, ("uuu",), empty=empty) for empty in (None, 1)]
-    return [replace(case, overlap=True) for case in cases]
+    return [
+        make_case("lenet", 2, DOUBLE, "sgd", 0.6, ("model", "ubu"), overlap=True),
+        make_case("wide", 2, DOUBLE, "sgd", 0.5, ("uu",), overlap=True),
+        *(make_case("mlp", 2, DOUBLE, "sgd", 0.5, ("uuu",), empty=empty, overlap=True) for empty in (None, 1)),
+    ]
 
 
 def test_two_ranks_train_as_one_process_does() -> None:
@@ -402,8 +443,8 @@ def test_two_ranks_train_as_one_process_does() -> None:
 @pytest.mark.parametrize("overlap", [False, True])
 def test_ranks_on_gpus_train_as_one_process_does(overlap: bool) -> None:
     """With one GPU the ranks share it and talk through gloo, with more they talk through NCCL."""
-    cases = [make_case(name, 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt")) for name in ("lenet", "residual", "dropping", "normed")]
-    check(2, [replace(case, overlap=overlap) for case in cases], kind="cuda")
+    names = ("lenet", "residual", "dropping", "normed")
+    check(2, [make_case(name, 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt"), overlap=overlap) for name in names], kind="cuda")
 
 
 def test_every_transition_takes_place() -> None:
@@ -449,23 +490,36 @@ def test_a_unit_that_is_read_before_and_after_an_addition_is_sent_twice() -> Non
     assert crossing_units(work, partition, residual) == 9
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """A start network with random connections and parts, under some layouts that it can have."""
+
+    name: str
+    seed: int
+    ranks: int
+
+    def case(self) -> Case:
+        rng = np.random.default_rng((self.seed, list(STARTS).index(self.name)))
+        sample = STARTS[self.name]
+        network = sample.network(self.seed)
+        work = Workload.of_network(network)
+        index = {layer.layer: np.sort(rng.permutation(layer.possible)[: -(-7 * layer.possible // 10)]) for layer in network.topology.layers}
+        network.set_connections(index)
+        parts = {space.name: rng.integers(0, self.ranks, space.units) for space in network.topology.hidden}
+        batch = int(rng.integers(2, 9))
+        targets = torch.randint(3, (batch,), generator=torch.Generator().manual_seed(self.seed))
+        mixes = tuple(random_layouts(work, rng) for _ in range(4))
+        return Case(self, network, parts, sample.inputs(self.seed, batch), targets, mixes)
+
+
+STARTS = {**SAMPLES, **START_NETWORKS}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_layouts_of_any_start_network_train_as_one_process_does(ranks: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    cases = []
-    for sample in (*SAMPLES.values(), *START_NETWORKS.values()):
-        network = sample.network(seed)
-        work = Workload.of_network(network)
-        index = {layer.layer: np.sort(rng.permutation(layer.possible)[: -(-7 * layer.possible // 10)]) for layer in network.topology.layers}
-        network.set_connections(index)
-        parts = {space.name: rng.integers(0, ranks, space.units) for space in network.topology.hidden}
-        batch = int(rng.integers(2, 9))
-        targets = torch.randint(3, (batch,), generator=torch.Generator().manual_seed(seed))
-        mixes = tuple(random_layouts(work, rng) for _ in range(4))
-        cases.append(Case(network, parts, sample.inputs(seed, batch), targets, "sgd", mixes))
-    check(ranks, cases)
+    check(ranks, [made(Mixed(name, seed, ranks)) for name in STARTS])
 
 
 def random_layouts(work: Workload, rng: np.random.Generator) -> Strategy:
@@ -483,7 +537,7 @@ def random_layouts(work: Workload, rng: np.random.Generator) -> Strategy:
 
 
 def test_one_process_trains_the_shard_as_the_network() -> None:
-    case = make_case("lenet", 2, torch.float64, "sgd", 0.6)
+    case = make_case("lenet", 2, DOUBLE, "sgd", 0.6)
     found = train(Peers(0, 1), case, "single", STEPS)
     network = case.network
     optimizer = optim.make("sgd", network.parameters(), 0.05, weight_decay=1e-3)

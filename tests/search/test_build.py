@@ -1,6 +1,5 @@
 """From recipes to trainings: what a seed starts from, and where its schedule leads."""
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def test_a_profile_of_fewer_devices_than_the_recipe_asks_for_is_refused(base: Re
         build.session(build.material(recipe), preset("pcie-2"), History())
 
 
-def test_new_units_come_where_they_cost_least_and_the_network_can_still_be_sent_to_another_process(base: Recipe) -> None:
+def test_new_units_come_where_they_cost_least(base: Recipe) -> None:
     recipe = replace(base, initial="erk", devices=2, strategy="units", partitioner="contiguous", imbalance=0.5)
     network = build.session(build.material(recipe), None, History()).network
     network.add_units("fc2", 1, torch.Generator().manual_seed(0), 5, 2)
@@ -108,7 +107,6 @@ def test_new_units_come_where_they_cost_least_and_the_network_can_still_be_sent_
     work, parts = Workload.of(network.topology), network.parts
     other = {**parts, "fc2": np.concatenate([parts["fc2"][:-1], 1 - parts["fc2"][-1:]])}
     assert communication_volume(work, Partition(parts, 2)) <= communication_volume(work, Partition(other, 2))
-    assert pickle.loads(pickle.dumps(build.Placing(2, 0.05, None)))(network.topology, parts).keys() == parts.keys()
 
 
 def test_an_interval_that_leaves_no_update_is_named(base: Recipe) -> None:

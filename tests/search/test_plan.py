@@ -1,11 +1,14 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import int64, nn
 
+from hardware.execute.parcel import pack, unpack
+from hardware.presets import preset
 from hardware.simulate import Span, Task, schedule
 from search import planning
 from search.cli.plan import plan
@@ -63,6 +66,21 @@ def test_a_plan_for_a_machine_elsewhere_is_simulated(tmp_path: Path, capsys: pyt
     assert found["predicted_s"] == min(candidate["predicted_s"] for candidate in found["candidates"])
     assert len(found["link_bytes"]) == len(found["device_memory_bytes"]) == found["devices"]
     assert picture.stat().st_size > 1e6  # plotly itself is inside
+
+
+@pytest.mark.slow
+def test_candidates_are_timed_on_networks_that_the_ranks_draw_themselves() -> None:
+    profile = preset("pcie-2")
+    subject = planning.subject(planning.Drawn("lenet-300-100", initial="erk", density=0.1, least_units=2), 32)
+    candidates = planning.planned(subject, profile, 2, 0.0, print).candidates
+    assert {candidate.devices for candidate in candidates} == {1, 2}
+    here = replace(profile, devices=tuple(replace(device, kind="cpu") for device in profile.devices))
+    seconds = planning._clock(subject, here, 1.0, candidates)
+    assert len(seconds) == len(candidates)
+    assert all(0 < step_s < 10 for step_s in seconds)
+    again = planning.timed_job(unpack(pack(planning.Timed.of(subject, candidates[0])))).network
+    assert again.topology.connections == subject.network.topology.connections
+    assert all(torch.equal(tensor, subject.network.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
 def test_a_plan_is_shown_with_the_named_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
