@@ -28,7 +28,7 @@ from hardware.tables import FloatArray, KernelTable, SizeTable
 if TYPE_CHECKING:
     from grow.kernels import KernelCase
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 Progress: TypeAlias = Callable[[str], None]
 Collective: TypeAlias = Literal["exchange", "sum", "gather"]
 """What ranks do together: every one hands the others equal shares of its bytes (all-to-all), all add up a tensor (all-reduce), all

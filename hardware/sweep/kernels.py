@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from grow.axes import IntArray
@@ -132,7 +133,7 @@ class Bench:
 
     def linear_step(self, kernel: str, rows: int, columns: int, batch: int, density: float, *, input_gradient: bool = True) -> Step:
         """One linear layer with its activation, through autograd and SGD with momentum; at density 1 without a mask."""
-        layer = SparseLinear(torch.randn(rows, columns, dtype=self.dtype) * 0.01, torch.zeros(rows, dtype=self.dtype))
+        layer = SparseLinear(*self._parameters(rows, columns))
         _thin_out(layer, kernel, density)
         x = torch.randn(batch, columns, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
         return _step(layer.to(self.device), x)
@@ -156,15 +157,19 @@ class Bench:
         """
         width, channels = isqrt(taps), columns // taps
         border = width // 2 if padded else 0
-        weight = torch.randn(rows, channels, width, width, dtype=self.dtype) * 0.01
-        layer = SparseConv2d(weight, torch.zeros(rows, dtype=self.dtype), (1, 1), (border, border), (1, 1))
+        layer = SparseConv2d(*self._parameters(rows, channels, width, width), (1, 1), (border, border), (1, 1))
         _thin_out(layer, kernel, density)
         read = side + width - 1 - 2 * border
         x = torch.randn(batch // side**2, channels, read, read, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
         return _step(layer.to(self.device), x)
 
+    def _parameters(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """Weight and bias to be trained: a layer takes over whether they are."""
+        weight, bias = torch.randn(shape, dtype=self.dtype) * 0.01, torch.zeros(shape[0], dtype=self.dtype)
+        return nn.Parameter(weight), nn.Parameter(bias)
 
-def _step(layer: torch.nn.Module, x: torch.Tensor) -> Step:
+
+def _step(layer: nn.Module, x: torch.Tensor) -> Step:
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
     upstream = torch.ones_like(layer(x).detach())
 
@@ -198,4 +203,4 @@ def _thin_out(layer: SparseLayer, kernel: str, density: float) -> None:
         values = weights[kept]
     else:
         values = torch.zeros_like(weights).index_copy(0, kept, weights[kept]).view_as(layer.weight)
-    layer.restructure(layer.weight_shape, index, kernel, torch.nn.Parameter(values))
+    layer.restructure(layer.weight_shape, index, kernel, nn.Parameter(values))

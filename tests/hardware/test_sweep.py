@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from grow.layers import SparseConv2d
+from grow.layers import SparseConv2d, SparseLinear
 from hardware.devices import discover
 from hardware.execute.ranks import run_ranks
 from hardware.operators import KINDS
@@ -53,6 +53,17 @@ def test_a_measured_table_has_every_kernel_at_every_point() -> None:
     assert all(np.isfinite(found.seconds(kernel, 20, 20, density, 20)) for kernel, density in product(kernels, (0.2, 1.0)))
     assert 0 < bench.overhead() < 0.1
     assert all(0 < share <= 1 for share in bench.without_input_gradient().values())
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+@pytest.mark.parametrize(("kernel", "density"), [("dense", 1.0), ("dense", 0.3), ("csr", 0.3)])
+def test_a_measured_step_trains_weight_and_bias(monkeypatch: pytest.MonkeyPatch, kernel: str, density: float, convolution: bool) -> None:
+    seen: list[SparseLinear | SparseConv2d] = []
+    make = sweep_kernels._step
+    monkeypatch.setattr(sweep_kernels, "_step", lambda layer, x: (seen.append(layer), make(layer, x))[1])
+    bench = Bench(CPU, torch.float32, SMALL)
+    (bench.conv_step if convolution else bench.linear_step)(kernel, 8, 25, 64, density)()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in (seen[0].weight, seen[0].bias))
 
 
 def test_kernels_of_constant_fan_in_are_measured_on_rows_of_equal_length() -> None:
