@@ -300,7 +300,7 @@ class Profile:
         return found
 
     def seconds(self, kernel: str, rows: int, columns: int, density: float, batch: int, devices: int = 1) -> float:
-        """Time of a layer step while ``devices`` compute, interpolated in logarithms and continued by the nearest slopes.
+        """Time of a layer step while ``devices`` compute, interpolated and continued by the nearest slopes.
 
         0 where there is nothing to do. A dense kernel that lacks connections has a mask to apply.
         """

@@ -1,4 +1,4 @@
-"""Measured times between the points at which they were measured: powers of every quantity, that is lines in logarithms."""
+"""Measured times between the points at which they were measured."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class Row(Protocol):
 
 
 class KernelTable:
-    """Seconds over rows, columns and batch, and over the density where it varies.
+    """Seconds over rows, columns and batch, and over the density where it varies: multilinear between the measured points.
 
-    Continued by the nearest slopes, but beyond the largest size at least in proportion: constants fade, and larger tensors leave the
-    caches. A higher density does not change what one product starts with.
+    A step costs something to begin with, something a row, a column, a sample and a connection, which are lines in every quantity;
+    powers between points as far apart as these would lie above them. Continued by the nearest slopes, but below the smallest
+    point never at less than in proportion.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -43,21 +44,19 @@ class KernelTable:
         self.axes = axes if len(axes[3]) > 1 else axes[:3]
         values = np.full([len(axis) for axis in self.axes], np.nan)
         for row, point in zip(rows, points, strict=True):
-            values[tuple(int(np.searchsorted(axis, x)) for axis, x in zip(self.axes, point, strict=False))] = np.log(row.seconds)
+            values[tuple(int(np.searchsorted(axis, x)) for axis, x in zip(self.axes, point, strict=False))] = row.seconds
         if np.isnan(values).any():
             raise ValueError(
                 f"kernel {rows[0].kernel!r} of the profile has gaps, but must be measured at every point of its grid; run `grow profile`"
             )
-        logarithms = [np.log(axis) for axis in self.axes]
-        self._log_seconds = RegularGridInterpolator(logarithms, values, bounds_error=False, fill_value=None)
+        self._seconds = RegularGridInterpolator([axis.astype(float) for axis in self.axes], values, bounds_error=False, fill_value=None)
 
     def seconds(self, rows: float, columns: float, batch: float, density: float) -> float:
         """Time at a point; all quantities positive."""
         point = np.array([rows, columns, batch, density])[: len(self.axes)]
-        within = point.copy()
-        within[:3] = np.minimum(point[:3], [axis[-1] for axis in self.axes[:3]])
-        continued, measured = self._log_seconds(np.log([point, within]))
-        return float(np.exp(max(continued, measured + np.log(point / within).sum())))
+        within = np.clip(point, [axis[0] for axis in self.axes], [axis[-1] for axis in self.axes])
+        continued, measured = self._seconds([point, within])
+        return float(max(continued, measured * np.minimum(point / within, 1).prod()))
 
 
 class SizeTable:

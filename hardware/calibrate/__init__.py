@@ -31,7 +31,7 @@ TOGETHER = 10
 """Cases that are timed in turns: more would need more memory, and be further apart in time."""
 STIFFNESS = 0.05
 """How much a coefficient of e costs, in squared logarithmic errors a case: what the cases do not tell stays 1."""
-LIMITS = (0.5, 4.0)
+LIMITS = (0.2, 4.0)
 CALL_LIMITS = (0.0, 2e-3)
 CALL_SCALE_S = 1e-3
 

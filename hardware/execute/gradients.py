@@ -12,7 +12,10 @@ from hardware.transitions import DIRECT_BYTES
 
 
 class GradientSum:
-    """Sums gradients over the ranks while the backward pass still runs: large ones as they are, small ones together at its end."""
+    """Sums gradients over the ranks: large ones as they are, as soon as they are there, small ones together at the end.
+
+    The backward pass goes on meanwhile, unless it has one core, which it would share with the thread that sends.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], peers: Peers) -> None:
         self.peers = peers
@@ -26,6 +29,9 @@ class GradientSum:
         gradient = parameter.grad
         assert gradient is not None
         parameter.grad = gradient = gradient.contiguous()
+        if gradient.device.type == "cpu" and torch.get_num_threads() == 1:
+            self.peers.add_up(gradient)
+            return
         self.peers.sum_bytes += gradient.numel() * gradient.element_size()
         work = distributed.all_reduce(gradient, group=self.peers.group, async_op=True)
         assert work is not None

@@ -27,13 +27,14 @@ from hardware.profile import (
     machine,
     touched_bytes,
 )
+from hardware.tables import KernelTable
 
 LAYER_S, FLOP_S, CSR_FLOP_S, OVERHEAD_S = 1e-5, 1e-10, 1e-9, 1e-4
 LATENCY_S, BANDWIDTH = 2e-5, 1e9
 
 
 def made_up_profile(ranks: int = 4) -> Profile:
-    """Powers of every quantity, so that interpolation meets them everywhere: dense 1e-10 s, csr 1e-9 s per product; 20 us + 1 GB/s."""
+    """Products of the quantities, so that interpolation meets them everywhere: dense 1e-10 s, csr 1e-9 s per product; 20 us + 1 GB/s."""
     grid = list(product((16, 256), (16, 256), (64, 256)))
     dense = [KernelTime(name, r, c, b, 1.0, FLOP_S * r * c * b) for r, c, b in grid for name in ("dense", "conv dense")]
     csr = [
@@ -56,10 +57,28 @@ def made_up_profile(ranks: int = 4) -> Profile:
 
 
 @pytest.mark.parametrize("case", [(16, 16, 64), (100, 30, 200), (2, 1000, 10)])
-def test_power_laws_are_met_between_and_beyond_the_measured_points(case: tuple[int, int, int]) -> None:
+def test_products_are_met_between_and_beyond_the_measured_points(case: tuple[int, int, int]) -> None:
     rows, columns, batch = case
     assert made_up_profile().seconds("dense", rows, columns, 1.0, batch) == pytest.approx(FLOP_S * rows * columns * batch)
     assert made_up_profile().seconds("csr", rows, columns, 0.6, batch) == pytest.approx(CSR_FLOP_S * rows * columns * batch * 0.6)
+
+
+@pytest.mark.parametrize("point", [(16, 512, 32), (100, 90, 50), (700, 2000, 300), (3000, 64, 1000)])
+def test_a_start_and_costs_of_rows_columns_samples_and_products_are_met_between_and_beyond_the_measured_points(
+    point: tuple[int, int, int],
+) -> None:
+    def seconds(rows: int, columns: int, batch: int) -> float:
+        return 1e-4 + 1e-8 * rows + 2e-8 * columns * batch + 1e-10 * rows * columns * batch
+
+    table = KernelTable([KernelTime("dense", *at, 1.0, seconds(*at)) for at in product((16, 256, 2048), (64, 512), (32, 512))])
+    assert table.seconds(*point, 1.0) == pytest.approx(seconds(*point))
+
+
+def test_below_the_smallest_point_no_time_is_less_than_in_proportion() -> None:
+    steep = [KernelTime("dense", rows, 64, batch, 1.0, rows**2 * 1e-6) for rows, batch in product((16, 32), (16, 32))]
+    table = KernelTable([*steep, *(replace(row, columns=128) for row in steep)])
+    assert table.seconds(24, 64, 16, 1.0) == pytest.approx((16**2 + 32**2) / 2 * 1e-6)
+    assert table.seconds(4, 64, 16, 1.0) == pytest.approx(16**2 / 4 * 1e-6)  # the slope would reach 0 at 11 rows
 
 
 def with_convolutions() -> Profile:
