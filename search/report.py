@@ -177,6 +177,13 @@ def _row(trial: TrialDocument, dense: float | None, member: bool) -> Sequence[st
         _planned(trial),
         rate(measured),
         f"{measured / dense:.2f}x" if measured and dense else "-",
+        *structure_cells(trial),
+    )
+
+
+def structure_cells(trial: TrialDocument) -> tuple[str, ...]:
+    """What a trial's network is: density, connections, devices used, strategy, crossing units, communication volume."""
+    return (
         percent(trial["density"]),
         "-" if trial["connections"] is None else f"{trial['connections']:,}",
         str(trial["devices_used"]),

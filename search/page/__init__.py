@@ -15,7 +15,7 @@ from search.options import Options, RunRecord
 from search.page import charts
 from search.page.markup import Rows, details, figure, paragraph, section, table, text
 from search.page.trial import TIMES, short, speedup, trial_part
-from search.report import devices_in_words, percent, rate
+from search.report import devices_in_words, percent, rate, structure_cells
 from search.results import RunDocument, TrialDocument, fastest
 from search.storage import read_trials
 
@@ -165,12 +165,7 @@ def _trial_rows(found: RunDocument, trials: Sequence[TrialDocument]) -> Rows:
             percent(trial["accuracy"]),
             percent(trial["test_accuracy"]),
             *(rate(throughput(trial, word)) for word in words),
-            percent(trial["density"]),
-            "-" if trial["connections"] is None else f"{trial['connections']:,}",
-            str(trial["devices_used"]),
-            trial["strategy"],
-            f"{trial['crossing_units']:,}",
-            f"{trial['communication_volume']:,}",
+            *structure_cells(trial),
         )
         for trial in trials
     ]

@@ -43,8 +43,8 @@ from grow.train import Session, evaluate, train
 from hardware.partition import Partition, communication_volume, crossing_share, crossing_units, remote_readers
 from hardware.workload import Workload
 from search import build
-from search.definition import StudyReference
 from search.recipe import Recipe
+from tests.benchmarks.recipes import recipe_of
 
 STUDY = "mnist"
 UPDATES = 20
@@ -148,14 +148,10 @@ def divide(network: Network, parts: int) -> None:
 
 def recipe(arguments: argparse.Namespace, parts: int, seed: int) -> Recipe:
     """What the training has in common with that of the dense start network."""
-    source = StudyReference(STUDY).load().data(arguments.data_dir)
-    return Recipe(
-        study=STUDY,
-        network=arguments.network,
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=0,
-        role="search",
+    return recipe_of(
+        STUDY,
+        arguments.network,
+        arguments.data_dir,
         seed=seed,
         growth="gradient",
         pruning="magnitude",

@@ -42,6 +42,7 @@ from hardware.partition import Partition, communication_volume, crossing_share
 from hardware.workload import Workload
 from search.definition import StudyReference
 from tests.benchmarks.panels import Panel, picture
+from tests.benchmarks.rows import Case, row
 
 PARTS, HIDDEN, PIXELS, CLASSES = 2, 3, 28 * 28, 10
 BATCH, RATE, MOMENTUM, WARM_UP = 128, 0.1, 0.9, 0.05
@@ -142,15 +143,14 @@ def outcome(setting: Setting, data_dir: Path | None) -> dict[str, Any]:
     }
 
 
-def rows(table: pd.DataFrame, case: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(table: pd.DataFrame, case: Case) -> list[dict[str, object]]:
     """The benchmark's rows: the error of halves that never talk against that with each share, seed by seed."""
     alone, found = table[table.share == 0].set_index("seed"), []
     for share, group in table[table.share > 0].groupby("share"):
         mine = group.set_index("seed")
         ratios, points = (100 - alone.accuracy) / (100 - mine.accuracy).clip(lower=0.01), mine.accuracy - alone.accuracy
         extra = {"crossing": share / 100, "accuracy": float(mine.accuracy.mean()), "accuracy_difference": float(points.mean())}
-        ratio = {"ratio": float(ratios.median()), "ratio_min": float(ratios.min()), "ratio_max": float(ratios.max())}
-        found.append({"benchmark": "crossing_value", "case": {**case, **extra}, "against": "error without crossing units", **ratio})
+        found.append(row("crossing_value", {**case, **extra}, "error without crossing units", ratios.tolist()))
     return found
 
 

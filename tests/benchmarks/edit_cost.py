@@ -23,8 +23,8 @@ import torch
 from grow import train
 from grow.history import History
 from search import build
-from search.definition import StudyReference
 from search.recipe import Recipe
+from tests.benchmarks.recipes import recipe_of
 from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 P = ParamSpec("P")
@@ -52,14 +52,10 @@ class Clock:
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
     """The training that is timed; updates go on to its end."""
-    source = StudyReference("mnist").load().data(arguments.data_dir)
-    return Recipe(
-        study="mnist",
-        network=arguments.network,
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=0,
-        role="search",
+    return recipe_of(
+        "mnist",
+        arguments.network,
+        arguments.data_dir,
         density=0.05,
         update_interval=arguments.update_interval,
         updates_end=1.0,

@@ -26,23 +26,19 @@ from hardware.partition import Partition, communication_volume, crossing_units
 from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
-from search.definition import StudyReference
 from search.recipe import Recipe
+from tests.benchmarks.recipes import recipe_of
+from tests.benchmarks.rows import row
 
 STUDY = "mnist"
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
     """ERK at the given density on two parts; everything else as the study sets it."""
-    definition = StudyReference(STUDY).load()
-    source = definition.data(arguments.data_dir)
-    return Recipe(
-        study=STUDY,
-        network=arguments.network,
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=0,
-        role="search",
+    return recipe_of(
+        STUDY,
+        arguments.network,
+        arguments.data_dir,
         initial="erk",
         density=arguments.density,
         update_interval=arguments.steps // 20,
@@ -113,19 +109,12 @@ def main() -> None:
     ratios = off.communication_volume / on.communication_volume.clip(lower=1)
     loss = off.accuracy - on.accuracy
     case = {"network": arguments.network, "density": arguments.density, "price": arguments.price, "parts": 2, "steps": arguments.steps}
-    row = {
-        "benchmark": "price",
-        "case": {**case, "accuracy_loss_points": float(loss.mean())},
-        "against": "coefficient 0",
-        "ratio": float(ratios.median()),
-        "ratio_min": float(ratios.min()),
-        "ratio_max": float(ratios.max()),
-    }
+    found = row("price", {**case, "accuracy_loss_points": float(loss.mean())}, "coefficient 0", ratios.tolist())
     if arguments.json:
-        sys.stdout.write(json.dumps([row]) + "\n")
+        sys.stdout.write(json.dumps([found]) + "\n")
         return
     sys.stdout.write(frame.to_string(index=False) + "\n")
-    sys.stdout.write(f"communication volume is {row['ratio']:.1f} times smaller ({row['ratio_min']:.1f} to {row['ratio_max']:.1f}), ")
+    sys.stdout.write(f"communication volume is {found['ratio']:.1f} times smaller ({found['ratio_min']:.1f} to {found['ratio_max']:.1f}), ")
     sys.stdout.write(f"accuracy {-loss.mean():+.2f} points ({-loss.max():+.2f} to {-loss.min():+.2f})\n")
     sys.stdout.write(
         f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {base.data_sha256[:12]}\n"

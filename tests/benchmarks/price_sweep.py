@@ -43,6 +43,7 @@ from search import build
 from search.recipe import Recipe
 from tests.benchmarks import price
 from tests.benchmarks.panels import Panel, picture
+from tests.benchmarks.rows import Case, row
 
 PANELS = (
     Panel("accuracy", "validation accuracy %", zero=False),
@@ -112,7 +113,7 @@ def timed(table: pd.DataFrame, recipes: Sequence[Recipe], kept: Path, profile: P
     return table.assign(samples_per_s=rates, speed=[rate / dense.samples_per_s for rate in rates], word="measured")
 
 
-def rows(table: pd.DataFrame, case: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(table: pd.DataFrame, case: Case) -> list[dict[str, object]]:
     """The benchmark's rows: throughput with each price against price 0, seed by seed."""
     free = table[table.price == 0].set_index("seed")
     found = []
@@ -121,8 +122,7 @@ def rows(table: pd.DataFrame, case: dict[str, Any]) -> list[dict[str, Any]]:
         ratios, points = mine.samples_per_s / free.samples_per_s, mine.accuracy - free.accuracy
         volumes = free.communication_volume / mine.communication_volume.clip(lower=1)
         extra = {"price": value, "accuracy_difference": float(points.mean()), "volume_ratio": float(volumes.median())}
-        ratio = {"ratio": float(ratios.median()), "ratio_min": float(ratios.min()), "ratio_max": float(ratios.max())}
-        found.append({"benchmark": "price_sweep", "case": {**case, **extra}, "against": "price 0", **ratio})
+        found.append(row("price_sweep", {**case, **extra}, "price 0", ratios.tolist()))
     return found
 
 

@@ -38,8 +38,8 @@ from grow.session import Session
 from grow.train import evaluate, train
 from search import build
 from search.build import Material
-from search.definition import StudyReference
 from search.recipe import Recipe
+from tests.benchmarks.recipes import recipe_of
 
 STUDY, NETWORK = "mnist", "lenet-300-100"
 
@@ -59,14 +59,10 @@ class Found:
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
     """Gradual pruning by magnitude, without regrowth."""
-    source = StudyReference(STUDY).load().data(arguments.data_dir)
-    return Recipe(
-        study=STUDY,
-        network=NETWORK,
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=0,
-        role="search",
+    return recipe_of(
+        STUDY,
+        NETWORK,
+        arguments.data_dir,
         initial="dense",
         update_interval=max(1, arguments.steps // 20),
         drop_fraction=0.0,

@@ -33,8 +33,8 @@ from hardware.partition import Partition, communication_volume
 from hardware.partitioners import PARTITIONERS
 from hardware.workload import Workload
 from search import build
-from search.definition import StudyReference
 from search.recipe import Recipe
+from tests.benchmarks.recipes import recipe_of
 
 STUDY = "mnist"
 
@@ -48,15 +48,10 @@ def sides(weights: list[float]) -> dict[str, tuple[Criterion, float | None]]:
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
     """Dense to the given density, without regrowth; everything else as the study sets it."""
-    definition = StudyReference(STUDY).load()
-    source = definition.data(arguments.data_dir)
-    return Recipe(
-        study=STUDY,
-        network=arguments.network,
-        data_dir=None if source.folder is None else str(source.folder),
-        data_sha256=source.sha256,
-        number=0,
-        role="search",
+    return recipe_of(
+        STUDY,
+        arguments.network,
+        arguments.data_dir,
         initial="dense",
         density=arguments.density,
         update_interval=max(1, arguments.steps // 20),

@@ -41,6 +41,7 @@ from grow.layers import SparseLinear
 from hardware.cache import obtain
 from hardware.devices import discover
 from hardware.profile import Profile
+from tests.benchmarks import rows
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 SHAPES = ((1024, 128), (4096, 512))
@@ -121,12 +122,12 @@ def others(against: set[str], density: float) -> dict[str, Callable[[Tensor], nn
     return {name: make for name, make in known.items() if not against or name in against}
 
 
-def step_of(layer: nn.Module, units: int, batch: int) -> Step:
+def step_of(layer: nn.Module, units: int, batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Step:
     """A training step of a layer with so many inputs and outputs."""
     optimizer = torch.optim.SGD(layer.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, units, generator=generator).requires_grad_()
-    upstream = torch.randn(batch, units, generator=generator)
+    generator = torch.Generator(device).manual_seed(1)
+    x, upstream = (torch.randn(batch, units, generator=generator, device=device, dtype=dtype) for _ in range(2))
+    x.requires_grad_()
 
     def step() -> None:
         optimizer.zero_grad()
@@ -154,65 +155,38 @@ def seconds_of(step: Step, repeats: int) -> float:
     return (perf_counter() - begun) / repeats
 
 
-def rows(case: Case, against: set[str], profile: Profile, rounds: int) -> Iterator[dict[str, object]]:
+def compared(case: Case, against: set[str], profile: Profile, rounds: int) -> Iterator[dict[str, object]]:
     """One row of the result for everything that the case is compared with."""
     kernel = profile.kernel(KernelCase(case.units, case.units, case.density, case.batch, case.device, unfit=frozenset({"radix"})))
     weight = case.weight()
     layers = {"ours": ours(case, weight, kernel), **{name: make(weight) for name, make in others(against, case.density).items()}}
     seconds = in_turns({name: step_of(layer, case.units, case.batch) for name, layer in layers.items()}, rounds)
     for name in list(layers)[1:]:
-        ratios = seconds[name] / seconds["ours"]
-        yield {
-            "benchmark": "sparse_layer",
-            "case": asdict(case),
-            "against": name,
-            "ratio": median(seconds[name]) / median(seconds["ours"]),
-            "ratio_min": float(ratios.min()),
-            "ratio_max": float(ratios.max()),
-            "kernel": kernel,
-            "ours_ms": 1000 * median(seconds["ours"]),
-            "theirs_ms": 1000 * median(seconds[name]),
-        }
+        ours_s, theirs_s = median(seconds["ours"]), median(seconds[name])
+        ratios = (seconds[name] / seconds["ours"]).tolist()
+        measured = {"kernel": kernel, "ours_ms": 1000 * ours_s, "theirs_ms": 1000 * theirs_s}
+        yield {**rows.row("sparse_layer", asdict(case), name, ratios), "ratio": theirs_s / ours_s, **measured}
 
 
 def selected(only: list[str]) -> tuple[list[Case], set[str]]:
     """The cases that agree with every KEY=VALUE, and what to compare with (all, if none is named)."""
-    cases, against = list(CASES), set[str]()
-    for condition in only:
-        key, _, value = condition.partition("=")
-        if key == "against":
-            against.add(value)
-            continue
-        if key not in Case.__dataclass_fields__ or not value:
-            raise SystemExit(
-                f"--only is {condition!r}, but must be KEY=VALUE with a key of {', '.join(Case.__dataclass_fields__)}, against"
-            )
-        cases = [case for case in cases if str(getattr(case, key)) == value or _equal(getattr(case, key), value)]
-    if not cases:
-        raise SystemExit(f"--only is {' '.join(only)}, but must leave a case; densities are {', '.join(map(str, DENSITIES))}")
-    return cases, against
-
-
-def _equal(known: object, value: str) -> bool:
-    try:
-        return float(str(known)) == float(value)
-    except ValueError:
-        return False
+    against = {condition.removeprefix("against=") for condition in only if condition.startswith("against=")}
+    left = rows.selected(map(asdict, CASES), [condition for condition in only if not condition.startswith("against=")])
+    return [case for case in CASES if asdict(case) in left], against
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    rows.add_options(parser)
     arguments = parser.parse_args()
     cases, against = selected(arguments.only)
     torch.set_num_threads(1)
     profile = obtain(discover("cpu").devices, progress=lambda message: sys.stderr.write(f"{message}\n") and None)
     if not importlib.util.find_spec("sparseprop"):
         sys.stderr.write("sparseprop is not installed; the comparison with it is left out\n")
-    found = [row for case in cases for row in rows(case, against, profile, arguments.rounds)]
+    found = [each for case in cases for each in compared(case, against, profile, arguments.rounds)]
     if arguments.json:
         sys.stdout.write(json.dumps(found) + "\n")
         return

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from itertools import product
 from statistics import median
 
@@ -22,13 +21,13 @@ from torch import nn
 
 from grow.layers import SparseLinear
 from tests.benchmarks.rows import Case, add_options, row, selected, write
+from tests.benchmarks.sparse_layer import Step, step_of
 
 UNITS, BATCH = 8192, 4096
 CASES: list[Case] = [
     {"units": UNITS, "batch": BATCH, "density": density, "block": block, "dtype": dtype, "device": "cuda"}
     for dtype, block, density in product(("bf16", "tf32"), (32, 64), (0.05, 0.1))
 ]
-Step = Callable[[], object]
 
 
 def block_sparse(case: Case, dtype: torch.dtype) -> nn.Module:
@@ -42,21 +41,6 @@ def block_sparse(case: Case, dtype: torch.dtype) -> nn.Module:
     values = torch.randn(len(index)).to(dtype) / (float(case["density"]) * units) ** 0.5
     layer.restructure((units, units), index, f"block_{size}", nn.Parameter(values))
     return layer.cuda()
-
-
-def step_of(layer: nn.Module, case: Case, dtype: torch.dtype) -> Step:
-    """A training step."""
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-4, momentum=0.9)
-    x, upstream = (torch.randn(int(case["batch"]), int(case["units"]), device="cuda", dtype=dtype) for _ in range(2))
-    x.requires_grad_()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        x.grad = None
-        layer(x).backward(upstream)
-        optimizer.step()
-
-    return step
 
 
 def milliseconds(step: Step, repeats: int = 10) -> float:
@@ -75,7 +59,8 @@ def measured(case: Case, rounds: int) -> dict[str, object]:
     dtype = torch.bfloat16 if case["dtype"] == "bf16" else torch.float32
     torch.set_float32_matmul_precision("high")  # tf32
     layers = {"dense": nn.Linear(int(case["units"]), int(case["units"]), device="cuda", dtype=dtype), "ours": block_sparse(case, dtype)}
-    steps = {name: step_of(layer, case, dtype) for name, layer in layers.items()}
+    size = int(case["units"]), int(case["batch"])
+    steps = {name: step_of(layer, *size, "cuda", dtype) for name, layer in layers.items()}
     for step in steps.values():  # compiles and warms up
         milliseconds(step)
     times = [{name: milliseconds(step) for name, step in steps.items()} for _ in range(rounds)]
