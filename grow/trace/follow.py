@@ -74,18 +74,18 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
         raise TraceError("module is a compiled one, but must be the module itself; pass module._orig_mod")
     for path, child in module.named_modules():
         _check_alone(path, child)
+    tracer = _Tracer()
     try:
-        tracer = _Tracer()
         graph = tracer.trace(without_torch_attention(copy.deepcopy(module)))
-        traced = fx.GraphModule(tracer.root, graph, type(module).__name__)
-        _open_gates(traced)
     except AttentionError as error:
         raise TraceError(str(error)) from error
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a stranger's module is copied, and its forward called with what is no tensor: it may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TraceError(
             f"module is {type(module).__name__}, but must be traceable by torch.fx ({reason}); keep data-dependent branches out of forward"
         ) from error
+    traced = fx.GraphModule(tracer.root, graph, type(module).__name__)
+    _open_gates(traced)
     shared = [name for name, _ in traced.named_parameters(remove_duplicate=False)]
     for name, _ in traced.named_parameters():
         shared.remove(name)
@@ -126,13 +126,17 @@ def _check_alone(path: str, module: nn.Module) -> None:
         raise TraceError(f"module {path!r} has {found}, which its replacement would lose, but must have none; {remedy}")
 
 
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What operators raise on values that they cannot take."""
+
+
 class _Shapes(fx.Interpreter):
     """Notes the shape of every node that is a tensor. torch's own ShapeProp prints a traceback before it raises."""
 
     def run_node(self, n: fx.Node) -> object:
         try:
             result = super().run_node(n)
-        except Exception as error:
+        except _REFUSALS as error:
             raise TraceError(f"{where(n)} failed on it: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
         if isinstance(result, Tensor):
             n.meta["shape"], n.meta["floating"] = tuple(result.shape), result.is_floating_point()
@@ -150,7 +154,7 @@ def _propagate_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
         with torch.no_grad():
             meta = any(tensor.is_meta for tensor in graph_module.parameters())  # shapes alone, values come later
             _Shapes(graph_module).run(example.to("meta") if meta else example)
-    except Exception as error:
+    except TraceError as error:
         reason = str(error).splitlines()[0]
         raise TraceError(
             f"example has shape {tuple(example.shape)}, but must be an input of the module ({reason}); pass one sample (1, ...)"
