@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grow.axes import IntArray
 from grow.evidence import Evidence, LayerEvidence
-from grow.patterns import nth_smallest
+from grow.patterns import bounds
 
 Scores: TypeAlias = NDArray[np.float32]
 
@@ -150,7 +150,9 @@ def _high(scores: Scores, floor: float, most: int) -> IntArray:
         return np.flatnonzero(scores > floor)
     if not 0 < most < len(scores):
         return np.arange(len(scores))
-    return np.flatnonzero(scores >= nth_smallest(scores, len(scores) - most + 1))
+    low, _ = bounds(scores, len(scores) - most + 1)
+    found = np.flatnonzero(scores >= low)
+    return found if len(found) >= most else np.arange(len(scores))
 
 
 def _positions(rows: IntArray, local: IntArray, width: int) -> IntArray:

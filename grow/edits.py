@@ -33,7 +33,7 @@ from grow.unit_evidence import gather_units
 if TYPE_CHECKING:
     from grow.session import Session
 
-PROBE_SAMPLES = 128
+PROBE_SAMPLES = 64
 """Validation samples whose loss is noted before and after every edit."""
 
 BIRTH_DEGREES = (32, 4)

@@ -31,7 +31,7 @@ from grow.editing.insertion import (
     place_of,
 )
 from grow.editing.planned import BiasChange, PlannedEdit, fitting, planned, slots_of
-from grow.editing.positions import as_index, checked, exist, random_columns, random_rows, split_shares
+from grow.editing.positions import as_index, checked, exist, joined, places, random_columns, random_rows, split_shares
 from grow.editing.restoring import checked_parts, restored
 from grow.editing.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
 from grow.follow import Follower, Record
@@ -252,7 +252,7 @@ class Network(nn.Module):
                 raise ValueError(
                     f"position {present[0]} of layer {name!r} exists already, but must be absent; grow absent connections only"
                 )
-            index[name] = as_index(np.sort(np.concatenate([layer.positions(), new]), kind="stable"), layer.possible)
+            index[name] = as_index(joined(layer.positions(), new), layer.possible)
         plan = planned(self, {}, index)
         for name, given in (values or {}).items():
             new = np.asarray(positions.get(name, ()), np.int64)
@@ -271,11 +271,11 @@ class Network(nn.Module):
         for name, old in positions.items():
             layer = self.topology.layer(name)
             old = checked(layer, old)
-            missing = old[~exist(layer, old)]
-            if len(missing):
-                raise ValueError(f"position {missing[0]} of layer {name!r} does not exist, but must; prune existing connections only")
+            slots, found = places(layer, old)
+            if not found.all():
+                raise ValueError(f"position {old[~found][0]} of layer {name!r} does not exist, but must; prune existing connections only")
             kept = np.ones(layer.count, bool)
-            kept[old if layer.index is None else np.searchsorted(layer.index, old)] = False
+            kept[slots] = False
             index[name] = layer.index if kept.all() else layer.positions()[kept]
         plan = planned(self, {}, index)
         for space, dead in unconnected(plan.topology).items():

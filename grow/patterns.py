@@ -249,14 +249,20 @@ def nth_smallest(scores: FloatArray | NDArray[np.float32], n: int) -> np.floatin
     scores are gone through.
     """
     if len(scores) >= MANY:
-        sample = np.sort(scores[::SAMPLED])
-        rank, margin = n * len(sample) / len(scores), 2 * len(sample) ** 0.5
-        low, high = sample[max(0, int(rank - margin))], sample[min(len(sample) - 1, int(rank + margin))]
+        low, high = bounds(scores, n)
         between = scores[(scores >= low) & (scores <= high)]
         left = n - int(np.count_nonzero(scores < low))
         if 1 <= left <= len(between):
             return np.partition(between, left - 1)[left - 1]  # type: ignore[no-any-return]
     return np.partition(scores, n - 1)[n - 1]  # type: ignore[no-any-return]
+
+
+def bounds(scores: FloatArray | NDArray[np.float32], n: int) -> tuple[float, float]:
+    """Two scores of a sample between which the n-th smallest should lie."""
+    sample = np.sort(scores[::SAMPLED])
+    rank, margin = n * len(sample) / len(scores), 2 * len(sample) ** 0.5
+    low = sample[int(rank - margin)] if rank >= margin else -np.inf
+    return low, sample[int(rank + margin)] if rank + margin < len(sample) else np.inf
 
 
 def _median(scores: FloatArray) -> float:

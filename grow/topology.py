@@ -15,10 +15,14 @@ from math import prod
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grow.axes import IntArray, SpaceAxis, axis_length, entry_units
 
 Role = Literal["input", "hidden", "output"]
+
+FLAGGED = 32
+"""Possible connections for each existing one up to which they are looked at by flags."""
 
 
 @dataclass(frozen=True)
@@ -219,25 +223,35 @@ def computed_units(topology: Topology, layer: Connections, space: str) -> IntArr
     """Units of a space that a layer computes from at least one connection."""
     if layer.index is None:
         return np.arange(topology.units[space])
-    segment_of, unit_of = entry_units(layer.target, topology.units)
-    rows = np.zeros(layer.shape[0], bool)
-    rows[layer.rows_and_columns(layer.index)[0]] = True
-    rows &= np.array([segment.space == space for segment in layer.target])[segment_of]
-    units = np.zeros(topology.units[space], bool)
-    units[unit_of[rows]] = True
-    return np.flatnonzero(units)
+    starts = np.searchsorted(layer.index, np.arange(layer.shape[0] + 1) * prod(layer.shape[1:]))
+    return _units_of(layer.target, np.diff(starts) > 0, topology, space)
 
 
 def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
     """Units of a space that a layer reads."""
     if layer.index is None:
         return np.arange(topology.units[space])
-    segment_of, unit_of = entry_units(layer.source, topology.units)
-    columns = np.zeros(layer.shape[1], bool)
-    columns[layer.rows_and_columns(layer.index)[1]] = True
-    columns &= np.array([segment.space == space for segment in layer.source])[segment_of]
+    return _units_of(layer.source, _columns(layer, layer.index), topology, space)
+
+
+def _columns(layer: Connections, index: IntArray) -> NDArray[np.bool_]:
+    """Which columns have a connection, (I,)."""
+    taps = prod(layer.shape[2:])
+    if layer.possible <= FLAGGED * len(index):  # a division takes as long as so many flags
+        flags = np.zeros(layer.possible, bool)
+        flags[index] = True
+        return flags.reshape(layer.shape[0], layer.shape[1], taps).any((0, 2))
+    found = np.zeros(layer.shape[1], bool)
+    found[index % (layer.shape[1] * taps) // taps] = True
+    return found
+
+
+def _units_of(axis: SpaceAxis, entries: NDArray[np.bool_], topology: Topology, space: str) -> IntArray:
+    """Units of a space to which any of the marked entries of an axis belongs."""
+    segment_of, unit_of = entry_units(axis, topology.units)
+    entries = entries & np.array([segment.space == space for segment in axis])[segment_of]
     units = np.zeros(topology.units[space], bool)
-    units[unit_of[columns]] = True
+    units[unit_of[entries]] = True
     return np.flatnonzero(units)
 
 

@@ -38,11 +38,26 @@ def obtain(
         else:
             if found.key == path.stem:
                 return found
+    elif not anew and (stale := _stale(devices, dtype)) is not None:
+        progress(f"the cached profile of {stale.made_at} is stale, since {stale.differences()[0]}")
     from hardware import sweep
 
     found = sweep.measure(devices, dtype, full=full, progress=progress)
     keep(found, progress)
     return found
+
+
+def _stale(devices: tuple[Device, ...], dtype: str) -> Profile | None:
+    """The last profile of these devices that no longer holds, if there is one."""
+    found = []
+    for path in cache_folder().glob("*.json"):
+        try:
+            profile = Profile.load(path)
+        except ValueError:
+            continue
+        if profile.devices == devices and profile.dtype == dtype and profile.differences():
+            found.append(profile)
+    return max(found, key=lambda profile: profile.made_at, default=None)
 
 
 def keep(profile: Profile, progress: Progress = lambda message: None) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from math import exp, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -256,6 +257,8 @@ class Profile:
         known = [
             f"{name} was {self.machine[name]!r} and is {here[name]!r}" for name in KEYED if self.machine.get(name, here[name]) != here[name]
         ]
+        if not known and "host" in self.machine and "kernels" not in self.machine:
+            known = ["it does not say which kernels it has times of"]
         return known or ([] if self.word == "predicted" else ["the devices are others"])
 
     # ---- what the cost model asks ----
@@ -493,17 +496,31 @@ def touched_bytes(rows: int, columns: int, batch: int, element_size: int) -> int
     return element_size * (rows * columns + batch * (rows + columns))
 
 
-KEYED = ("host", "cpu", "driver", "torch")
+KEYED = ("host", "cpu", "driver", "torch", "kernels")
 """What a profile is valid for, beside its devices and its dtype."""
 
 
 def machine() -> dict[str, str]:
     """This machine."""
-    return {"host": platform.node(), "cpu": cpu_name(), "driver": driver(), "torch": version("torch")}
+    return {"host": platform.node(), "cpu": cpu_name(), "driver": driver(), "torch": version("torch"), "kernels": kernels()}
+
+
+def kernels() -> str:
+    """The kernels that are measured here, with the version of what compiles them: where that is missing, another one takes their place."""
+    from hardware.sweep.grid import COMPILERS, QUICK
+
+    found = []
+    for name in QUICK.kernels:
+        compiler = COMPILERS.get(name)
+        if compiler is None:
+            found.append(name)
+        elif find_spec(compiler) is not None:
+            found.append(f"{name} ({compiler} {version(compiler)})")
+    return ", ".join(found)
 
 
 def key_of(devices: tuple[Device, ...], dtype: str = "float32") -> str:
-    """What a profile is valid for: these devices on this machine, with this driver, torch and dtype."""
+    """What a profile is valid for: these devices on this machine, with this driver, torch, kernels and dtype."""
     here = machine()
     facts = [*(f"{device.kind} {device.name} {device.id}" for device in devices), *(here[name] for name in KEYED), dtype]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -36,12 +36,27 @@ def checked(layer: Connections, positions: IntArray) -> IntArray:
 
 def exist(layer: Connections, positions: IntArray) -> NDArray[np.bool_]:
     """Which of some positions exist."""
+    return places(layer, positions)[1]
+
+
+def places(layer: Connections, positions: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
+    """The number of the connection at each of some positions, and whether there is one: where not, the number means nothing."""
     if layer.index is None:
-        return np.ones(len(positions), bool)
+        return positions, np.ones(len(positions), bool)
     if not len(layer.index):
-        return np.zeros(len(positions), bool)
-    found: NDArray[np.bool_] = layer.index[np.searchsorted(layer.index, positions).clip(max=len(layer.index) - 1)] == positions
-    return found
+        return np.zeros(len(positions), np.int64), np.zeros(len(positions), bool)
+    found = np.searchsorted(layer.index, positions).clip(max=len(layer.index) - 1)
+    return found, layer.index[found] == positions
+
+
+def joined(index: IntArray, new: IntArray) -> IntArray:
+    """Sorted positions (E,) with others among them, sorted and distinct from them."""
+    places = np.searchsorted(index, new) + np.arange(len(new))
+    both = np.empty(len(index) + len(new), np.int64)
+    old = np.ones(len(both), bool)
+    old[places] = False
+    both[places], both[old] = new, index
+    return both
 
 
 def random_rows(topology: Topology, layer: Connections, space: str, units: IntArray, fan_in: int, generator: torch.Generator) -> IntArray:

@@ -6,6 +6,7 @@ Legend: B samples, C classes, O / I target and source entries of a weight (O, I,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def gather(
     chosen: dict[str, Layer] = {name: layer for name, layer in layers.items() if only is None or name in only}
     sums = {name: {need: Products(layer, rows.get(name)) for need in sorted(needs & _OF_OUTPUTS)} for name, layer in chosen.items()}
     stored: dict[str, dict[Need, Tensor]] = {name: {} for name in chosen}
-    with undisturbed(network):
+    with undisturbed(network) if needs else nullcontext():
         if needs & _OF_OUTPUTS:
             _gather_products(network, chosen, rows, batches, loss, sums, generator, effort)
         if "taylor" in needs:

@@ -42,7 +42,7 @@ def _applied(gradient: Tensor, mask: Tensor) -> Tensor:
     """
     if gradient.device.type != "cpu":
         return gradient.mul_(mask)
-    rows = max(1, MASK_VALUES // max(1, mask[0].numel()))
+    rows = max(1, MASK_VALUES * len(mask) // max(1, mask.numel()))
     for part, kept in zip(torch.split(gradient, rows), torch.split(mask.view(torch.uint8), rows), strict=True):
         part.mul_(kept.to(part.dtype))
     return gradient

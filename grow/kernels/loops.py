@@ -14,6 +14,9 @@ within a tile; ``step`` is the distance of one tile from the next and ``pitch`` 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -23,6 +26,7 @@ from typing import Any, TypeAlias
 import torch
 from numba import cfunc, types
 
+from grow.kernels import vectors
 from grow.kernels.vectors import PART_BYTES, dot, filled, load, multiply_add, store, transpose, zeros
 
 TILE_BYTES = (512, 256, 64)
@@ -104,6 +108,7 @@ def _transposed_of(scalar: Any) -> Compiled:
 def _compiled(function: Callable[..., None], *arguments: Any) -> Compiled:
     """Machine code of a function. Addresses are plain integers for the caller, which is the quickest that ctypes has."""
     signature = types.void(*arguments)
+    function.__qualname__ += f"_{_sources()}"  # numba's cache goes by this name and by this file, but the code comes from others, too
     try:
         code = cfunc(signature, cache=True)(function)
     except RuntimeError:  # no folder for a cache may be written to
@@ -111,6 +116,17 @@ def _compiled(function: Callable[..., None], *arguments: Any) -> Compiled:
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * len(arguments))(code.address)
     call.code = code  # type: ignore[attr-defined]  # lives as long as what calls it
     return call
+
+
+@cache
+def _sources() -> str:
+    """A hash of all that the loops are written in."""
+    modules = (sys.modules[__name__], vectors)
+    try:
+        texts = [inspect.getsource(module) for module in modules]
+    except OSError:  # installed without its source, which then nobody changes
+        return "unknown"
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 def _multiply(tile: int) -> Any:

@@ -30,6 +30,9 @@ class Grid:
     budget_s: float
 
 
+COMPILERS = {"compiled": "numba"}
+"""What some kernels are compiled by, and are not measured without."""
+
 QUICK = Grid(
     kernels=("dense", "csr", "compiled"),  # connections at random leave no column unread, which others live on
     rows=(16, 256, 2048),

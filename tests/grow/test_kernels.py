@@ -22,6 +22,12 @@ class TestDense(KernelContract):
     def kernel(self) -> Kernel:
         return KERNELS["dense"]
 
+    def test_a_layer_without_rows_has_an_empty_gradient(self, kernel: Kernel) -> None:
+        weight = torch.zeros(0, 3, requires_grad=True)
+        kernel.prepare(torch.zeros(0, dtype=torch.int64), (0, 3))(torch.ones(2, 3), weight, None).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.shape == (0, 3)
+
     def test_without_positions_all_connections_exist(self, kernel: Kernel) -> None:
         x, weight = torch.randn(2, 4), torch.randn(3, 4)
         assert torch.equal(kernel.prepare(None, (3, 4))(x, weight, None), torch.nn.functional.linear(x, weight))
@@ -83,6 +89,13 @@ class TestCompiled(KernelContract):
         finally:
             torch.set_num_threads(1)
         assert all(torch.equal(first, second) for first, second in zip(alone, together, strict=True))
+
+    def test_machine_code_is_kept_under_a_hash_of_all_that_it_is_written_in(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        loops = pytest.importorskip("grow.kernels.loops")
+        sources = loops._sources()
+        assert loops.loops(torch.float32, 64).transposed.code.__qualname__.endswith(sources)
+        monkeypatch.setattr(loops.inspect, "getsource", lambda module: "a helper" if module is loops.vectors else "the loops")
+        assert loops._sources.__wrapped__() != sources
 
     def test_csr_computes_where_numba_is_missing(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compiled, "available", lambda: False)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from grow.kernels import KernelCase
+from hardware import profile as profiles
 from hardware import sweep
 from hardware.cache import obtain
 from hardware.devices import Device
@@ -247,6 +248,29 @@ def test_what_is_cached_is_not_measured_again_and_another_machine_is(tmp_path: P
     assert asked == [4, 2, 4]
 
 
+def test_a_cache_without_a_kernel_that_came_since_says_so_and_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made, messages = made_up_profile(), list[str]()
+
+    def measure(devices: tuple[Device, ...], dtype: str, **_: object) -> Profile:
+        return replace(made, key=key_of(devices, dtype), machine=machine())
+
+    def obtained(kernels: str) -> str:
+        monkeypatch.setattr(profiles, "kernels", lambda: kernels)
+        return obtain(made.devices, progress=messages.append).machine["kernels"]
+
+    monkeypatch.setattr(sweep, "measure", measure)
+    asked = ["dense, csr", "dense, compiled", "dense, csr"]
+    assert [obtained(kernels) for kernels in asked] == asked
+    assert messages == [f"the cached profile of {made.made_at} is stale, since kernels was 'dense, csr' and is 'dense, compiled'"]
+
+
+def test_the_kernels_of_a_machine_are_those_that_can_be_compiled_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "compiled (numba " in machine()["kernels"]
+    monkeypatch.setattr(profiles, "find_spec", lambda name: None)
+    assert "compiled" not in machine()["kernels"]
+
+
 def test_a_damaged_cache_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = made_up_profile()
@@ -296,3 +320,5 @@ def test_another_machine_is_told_from_this_one() -> None:
     here = replace(made_up_profile(), machine=machine())
     assert here.differences() == ["the devices are others"]
     assert replace(here, key=key_of(here.devices)).differences() == []
+    unsaid = {name: value for name, value in machine().items() if name != "kernels"}
+    assert replace(here, machine=unsaid).differences() == ["it does not say which kernels it has times of"]
