@@ -240,8 +240,9 @@ def _columns(layer: Connections, index: IntArray) -> NDArray[np.bool_]:
     if layer.possible <= FLAGGED * len(index):  # a division takes as long as so many flags
         flags = np.zeros(layer.possible, bool)
         flags[index] = True
-        return flags.reshape(layer.shape[0], layer.shape[1], taps).any((0, 2))
-    found = np.zeros(layer.shape[1], bool)
+        found: NDArray[np.bool_] = flags.reshape(layer.shape[0], layer.shape[1], taps).any((0, 2))
+        return found
+    found = np.zeros(layer.shape[1], np.bool_)
     found[index % (layer.shape[1] * taps) // taps] = True
     return found
 
