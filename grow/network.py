@@ -30,12 +30,12 @@ from grow.editing.insertion import (
     new_layers,
     place_of,
 )
-from grow.editing.planned import BiasChange, PlannedEdit, fitting, planned, slots_of
+from grow.editing.planned import BiasChange, PlannedEdit, planned, slots_of
 from grow.editing.positions import as_index, checked, exist, joined, places, random_columns, random_rows, split_shares
 from grow.editing.restoring import checked_parts, restored
 from grow.editing.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
 from grow.follow import Follower, Record
-from grow.kernels import KERNELS, KernelCase
+from grow.kernels import KERNELS, KernelCase, suited, unfit
 from grow.layers import SparseConv2d, SparseLayer, SparseLinear, expand
 from grow.optim import check_editable
 from grow.topology import Connections, Space, Topology, unconnected
@@ -549,8 +549,9 @@ class Network(nn.Module):
         kernels = {}
         for layer in self.topology.layers:
             columns, steps = prod(layer.shape[1:]), batch * layer.target_values
-            unfit = frozenset(name for name in KERNELS if not fitting(layer, name))
-            case = KernelCase(layer.shape[0], columns, layer.density, steps, self.device.type, len(layer.shape) > 2, unfit)
+            own = suited(self.layers[layer.layer].positions, (layer.shape[0], columns), KERNELS.values())
+            others, convolution = unfit(own, KERNELS.values()), len(layer.shape) > 2
+            case = KernelCase(layer.shape[0], columns, layer.density, steps, self.device.type, convolution, others, own)
             kernels[layer.layer] = choose(case)
             if kernels[layer.layer] not in KERNELS:
                 raise ValueError(f"kernel is {kernels[layer.layer]!r}, but must be one of {', '.join(KERNELS)}")

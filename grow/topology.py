@@ -236,14 +236,13 @@ def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
 
 def _columns(layer: Connections, index: IntArray) -> NDArray[np.bool_]:
     """Which columns have a connection, (I,)."""
-    taps = prod(layer.shape[2:])
+    taps, found = prod(layer.shape[2:]), np.zeros(layer.shape[1], bool)
     if layer.possible <= FLAGGED * len(index):  # a division takes as long as so many flags
         flags = np.zeros(layer.possible, bool)
         flags[index] = True
-        found: NDArray[np.bool_] = flags.reshape(layer.shape[0], layer.shape[1], taps).any((0, 2))
-        return found
-    found = np.zeros(layer.shape[1], np.bool_)
-    found[index % (layer.shape[1] * taps) // taps] = True
+        found[:] = flags.reshape(layer.shape[0], layer.shape[1], taps).any((0, 2))
+    else:
+        found[index % (layer.shape[1] * taps) // taps] = True
     return found
 
 

@@ -510,7 +510,7 @@ def kernels() -> str:
     from hardware.sweep.grid import COMPILERS, QUICK
 
     found = []
-    for name in QUICK.kernels:
+    for name in QUICK.all_kernels:
         compiler = COMPILERS.get(name)
         if compiler is None:
             found.append(name)

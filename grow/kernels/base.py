@@ -45,6 +45,8 @@ class KernelCase:
     convolution: bool = False
     unfit: frozenset[str] = frozenset()
     """Kernels that cannot compute the layer's structure."""
+    suited: frozenset[str] = frozenset()
+    """Of those that are made for some structures, the ones that are made for the layer's."""
 
 
 class UnfitStructureError(ValueError):
@@ -71,5 +73,7 @@ class Kernel:
     prepare: Callable[[Tensor | None, tuple[int, int]], Product]
     fits: Callable[[Tensor | None, tuple[int, int]], bool] = any_structure
     otherwise: str = "csr"
+    made_for: Callable[[Tensor | None, tuple[int, int]], bool] | None = None
+    """The structures, of those that fit, for which the kernel is fast and its times are measured; None: all."""
     convolution: Callable[[Tensor, Geometry], Convolve | None] | None = None
     """Positions and geometry of a convolution -> one that needs no patches, where the kernel has such."""

@@ -210,10 +210,24 @@ def prepare(positions: Tensor | None, shape: tuple[int, int], size: int, cores: 
     return product
 
 
+def full(positions: Tensor | None, shape: tuple[int, int], size: int) -> bool:
+    """Whether the connections fill blocks of this size, so that values are entries of blocks as they are."""
+    if positions is None or len(positions) == 0 or len(positions) % size**2:
+        return False
+    first = positions[:size]
+    if bool((first != first[0] + torch.arange(len(first), device=first.device)).any()):  # tells most structures at once
+        return False
+    return Blocks.of(positions, shape, size).slots is None
+
+
 def kernel(size: int) -> Kernel:
     """The kernel for blocks of ``size`` rows and columns."""
     return Kernel(
-        f"block_{size}", "compressed", frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}), partial(prepare, size=size)
+        f"block_{size}",
+        "compressed",
+        frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}),
+        partial(prepare, size=size),
+        made_for=partial(full, size=size),
     )
 
 

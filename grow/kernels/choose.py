@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-from grow.kernels.base import KernelCase
+from torch import Tensor
+
+from grow.kernels.base import Kernel, KernelCase, any_structure
 
 Timings: TypeAlias = Callable[[str, KernelCase], float | None]
 """Kernel name and case -> seconds of forward, both gradients and the optimizer's step together; None where nothing was measured."""
 
 
-def fastest(case: KernelCase, timings: Timings, kernels: Iterable[str]) -> str:
+def suited(positions: Tensor | None, shape: tuple[int, int], kernels: Iterable[Kernel]) -> frozenset[str]:
+    """Of the kernels that are made for some structures, those that are made for this one: sorted flat positions (E,); None: all exist."""
+    return frozenset(kernel.name for kernel in kernels if kernel.made_for is not None and kernel.made_for(positions, shape))
+
+
+def unfit(suited: frozenset[str], kernels: Iterable[Kernel]) -> frozenset[str]:
+    """The kernels that cannot compute a structure for which these are made."""
+    return frozenset(kernel.name for kernel in kernels if kernel.fits is not any_structure and kernel.name not in suited)
+
+
+def fastest(case: KernelCase, timings: Timings, kernels: Mapping[str, Kernel]) -> str:
     """The kernel with the smallest measured time, of those that fit; the first one if none was measured. Ties go to the earlier name.
 
+    Kernels that are made for some structures are passed over for others.
+
+    >>> from grow.kernels import KERNELS
     >>> case = KernelCase(rows=1024, columns=1024, density=0.05, batch=128, device="cpu")
-    >>> fastest(case, lambda kernel, case: {"dense": 4e-3, "csr": 1e-3}.get(kernel), ["dense", "csr"])
+    >>> fastest(case, lambda kernel, case: {"dense": 4e-3, "csr": 1e-3, "columns": 1e-4}.get(kernel), KERNELS)
     'csr'
     """
-    names = [name for name in kernels if name not in case.unfit]
+    names = [name for name, kernel in kernels.items() if name not in case.unfit and (kernel.made_for is None or name in case.suited)]
     if not names:
         raise ValueError("kernels is empty, but must name at least one kernel; 'dense' computes every layer")
     seconds = {name: timings(name, case) for name in names}

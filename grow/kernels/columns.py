@@ -60,10 +60,21 @@ def prepare_convolution(positions: Tensor, geometry: Geometry) -> Convolve:
     return convolve
 
 
+def same_columns(positions: Tensor | None, shape: tuple[int, int]) -> bool:
+    """Whether all rows read the same columns, at least one, and not all that there are."""
+    if positions is None or len(positions) == 0 or len(positions) % shape[0] or len(positions) == shape[0] * shape[1]:
+        return False
+    rows = positions.reshape(shape[0], -1)  # (O, K) if it is so
+    if int(rows[0, -1]) >= shape[1]:
+        return False
+    return bool((rows - torch.arange(shape[0], device=rows.device)[:, None] * shape[1] == rows[0]).all())
+
+
 COLUMNS = Kernel(
     "columns",
     "compressed",
     frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}),
     prepare,
+    made_for=same_columns,
     convolution=prepare_convolution,
 )

@@ -98,4 +98,4 @@ def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     return product
 
 
-CONDENSED = Kernel("condensed", "compressed", frozenset({torch.float64, torch.float32}), prepare, fits)
+CONDENSED = Kernel("condensed", "compressed", frozenset({torch.float64, torch.float32}), prepare, fits, made_for=fits)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from grow.axes import IntArray
@@ -58,7 +59,7 @@ def circle_of(positions: IntArray, shape: tuple[int, int]) -> Circle | None:
     >>> circle_of(np.array([0, 3, 4, 5, 9, 10, 14, 15]), (4, 4))  # each target reads its own place and the one before
     Circle(places=4, radix=2, stride=1, first=0)
     """
-    if not len(positions):
+    if not len(positions) or not _shifted(positions, shape):
         return None
     rows, columns = np.divmod(positions, shape[1])
     periods = {_period(rows, columns, shape[0]), _period(columns, rows, shape[1])}
@@ -66,6 +67,13 @@ def circle_of(positions: IntArray, shape: tuple[int, int]) -> Circle | None:
         if places <= max(shape) and (found := _rule(rows, columns, shape, places)) is not None:
             return found
     return None
+
+
+def _shifted(positions: IntArray, shape: tuple[int, int]) -> bool:
+    """Whether the second row reads the next one of all that the first row reads, as in every circle: tells most structures at once."""
+    first, second = (positions[slice(*np.searchsorted(positions, [row * shape[1], (row + 1) * shape[1]]))] for row in (0, 1))
+    next_ones = first + 1
+    return shape[0] == 1 or bool(np.isin(next_ones[next_ones < shape[1]] + shape[1], second).all())
 
 
 def _period(lines: IntArray, entries: IntArray, length: int) -> int:
@@ -93,6 +101,114 @@ def _rule(rows: IntArray, columns: IntArray, shape: tuple[int, int], places: int
     if (np.delete(gaps, first - 1) != stride).any():
         return None
     return Circle(places, len(steps), stride, int(steps[first]))
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """A rule, and where target entries (O,) and source entries (I,) stand in the order for which it holds; None: in their own."""
+
+    circle: Circle
+    targets: IntArray | None = None
+    sources: IntArray | None = None
+
+
+def wiring_of(positions: IntArray, shape: tuple[int, int]) -> Wiring | None:
+    """The wiring of a layer (O, I) with connections at sorted flat positions (E,), its nodes in whatever order; None if it is none."""
+    circle = circle_of(positions, shape)
+    return _permuted(positions, shape) if circle is None else Wiring(circle)
+
+
+def _permuted(positions: IntArray, shape: tuple[int, int]) -> Wiring | None:
+    """The order of the nodes in which a layer is a RadiX-Net's, where every place has as many nodes as every other.
+
+    Nodes of one place have the same neighbours. Of the places that are left, targets next to each other in a chain share all
+    sources but one, so that a walk from neighbour to neighbour finds the chain.
+    """
+    fan_in = len(positions) // shape[0]
+    if not fan_in or len(positions) % shape[0] or len(positions) % shape[1]:
+        return None
+    lines = positions.reshape(shape[0], fan_in)
+    if (lines[:, [0, -1]] // shape[1] != np.arange(shape[0])[:, None]).any():  # rows of different length
+        return None
+    columns = lines % shape[1]  # (O, fan-in)
+    target_place, copies = _places(columns.reshape(-1), np.repeat(np.arange(shape[0]), fan_in), shape[0])
+    source_place, widths = _places(np.repeat(np.arange(shape[0]), fan_in), columns.reshape(-1), shape[1])
+    count = shape[0] // copies if copies else 0
+    if not copies or not widths or count * widths != shape[1] or fan_in % widths:
+        return None
+    one = np.zeros(count, np.int64)
+    one[target_place] = np.arange(shape[0])
+    read = np.sort(source_place[columns[one]], axis=1).reshape(count, -1, widths)  # (places, radix, widths)
+    if (read != read[:, :, :1]).any():
+        return None
+    found = _chained(read[:, :, 0])
+    if found is None:
+        return None
+    circle, targets, sources = found
+    return Wiring(circle, _stands(targets[target_place], count), _stands(sources[source_place], count))
+
+
+def _places(others: IntArray, lines: IntArray, count: int) -> tuple[IntArray, int]:
+    """The number of each line's place, (count,), and how many lines each place has; 0 if not all have as many.
+
+    Lines with the same connections are of one place. Exact but for collisions of a hash.
+    """
+    drawn = np.random.default_rng(0).integers(2**63, size=int(others.max(initial=0)) + 1, dtype=np.uint64)
+    hashes = np.zeros(count, np.uint64)
+    np.add.at(hashes, lines, drawn[others])
+    _, place, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    return place, int(sizes[0]) if (sizes == sizes[0]).all() else 0
+
+
+def _stands(places: IntArray, count: int) -> IntArray:
+    """Where entries stand if those of every one of ``count`` places are dealt out, one a round."""
+    order = np.argsort(places, kind="stable")
+    stands = np.empty(len(places), np.int64)
+    stands[order] = np.arange(len(places)) % (len(places) // count) * count + places[order]
+    return stands
+
+
+def _chained(read: IntArray) -> tuple[Circle, IntArray, IntArray] | None:
+    """The rule of target places that read so many source places each, (N', radix), and their and the sources' numbers in it, (N',)."""
+    count, radix = read.shape
+    chains = _chains(read) if radix > 1 else [[place] for place in range(count)]
+    if len({len(chain) for chain in chains}) != 1:
+        return None
+    of = np.array(chains)  # (chains, length)
+    targets, sources = np.empty(count, np.int64), np.full(count, -1)
+    targets[of] = np.arange(len(of))[:, None] + np.arange(of.shape[1]) * len(of)
+    for chain in chains:
+        for before, place in zip([chain[-1], *chain[:-1]], chain, strict=True):
+            new = set(read[place].tolist()).difference(read[before].tolist() if radix > 1 else ())
+            if len(new) != 1:
+                return None
+            sources[new.pop()] = targets[place]
+    circle = Circle(count, radix, len(of) if radix > 1 else 1, 0)
+    steps = (targets[:, None] - sources[read]) % count  # (N', radix)
+    if (sources < 0).any() or (steps % circle.stride).any() or (steps // circle.stride >= radix).any():
+        return None
+    return circle, targets, sources
+
+
+def _chains(read: IntArray) -> list[list[int]]:
+    """Target places from neighbour to neighbour, which share all of their sources but one."""
+    count, radix = read.shape
+    reads = csr_array((np.ones(read.size, np.int64), read.reshape(-1), np.arange(0, read.size + 1, radix)), shape=(count, count))
+    shared = (reads @ reads.T).tocoo()
+    neighbours = (shared.data == radix - 1) & (shared.row != shared.col)
+    near = [list[int]() for _ in range(count)]
+    for one, other in zip(shared.row[neighbours].tolist(), shared.col[neighbours].tolist(), strict=True):
+        near[one].append(other)
+    chains, left = list[list[int]](), set(range(count))
+    for start in range(count):
+        place, chain = (start if start in left else None), list[int]()
+        while place is not None:
+            chain.append(place)
+            left.discard(place)
+            place = next((other for other in near[place] if other in left), None)
+        if chain:
+            chains.append(chain)
+    return chains
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +252,22 @@ class Tiles:
             torch.from_numpy(slots),
             None if tiles * height == shape[0] and np.array_equal(stands, np.arange(shape[0])) else torch.from_numpy(stands),
         )
+
+    @staticmethod
+    def both(wiring: Wiring, rows: IntArray, columns: IntArray, shape: tuple[int, int]) -> tuple[Tiles, Tiles]:
+        """Tiles of a layer's connections at these rows and columns, both (E,), and of its transpose."""
+        circle, targets, sources = wiring.circle, wiring.targets, wiring.sources
+        if targets is None or sources is None:
+            return Tiles.of(circle, rows, columns, shape), Tiles.of(circle.transposed(), columns, rows, (shape[1], shape[0]))
+        rows, columns = targets[rows], sources[columns]
+        forwards, backwards = Tiles.both(Wiring(circle), rows, columns, shape)
+        return forwards.renamed(targets, sources), backwards.renamed(sources, targets)
+
+    def renamed(self, targets: IntArray, sources: IntArray) -> Tiles:
+        """The same for entries that stand elsewhere: (O,) and (I,), where in the order of these tiles."""
+        entries = torch.from_numpy(np.argsort(sources))
+        stands = torch.from_numpy(targets)
+        return Tiles(self.shape, entries[self.columns], self.slots, stands if self.rows is None else self.rows[stands])
 
     def to(self, device: torch.device) -> Tiles:
         """The same on a device."""
@@ -201,21 +333,20 @@ class RadixProduct(torch.autograd.Function):
 
 def fits(positions: Tensor | None, shape: tuple[int, int]) -> bool:
     """Whether a layer has the structure of a RadiX-Net's."""
-    return positions is not None and circle_of(positions.cpu().numpy(), shape) is not None
+    return positions is not None and wiring_of(positions.cpu().numpy(), shape) is not None
 
 
 def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     """Product with values (E,). UnfitStructureError where the layer is none of a RadiX-Net."""
     flat = None if positions is None else positions.cpu().numpy()
-    circle = None if flat is None else circle_of(flat, shape)
-    if positions is None or flat is None or circle is None:
+    wiring = None if flat is None else wiring_of(flat, shape)
+    if positions is None or flat is None or wiring is None:
         held = "no positions" if flat is None else f"{len(flat)} positions"
         raise UnfitStructureError(
             f"the radix kernel was given {held} of a layer {shape}, but needs those of a RadiX-Net layer; use csr for other structures"
         )
     rows, columns = np.divmod(flat, shape[1])
-    tiles = Tiles.of(circle, rows, columns, shape).to(positions.device)
-    transposed = Tiles.of(circle.transposed(), columns, rows, (shape[1], shape[0])).to(positions.device)
+    tiles, transposed = (found.to(positions.device) for found in Tiles.both(wiring, rows, columns, shape))
 
     def product(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = RadixProduct.apply(x.t(), values, tiles, transposed).t()  # type: ignore[no-untyped-call]
@@ -224,4 +355,6 @@ def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     return product
 
 
-RADIX = Kernel("radix", "compressed", frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}), prepare, fits)
+RADIX = Kernel(
+    "radix", "compressed", frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}), prepare, fits, made_for=fits
+)

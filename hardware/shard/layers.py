@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from grow.axes import IntArray, entry_units
-from grow.kernels import KERNELS, KernelCase
+from grow.kernels import KERNELS, KernelCase, suited, unfit
 from grow.layers import SparseConv2d, SparseLayer, SparseLinear
 from grow.topology import Connections, Topology
 
@@ -60,7 +60,10 @@ def local_layer(
     shape = (len(rows), len(columns), *layer.shape[2:])
     index = _local_index(layer, rows, columns)
     density = 1.0 if index is None else len(index) / prod(shape)
-    case = KernelCase(len(rows), len(columns) * taps, density, batch * layer.target_values, device.type, len(shape) > 2)
+    matrix = (len(rows), len(columns) * taps)
+    own = suited(None if index is None else torch.from_numpy(index), matrix, KERNELS.values())
+    others = unfit(own, KERNELS.values())
+    case = KernelCase(*matrix, density, batch * layer.target_values, device.type, len(shape) > 2, others, own)
     kernel = "dense" if index is None else choose(case)
     kernel = kernel if whole.weight.dtype in KERNELS[kernel].dtypes else "dense"
     positions = (rows[:, None, None] * layer.shape[1] + columns[:, None]) * taps + np.arange(taps)

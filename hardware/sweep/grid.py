@@ -10,6 +10,8 @@ class Grid:
     """Kernels, of which those are measured that run on the device; rows, columns, batches and densities of the layer steps; sizes in
     bytes of what ranks send, which reach ``exchanged_bytes`` where the bytes are not those of gradients.
 
+    ``structured`` kernels are made for some structures and are measured on these, at fewer points.
+
     Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts; ``wide_columns`` and
     ``wide_batch`` are those of dense ones of many channels, and of such whose maps fit into no cache.
     """
@@ -28,13 +30,23 @@ class Grid:
     exchanged_bytes: int
     repeats: int
     budget_s: float
+    structured: tuple[str, ...] = ()
+    structured_sides: tuple[int, ...] = ()
+    structured_conv_columns: tuple[int, ...] = ()
+    structured_densities: tuple[float, ...] = ()
+
+    @property
+    def all_kernels(self) -> tuple[str, ...]:
+        """Those for connections anywhere, and those for some structures."""
+        return self.kernels + self.structured
 
 
+STRUCTURED = ("columns", "condensed", "radix", "block_16", "block_32", "block_64")
 COMPILERS = {"compiled": "numba"}
 """What some kernels are compiled by, and are not measured without."""
 
 QUICK = Grid(
-    kernels=("dense", "csr", "compiled"),  # connections at random leave no column unread, which others live on
+    kernels=("dense", "csr", "compiled"),
     rows=(16, 256, 2048),
     columns=(64, 512, 2048),
     batches=(32, 128, 512),
@@ -48,11 +60,15 @@ QUICK = Grid(
     exchanged_bytes=2**24,
     repeats=30,
     budget_s=0.024,
+    structured=STRUCTURED,
+    structured_sides=(256, 1024),
+    structured_conv_columns=(400, 1600),
+    structured_densities=(1 / 16, 1 / 4),
 )
 """Measured before a run, in seconds."""
 
 FULL = Grid(
-    kernels=("dense", "csr", "columns", "compiled", "condensed"),
+    kernels=("dense", "csr", "compiled"),
     rows=(16, 64, 256, 1024, 4096),
     columns=(16, 64, 256, 1024, 4096),
     batches=(32, 128, 512),
@@ -66,5 +82,9 @@ FULL = Grid(
     exchanged_bytes=2**26,
     repeats=100,
     budget_s=0.15,
+    structured=STRUCTURED,
+    structured_sides=(256, 1024, 4096),
+    structured_conv_columns=(400, 1600),
+    structured_densities=(1 / 64, 1 / 16, 1 / 4),
 )
 """Measured when asked for, in minutes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from dataclasses import replace
+from itertools import chain, product
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from grow.axes import IntArray
 from grow.kernels import KERNELS
 from grow.kernels.compiled import available
 from grow.layers import SparseConv2d, SparseLinear
 from hardware.profile import CONVOLUTION_TAPS, MASKED, KernelTime, table_name
-from hardware.sweep.clock import Patience, own_work
+from hardware.sweep.clock import Patience, Timing, own_work
+from hardware.sweep.structures import drawn
 
 if TYPE_CHECKING:
     from grow.layers import SparseLayer
@@ -47,7 +48,23 @@ class Bench:
 
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""
-        return tuple(self._table(convolution=False)) + tuple(self._table(convolution=True)) + tuple(self._dense_convolutions())
+        tables = self._table(convolution=False), self._structured(), self._table(convolution=True), self._dense_convolutions()
+        return tuple(chain(*tables))
+
+    def _structured(self) -> Iterator[KernelTime]:
+        """Kernels that are made for some structures, each on one of its own; convolutions are those of the channels that are left."""
+        grid, known = self.grid, [name for name in self.grid.structured if self.dtype in KERNELS[name].dtypes]
+        batches = sorted({min(grid.batches), max(grid.batches)})
+        sides, densities = grid.structured_sides, grid.structured_densities
+        for name, rows, columns, batch, density in product(known, sides, sides, batches, densities):
+            yield KernelTime(name, rows, columns, batch, density, *self._timed(self.linear_step(name, rows, columns, batch, density)))
+        batches = sorted({min(grid.conv_batches), max(grid.conv_batches)})
+        for rows, columns, batch, density in product(grid.conv_rows, grid.structured_conv_columns, batches, densities):
+            seconds = self._timed(self.conv_step("columns", rows, columns, batch, density))
+            yield KernelTime(table_name("columns", convolution=True), rows, columns, batch, density, *seconds)
+
+    def _timed(self, step: Step) -> Timing:
+        return own_work(step, self.device, replace(self.patience, budget_s=self.grid.budget_s / 2))
 
     def _table(self, *, convolution: bool) -> Iterator[KernelTime]:
         grid = self.grid
@@ -182,21 +199,11 @@ def _step(layer: nn.Module, x: torch.Tensor) -> Step:
     return step
 
 
-def _drawn(rows: int, columns: int, kernel: str, density: float) -> IntArray:
-    """Sorted flat positions of random connections; equally many in every row where the kernel asks for it."""
-    generator = np.random.default_rng(0)
-    index: IntArray = np.sort(generator.choice(rows * columns, max(1, round(density * rows * columns)), replace=False))
-    if KERNELS[kernel].fits(torch.from_numpy(index), (rows, columns)):
-        return index
-    fan_in = max(1, round(density * columns))
-    return np.concatenate([row * columns + np.sort(generator.choice(columns, fan_in, replace=False)) for row in range(rows)])
-
-
 def _thin_out(layer: SparseLayer, kernel: str, density: float) -> None:
-    """Leave a layer so many random connections, in the storage of the kernel that is to compute it."""
+    """Leave a layer so many connections, as the kernel likes them, in the storage of the kernel that is to compute it."""
     if density == 1.0 and KERNELS[kernel].storage == "dense":
         return
-    index = _drawn(len(layer.weight), layer.weight[0].numel(), kernel, density)
+    index = drawn(kernel, len(layer.weight), layer.weight[0].numel(), density, layer.weight[0, 0].numel())
     weights = layer.weight.detach().reshape(-1)
     kept = torch.from_numpy(index)
     if KERNELS[kernel].storage == "compressed":

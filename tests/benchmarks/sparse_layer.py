@@ -157,7 +157,7 @@ def seconds_of(step: Step, repeats: int) -> float:
 
 def compared(case: Case, against: set[str], profile: Profile, rounds: int) -> Iterator[dict[str, object]]:
     """One row of the result for everything that the case is compared with."""
-    kernel = profile.kernel(KernelCase(case.units, case.units, case.density, case.batch, case.device, unfit=frozenset({"radix"})))
+    kernel = profile.kernel(KernelCase(case.units, case.units, case.density, case.batch, case.device))
     weight = case.weight()
     layers = {"ours": ours(case, weight, kernel), **{name: make(weight) for name, make in others(against, case.density).items()}}
     seconds = in_turns({name: step_of(layer, case.units, case.batch) for name, layer in layers.items()}, rounds)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -6,10 +7,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, fastest
+from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, fastest, suited
 from grow.kernels.compiled import Lines
 from grow.kernels.orders import by_rows
-from grow.kernels.radix import Circle, Tiles, circle_of
+from grow.kernels.radix import Circle, Tiles, circle_of, wiring_of
 from grow.network import Network
 from grow.seeds.radix import Ring, radix_matrices
 from tests.contracts.kernel import KernelContract
@@ -151,13 +152,16 @@ class TestColumns(KernelContract):
 
 @st.composite
 def radix_layers(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor]:
-    """A layer of a RadiX-Net (O, I), its last copies of the circle cut short, in either direction."""
+    """A layer of a RadiX-Net (O, I) in either direction, its nodes permuted or its last copies of the circle cut short."""
     system = draw(st.lists(st.integers(2, 4), min_size=1, max_size=2))
     before, after = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     layer = draw(st.sampled_from(radix_matrices([system], [before, *[after] * len(system)]))).toarray()
     layer = layer if draw(st.booleans()) else layer.T
-    cut = [draw(st.integers(0, max(0, length - 2 * prod(system)))) for length in layer.shape]
-    layer = layer[: layer.shape[0] - cut[0], : layer.shape[1] - cut[1]]
+    if draw(st.booleans()):  # nodes in any order
+        layer = layer[draw(st.permutations(range(layer.shape[0])))][:, draw(st.permutations(range(layer.shape[1])))]
+    else:
+        cut = [draw(st.integers(0, max(0, length - 2 * prod(system)))) for length in layer.shape]
+        layer = layer[: layer.shape[0] - cut[0], : layer.shape[1] - cut[1]]
     return layer.shape, torch.from_numpy(np.flatnonzero(layer))
 
 
@@ -188,6 +192,17 @@ class TestRadix(KernelContract):
         circle = circle_of(np.flatnonzero(last), (16, 16))
         assert circle is not None
         assert Tiles.of(circle, *np.nonzero(last), (16, 16)).shape == (4, 4, 4)
+
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_nodes_in_any_order_are_multiplied_by_the_same_tiles(self, number: int) -> None:
+        layer = radix_matrices([[4, 2, 3]], [2, 2, 2, 2])[number].toarray().T  # radix 4 of 24 places, 2 with stride 4, 3 with stride 8
+        rng = np.random.default_rng(0)
+        permuted = layer[rng.permutation(48)][:, rng.permutation(48)]
+        assert circle_of(np.flatnonzero(permuted), (48, 48)) is None
+        wirings = [wiring_of(np.flatnonzero(matrix), (48, 48)) for matrix in (layer, permuted)]
+        shapes = [Tiles.both(found, *np.nonzero(layer), (48, 48))[0].shape for found in wirings[:1] if found is not None]
+        assert wirings[1] is not None
+        assert Tiles.both(wirings[1], *np.nonzero(permuted), (48, 48))[0].shape == shapes[0]
 
     def test_what_is_no_layer_of_a_radix_net_is_refused_by_name(self, kernel: Kernel) -> None:
         missing = np.delete(np.flatnonzero(radix_matrices([[2, 3]], [2, 2, 2])[0].toarray().T), 5)
@@ -232,17 +247,34 @@ def test_kernels_are_listed_under_their_names() -> None:
     assert {name: kernel.name for name, kernel in KERNELS.items()} == {name: name for name in KERNELS}
 
 
+TWO = {name: KERNELS[name] for name in ("dense", "csr")}
+
+
 def test_the_fastest_measured_kernel_is_chosen_whatever_the_order() -> None:
     seconds = {"dense": 3e-3, "csr": 1e-3}
-    assert fastest(CASE, lambda name, case: seconds.get(name), ["dense", "csr"]) == "csr"
-    assert fastest(CASE, lambda name, case: seconds.get(name), ["csr", "dense"]) == "csr"
+    assert fastest(CASE, lambda name, case: seconds.get(name), TWO) == "csr"
+    assert fastest(CASE, lambda name, case: seconds.get(name), dict(reversed(TWO.items()))) == "csr"
 
 
 def test_what_was_not_measured_is_not_chosen_unless_nothing_was() -> None:
-    assert fastest(CASE, lambda name, case: 5.0 if name == "csr" else None, ["dense", "csr"]) == "csr"
-    assert fastest(CASE, lambda name, case: None, ["dense", "csr"]) == "dense"
+    assert fastest(CASE, lambda name, case: 5.0 if name == "csr" else None, TWO) == "csr"
+    assert fastest(CASE, lambda name, case: None, TWO) == "dense"
 
 
 def test_no_kernels_to_choose_from_is_an_error() -> None:
     with pytest.raises(ValueError, match="kernels is empty"):
-        fastest(CASE, lambda name, case: None, [])
+        fastest(CASE, lambda name, case: None, {})
+
+
+def test_kernels_that_are_made_for_some_structures_are_offered_there_alone() -> None:
+    def own(weight: np.ndarray) -> frozenset[str]:
+        return suited(torch.from_numpy(np.flatnonzero(weight)), weight.shape, KERNELS.values())
+
+    assert own(np.kron([[1, 0, 1], [0, 1, 0]], np.ones((32, 32)))) == {"block_16", "block_32"}
+    assert own(np.kron([[1, 0], [0, 1]], np.ones((64, 64)))) == {"block_16", "block_32", "block_64", "condensed", "radix"}
+    assert own(np.ones((6, 1)) * [1, 0, 1, 1, 0]) == {"columns", "condensed"}
+    assert own(np.random.default_rng(0).random((40, 40)) < 0.2) == frozenset()
+    assert (
+        fastest(replace(CASE, suited=frozenset({"radix"})), lambda name, _: {"radix": 1.0, "block_16": 0.5}.get(name, 2.0), KERNELS)
+        == "radix"
+    )

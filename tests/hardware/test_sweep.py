@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from grow.kernels import KERNELS, suited
 from grow.layers import SparseConv2d, SparseLinear
 from hardware.devices import discover
 from hardware.execute.ranks import run_ranks
@@ -15,9 +16,11 @@ from hardware.profile import MASKED
 from hardware.sweep import Grid, measure, measure_rank
 from hardware.sweep import kernels as sweep_kernels
 from hardware.sweep.clock import Patience, Timing, in_company, own_work
+from hardware.sweep.grid import STRUCTURED
 from hardware.sweep.kernels import Bench
 from hardware.sweep.messages import fitted, links_of
 from hardware.sweep.operators import measure_operators
+from hardware.sweep.structures import drawn
 from tests.hardware.test_profile import made_up_profile
 
 SMALL = Grid(
@@ -66,9 +69,22 @@ def test_a_measured_step_trains_weight_and_bias(monkeypatch: pytest.MonkeyPatch,
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in (seen[0].weight, seen[0].bias))
 
 
-def test_kernels_of_constant_fan_in_are_measured_on_rows_of_equal_length() -> None:
-    bench = Bench(CPU, torch.float32, replace(SMALL, kernels=("condensed",), conv_rows=(), conv_columns=(), conv_batches=()))
-    assert {row.kernel for row in bench.kernels()} == {"condensed"}  # other connections would be refused
+def test_kernels_that_are_made_for_some_structures_are_measured_on_these() -> None:
+    structured = {"structured": STRUCTURED, "structured_sides": (64, 128), "structured_conv_columns": (100, 200)}
+    grid = replace(SMALL, kernels=(), rows=(), conv_rows=(4, 8), **structured, structured_densities=(1 / 4, 1 / 2))
+    rows = list(Bench(CPU, torch.float32, grid)._structured())
+    assert {row.kernel for row in rows} == {*STRUCTURED, "conv columns"}
+    assert all(sum(row.kernel == name for row in rows) == 16 for name in (*STRUCTURED, "conv columns"))
+    found = replace(made_up_profile(), kernels=tuple(rows))
+    assert all(np.isfinite(found.seconds(name, 80, 80, 0.3, 20)) for name in STRUCTURED)
+
+
+@pytest.mark.parametrize("kernel", STRUCTURED)
+def test_connections_are_drawn_as_a_kernel_likes_them_at_the_density_that_is_noted(kernel: str) -> None:
+    for density in (1 / 16, 1 / 4):
+        index = drawn(kernel, 256, 512, density)
+        assert len(index) == pytest.approx(density * 256 * 512, rel=0.01)
+        assert kernel in suited(torch.from_numpy(index), (256, 512), KERNELS.values())
 
 
 def test_of_the_compiled_kernel_and_the_one_that_it_falls_back_to_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
