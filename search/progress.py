@@ -32,12 +32,17 @@ class Progress(Protocol):
         """Leave the terminal to a child process for a while."""
 
 
-def started(number: int, role: str, recipe: Mapping[str, object]) -> str:
-    """The line for a trial that starts or goes on."""
+def started(number: int, role: str, recipe: Mapping[str, object], *, again: bool = False) -> str:
+    """The line for a trial that starts, or goes on from a checkpoint.
+
+    >>> started(0, "baseline_dense", {}, again=True)
+    'trial 0 goes on from its last checkpoint: baseline dense'
+    """
+    begun = f"trial {number} {'goes on from its last checkpoint' if again else 'started'}"
     if role != "search":
-        return f"trial {number} started: {role.replace('_', ' ')}"
+        return f"{begun}: {role.replace('_', ' ')}"
     names = ("initial", "density", "growth", "pruning", "devices", "strategy")
-    return f"trial {number} started: {', '.join(f'{name} {_short(recipe[name])}' for name in names if name in recipe)}"
+    return f"{begun}: {', '.join(f'{name} {_short(recipe[name])}' for name in names if name in recipe)}"
 
 
 def finished(number: int, result: Mapping[str, object], broken: Sequence[str]) -> str:

@@ -495,7 +495,7 @@ class _Search:
             before = Before(self._checkpoint(number), out_of_memory_kills(), log.tell())
             process = self._child(files, slot, log)
         _note(self.folder, "trial_started", number=number)
-        self.progress.say(progress.started(number, _role(number), read_json(files.recipe)))
+        self.progress.say(progress.started(number, _role(number), read_json(files.recipe), again=bool(before.checkpoint)))
         return Job(number, slot, process, before)
 
     def _yardstick(self, told: Sequence[FrozenTrial]) -> Yardstick:

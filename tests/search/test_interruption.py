@@ -78,6 +78,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
     assert "taking over from process" in stderr.decode()
     assert "torn line of 11 bytes" in stderr.decode()
     assert "was ended by SIGKILL, and goes on" in stderr.decode()
+    assert "goes on from its last checkpoint: " in stderr.decode()
     # Then there is no room: files of more than 8 KiB cannot be written, as the next checkpoint or the journal is.
     limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-m", "search.cli", "resume", "killed"]
     full = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
