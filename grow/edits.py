@@ -122,7 +122,7 @@ def probe(session: Session) -> float:
     inputs, targets = session.probing
     training = network.training
     network.eval()
-    outputs = network(inputs.to(network.device))
+    outputs = session.outputs(inputs.to(network.device))
     network.train(training)
     loss = session.task.loss(outputs, targets.to(network.device)).item()
     session.probed = (session.step, topology, loss)

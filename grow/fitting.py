@@ -29,6 +29,7 @@ from grow.criteria.units import unit_criterion
 from grow.editing.insertion import Insertion
 from grow.follow import Follower
 from grow.history import History
+from grow.kernels import Timings
 from grow.loaders import LoaderTask, largest_is_right
 from grow.memory import Memory
 from grow.movement import Movement
@@ -41,7 +42,7 @@ from grow.session import Methods, Session, untrained
 from grow.splice import Splice
 from grow.structured import Pattern, pattern
 from grow.task import Batch
-from grow.train import Progress, accuracy, evaluate, train
+from grow.train import Progress, accuracy, choose_kernels, evaluate, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +107,9 @@ class Settings:
       step on; kept are left as they are, frozen are not even trained. So are layers whose weight needs no gradient.
     - *training*: optimizer by name, learning_rate (its peak), momentum (of SGD), weight_decay, average (decay of the averaged weights that
       are evaluated, and that the network has at the end), device.
+    - *speed*: timings, by which the kernel of every layer is chosen, such as those of a profile (`hardware.cache.obtain`; None: every layer
+      is computed densely); autocast, whether products are computed in bfloat16; compile, whether by `torch.compile`, or the name of a
+      backend of it.
     - *afterwards*: rewind, the share of the training after which the weights are remembered for `grow.retrain`; it must be before the
       first update.
     """
@@ -151,6 +155,10 @@ class Settings:
     weight_decay: float = 0.0
     average: float | None = None
     device: str = "cpu"
+
+    timings: Timings | None = None
+    autocast: bool = False
+    compile: bool | str = False
 
     rewind: float | None = None
 
@@ -268,6 +276,7 @@ def prepare(
     network = _traced(model, example, task, chosen)
     kept = _frozen(network, chosen)
     plan = _planted(network, chosen, task, kept)
+    hasten(network, chosen, task.batch_size)
     methods = _methods(chosen, kept)
     optimizer, average = attached(network, chosen)
     followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in methods.pruning.needs else {}
@@ -293,6 +302,7 @@ def prepare(
         average=average,
         followers=followers,
         splice=splice,
+        autocast=torch.bfloat16 if chosen.autocast else None,
     )
     rehearse(session)
     return session
@@ -306,6 +316,14 @@ def attached(network: Network, chosen: Settings) -> tuple[torch.optim.Optimizer,
     if average is not None:
         network.attach(average)
     return optimizer, average
+
+
+def hasten(network: Network, chosen: Settings, batch: int) -> None:
+    """Choose the layers' kernels by the timings and compile the network, as far as the settings say so."""
+    if chosen.timings is not None:
+        choose_kernels(network, chosen.timings, batch)
+    if chosen.compile:
+        network.compile(backend="inductor" if chosen.compile is True else chosen.compile)
 
 
 def rate(chosen: Settings, steps: int) -> Schedule:
@@ -336,6 +354,7 @@ def _methods(chosen: Settings, kept: frozenset[str]) -> Methods:
         merging=chosen.merging,
         pattern=pattern(chosen.pattern) if isinstance(chosen.pattern, str) else chosen.pattern,
         birth=birth(chosen.birth),
+        timings=chosen.timings,
     )
 
 

@@ -97,8 +97,14 @@ class Network(nn.Module):
 
         def call(*inputs: Any, **named: Any) -> Any:
             # A compressed weight changes its length; torch would compile for each anew, and give up after eight.
-            with torch._dynamo.config.patch(force_parameter_static_shapes=False):
-                return compiled(*inputs, **named)
+            try:
+                with torch._dynamo.config.patch(force_parameter_static_shapes=False):
+                    return compiled(*inputs, **named)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                told = str(error).strip().partition("\n")[0]
+                raise RuntimeError(
+                    f"torch.compile cannot compile the network here ({told}); leave compile out, or pass another backend"
+                ) from error
 
         self._compiled_call_impl = call
 

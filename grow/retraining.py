@@ -21,7 +21,7 @@ from torch import nn
 from grow import controller, schedules
 from grow.axes import IntArray
 from grow.controller import Policy
-from grow.fitting import Early, Fit, attached, rate
+from grow.fitting import Early, Fit, attached, hasten, rate
 from grow.history import History
 from grow.loaders import LoaderTask
 from grow.network import Network
@@ -111,9 +111,10 @@ def _session(found: Fit, build: Callable[[], nn.Module], seed: int, side: Side) 
         network.rescale_to_fan_in()
     for name in chosen.frozen:
         network.layers[name].requires_grad_(False)
-    optimizer, average = attached(network, chosen)
     task = found.session.task
     assert isinstance(task, LoaderTask)
+    hasten(network, chosen, task.batch_size)
+    optimizer, average = attached(network, chosen)
     steps, count = found.session.policy.steps, network.topology.connections
     policy = Policy(steps, steps, 0, schedules.constant(count), schedules.constant(0.0), {})
     return replace(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from grow.allocate import Allocation
@@ -74,7 +75,8 @@ class Session:
     learning_rate: a function of the step; one of torch's schedulers, stepped after every step; or None, which leaves the optimizer's
     rate alone. average: what evaluation looks at instead of the last weights. followers: others that checkpoints shall bring back,
     by name; like the average they must be attached to the network. splice: lets connections come back that were pruned too early; it must
-    be remembered by the network. accepted: the network to go back to, under a tolerance.
+    be remembered by the network. accepted: the network to go back to, under a tolerance. autocast: the dtype in which the network computes
+    in steps and evaluations, where torch sees fit; losses, and the evidence for edits, are of its weights' own.
     """
 
     network: Network
@@ -91,10 +93,19 @@ class Session:
     followers: Mapping[str, Follower] = field(default_factory=dict)
     splice: Splice | None = None
     accepted: Checkpoint | None = None
+    autocast: torch.dtype | None = None
     probed: tuple[int, Topology, float] | None = field(default=None, repr=False)
     """Step, topology and loss that were last probed: the loss after one edit is the one before the next."""
     probing: Batch | None = field(default=None, repr=False)
     """The validation samples that are probed."""
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The network's outputs as the training sees them, (B, ...)."""
+        if self.autocast is None:
+            return self.network(inputs)  # type: ignore[no-any-return]
+        with torch.autocast(self.network.device.type, self.autocast):
+            found: Tensor = self.network(inputs)
+        return found.float() if found.dtype == self.autocast else found
 
     @property
     def kept(self) -> frozenset[str]:

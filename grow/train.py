@@ -78,7 +78,7 @@ def train_step(session: Session) -> float:
         for group in session.optimizer.param_groups:
             group["lr"] = rate(session.step)
     session.optimizer.zero_grad()
-    loss = session.task.loss(session.network(inputs), targets)
+    loss = session.task.loss(session.outputs(inputs), targets)
     loss.backward()  # type: ignore[no-untyped-call]
     for follower in session.followers.values():
         if isinstance(follower, Movement):
@@ -96,14 +96,19 @@ def train_step(session: Session) -> float:
 
 
 @torch.no_grad()
-def evaluate(network: Network, batches: Iterator[Batch], correct: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """Accuracy over all batches, as a share of the samples, in evaluation mode."""
+def evaluate(
+    network: Network,
+    batches: Iterator[Batch],
+    correct: Callable[[Tensor, Tensor], Tensor],
+    outputs: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Accuracy over all batches, as a share of the samples, in evaluation mode. outputs: those of the network; None: it is called."""
     training = network.training
     network.eval()
     right, count = 0.0, 0
     try:
         for inputs, targets in batches:
-            found = correct(network(inputs.to(network.device)), targets.to(network.device))
+            found = correct((outputs or network)(inputs.to(network.device)), targets.to(network.device))
             if found.shape != targets.shape[:1]:
                 given, due = tuple(found.shape), tuple(targets.shape[:1])
                 raise ValueError(f"correct gave the shape {given}, but must give one value per sample, {due}; average over the rest")
@@ -119,7 +124,7 @@ def evaluate(network: Network, batches: Iterator[Batch], correct: Callable[[Tens
 def accuracy(session: Session) -> float:
     """Accuracy on all validation data, with the averaged weights where there are any."""
     with nullcontext() if session.average is None else session.average.applied():
-        return evaluate(session.network, session.task.validation(), session.task.correct)
+        return evaluate(session.network, session.task.validation(), session.task.correct, session.outputs)
 
 
 def report(session: Session) -> Report:

@@ -61,6 +61,11 @@ class Training:
         device: torch.device | None = None,
         watch: Watch | None = None,
     ) -> None:
+        if session.autocast is not None:
+            raise ValueError(
+                f"autocast of the session is {session.autocast}, but must be None for training on ranks: sums of ranks' parts would be "
+                "rounded otherwise than those of one process; leave autocast out"
+            )
         self.session, self.peers, self.strategy = session, peers, strategy
         self._divide, self._choose, self._device = divide, choose, device or session.network.device
         self._watch = watch

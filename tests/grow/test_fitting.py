@@ -18,6 +18,7 @@ from grow.criteria import criterion, weighted_sum
 from grow.editing.insertion import Insertion
 from grow.fitting import prepare
 from grow.history import History
+from grow.network import Network
 from grow.plan import Plan
 from grow.structured import blocks
 from grow.train import Progress, train
@@ -342,3 +343,41 @@ def test_importing_the_package_does_not_import_torch() -> None:
 def test_a_plan_names_shares_that_are_none() -> None:
     with pytest.raises(ValueError, match=r"^drop_fraction is 1.5, but must be in \[0, 1\]; it is a share"):
         Plan(100, 10, 0.1, drop_fraction=1.5)
+
+
+SPEEDS = {
+    "compiled": {"compile": "eager"},
+    "autocast": {"autocast": True},
+    "both, by csr": {"compile": "eager", "autocast": True, "timings": lambda name, _: {"csr": 1.0}.get(name)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("speed", [pytest.param("compiled", marks=pytest.mark.slow), "autocast", "both, by csr"])
+def test_a_compiled_and_autocast_training_takes_the_same_course(speed: str) -> None:
+    chosen: dict[str, Any] = {"density": 0.3, "steps": 40, "update_interval": 10, "learning_rate": 0.02}
+    torch.compiler.reset()
+    losses: dict[str, list[float]] = {"plain": [], speed: []}
+    plain = grow.fit(model(), *loaders(), progress=lambda made: losses["plain"].append(made.loss), **chosen)
+    other = grow.fit(model(), *loaders(), progress=lambda made: losses[speed].append(made.loss), **chosen, **SPEEDS[speed])
+    assert {"prune_connections", "grow_connections"} <= set(plain.history["what"])
+    edits = ["step", "what", "connections_after"]
+    assert other.history[edits].query("what != 'remove_units'").equals(plain.history[edits].query("what != 'remove_units'"))
+    exact = speed == "compiled"
+    assert losses[speed] == pytest.approx(losses["plain"], rel=1e-4 if exact else 0.1, abs=1e-5 if exact else 0.02)
+    assert losses[speed] != losses["plain"] or exact
+    assert (other.network._compiled_call_impl is not None) == ("compile" in SPEEDS[speed])
+    if "timings" in SPEEDS[speed]:
+        assert {layer.kernel for layer in other.network.layers.values() if layer.density < 1} == {"csr"}
+
+
+def test_what_cannot_be_compiled_is_said_with_the_remedy() -> None:
+    def broken(*_: object) -> Any:
+        raise OSError("no compiler is here")
+
+    network = Network(nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2))
+    network.compile(backend=broken)
+    with pytest.raises(
+        RuntimeError, match=r"torch\.compile cannot compile the network here \(.*no compiler is here.*\); leave compile out"
+    ):
+        network(torch.zeros(3, 2))

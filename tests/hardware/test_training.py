@@ -229,6 +229,13 @@ def train_all_here(folder: Path) -> list[Outcome]:
     return [run_case(Peers(0, 1), case, folder / str(number), None) for number, case in enumerate(CASES)]
 
 
+def test_autocast_is_refused_on_ranks() -> None:
+    session = make_session(Case("units"), History())
+    session.autocast = torch.bfloat16
+    with pytest.raises(ValueError, match=r"autocast of the session is torch\.bfloat16, but must be None for training on ranks"):
+        Training(session, Peers(0, 1), "single")
+
+
 def test_a_loss_that_is_no_number_ends_the_training() -> None:
     session = make_session(Case("units", learning_rate=1e300), History())
     training = Training(session, Peers(0, 1), "single")
