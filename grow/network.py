@@ -101,7 +101,7 @@ class Network(nn.Module):
                 with torch._dynamo.config.patch(force_parameter_static_shapes=False):
                     return compiled(*inputs, **named)
             except torch._dynamo.exc.TorchDynamoException as error:
-                told = str(error).strip().partition("\n")[0]
+                told = " ".join(str(error).strip().split("\n")[:2])  # what failed, and with which error
                 raise RuntimeError(
                     f"torch.compile cannot compile the network here ({told}); leave compile out, or pass another backend"
                 ) from error
