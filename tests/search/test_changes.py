@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from search.changes import changes, code_of, record_code, versions
+from search.changes import accept, changes, code_of, record_code, versions
 from search.options import Options, RunRecord
+from search.run import startup_of
 from search.rundir import RunFolder, create_run_folder, read_json, write_json, write_text
 from search.storage import read_trials
 from tests.search.conftest import Grow
@@ -46,6 +48,13 @@ def test_every_kind_of_change_is_shown_as_a_diff(run: tuple[RunFolder, RunRecord
     assert {"- tolerance = 1.0", "+ tolerance = 2.0", f"+ {removed}", f"! {changed}", "- torch 1.0"} <= set(lines)
     assert sum('"steps": 30' in line for line in lines) == sum('"steps": 40' in line for line in lines) == 1
     assert not any("trials" in line for line in lines)  # a larger budget changes no trial
+
+
+def test_a_raised_budget_leaves_the_random_draws_of_the_sampler_as_many_as_they_were(run: tuple[RunFolder, RunRecord, Options]) -> None:
+    folder, record, options = run
+    begun, raised = replace(record, startup=startup_of(options.trials)), replace(options, trials=100)
+    assert accept(folder, begun, raised).startup == begun.startup
+    assert begun.startup != startup_of(raised.trials)
 
 
 def test_the_code_of_a_run_is_the_engine_and_its_study() -> None:
