@@ -26,7 +26,7 @@ from math import sqrt
 from pydantic import TypeAdapter, ValidationError
 
 from search.errors import RunNotFoundError
-from search.rundir import TrialFolder, read_json, read_json_if_valid, read_lines, write_json
+from search.rundir import TrialFolder, read_json_if_valid, read_lines, write_json
 
 RUNGS = (0.1, 0.2, 0.3, 0.5, 0.7)
 """Shares of a training after which it may end."""
@@ -118,19 +118,23 @@ def _chance(accuracy: float, samples: int) -> float:
 
 def write_yardstick(files: TrialFolder, by: Yardstick) -> None:
     """Fix what a trial will be judged by, unless that is done already."""
-    if read_json_if_valid(files.peers) is None:
+    if _whole(files) is None:
         write_json(files.peers, asdict(by))
 
 
 def read_yardstick(files: TrialFolder) -> Yardstick | None:
     """What a trial is judged by; None where early stopping is off. RunNotFoundError where that is damaged."""
-    if not files.peers.exists():
-        return None
-    found = read_json(files.peers)
+    found = _whole(files)
+    if found is None and files.peers.exists():
+        raise RunNotFoundError(f"{files.peers} is damaged, but must say what the trial is judged by; resume the run, which writes it anew")
+    return found
+
+
+def _whole(files: TrialFolder) -> Yardstick | None:
     try:
-        return TypeAdapter(Yardstick).validate_python(found)
-    except ValidationError as error:
-        raise RunNotFoundError(f"{files.peers} is damaged ({error.errors()[0]['msg']}); restore it from a copy") from error
+        return TypeAdapter(Yardstick).validate_python(read_json_if_valid(files.peers))
+    except ValidationError:
+        return None
 
 
 def reached(files: TrialFolder) -> tuple[Reached, ...]:

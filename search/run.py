@@ -502,16 +502,20 @@ class _Search:
         """What a trial is judged by: the trials that have been told, as far as they were trained to their end."""
         from optuna.trial import TrialState
 
-        peers = tuple(self._peer(trial) for trial in told if trial.state == TrialState.COMPLETE)
-        return Yardstick(peers, self._lowest_accuracy() or 0.0, int(str(self.plan.data["validation"])))
+        peers = (self._peer(trial) for trial in told if trial.state == TrialState.COMPLETE)
+        known = tuple(peer for peer in peers if peer is not None)
+        return Yardstick(known, self._lowest_accuracy() or 0.0, int(str(self.plan.data["validation"])))
 
-    def _peer(self, trial: FrozenTrial) -> Peer:
+    def _peer(self, trial: FrozenTrial) -> Peer | None:
+        """A trial that was trained to its end; None where its files are damaged."""
         from search.storage import feasible
 
         files = self.folder.trial(trial.number)
-        result, initial = read_json(files.result), str(read_json(files.recipe)["initial"])
+        result, recipe = read_json_if_valid(files.result), read_json_if_valid(files.recipe)
+        if result is None or recipe is None:
+            return None
         ended = Reached(_number(result, "accuracy"), _number(result, "predicted_samples_per_s"))
-        return Peer(trial.number, initial, feasible(trial), reached(files), ended)
+        return Peer(trial.number, str(recipe["initial"]), feasible(trial), reached(files), ended)
 
     def _child(self, files: TrialFolder, slot: Slot, log: IO[bytes]) -> Child:
         if slot.kind == "cpu":

@@ -120,10 +120,12 @@ def test_what_a_trial_is_judged_by_is_fixed_once(tmp_path: Path) -> None:
     write_yardstick(files, by)
     write_yardstick(files, replace(by, samples=50))
     assert read_yardstick(files) == by
-    for hostile in ("{", "{}", '{"peers": 1, "lowest_accuracy": 0, "samples": 1}'):
-        files.peers.write_text(hostile)
+    for damaged in ("{", "{}", '{"peers": 1, "lowest_accuracy": 0, "samples": 1}'):
+        files.peers.write_text(damaged)
         with pytest.raises(RunNotFoundError, match=r"peers\.json"):
             read_yardstick(files)
+        write_yardstick(files, by)
+        assert read_yardstick(files) == by
 
 
 SLOW_LEARNERS = STUDY.replace("(0.1, 1e30)", "(0.1, 1e-5)").replace('"steps": 30', '"steps": 30, "checkpoint_interval": 4')

@@ -111,7 +111,7 @@ def test_twenty_random_kills_change_nothing(throughput: str, grow: Grow, environ
     begun_and_killed(options, killed, environment, tmp_path)  # before anything is prepared
     for point in sorted(draw.sample(range(12 * TRIALS), 20)):
         with started(["resume", "killed"], environment, tmp_path) as parent:
-            until(lambda point=point: steps(killed) >= point or parent.poll() is not None, parent)
+            until(lambda point=point: steps(killed) >= point or parent.poll() is not None, parent, 240)  # the devices are profiled first
             time.sleep(draw.uniform(0, 0.3))
             kill(parent, draw.choice(("parent", "worker", "all")))
             time.sleep(draw.uniform(0, 2))
