@@ -1,6 +1,7 @@
 """Training while growing and pruning, its history, and checkpoints that resume bit by bit."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -132,26 +133,29 @@ def test_growth_does_not_change_the_loss_and_is_not_asked_whether_it_did(monkeyp
         assert one.loss_after == pytest.approx(other.loss_after, rel=1e-5)
 
 
+STOPS = (1, 37, 60, 119)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("kernel", ["dense", "csr"])
 def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path, optimizer: str, kernel: str) -> None:
-    whole = make_session(History(tmp_path / "whole.jsonl"), optimizer, grown=True, kernel=kernel)
+    files = (tmp_path / "whole.jsonl", tmp_path / "saving.jsonl")
+    whole, saving = (make_session(History(file), optimizer, grown=True, kernel=kernel) for file in files)
     finish(whole)
-    for stop in (1, 37, 60, 119):
-        path = tmp_path / f"{stop}"
-        first = make_session(History(tmp_path / f"{stop}.jsonl"), optimizer, grown=True, kernel=kernel)
-        for progress in train(first):
-            if progress.step == stop:
-                checkpoint.save_session(path, first)
-            if progress.step == min(stop + 15, 120):  # what happened after the checkpoint will happen again
-                break
-        second = make_session(History(tmp_path / f"{stop}.jsonl"), optimizer, grown=True, kernel=kernel)
-        saved = checkpoint.latest(path)
+    for progress in train(saving):
+        if progress.step in STOPS:
+            checkpoint.save_session(tmp_path / f"{progress.step}", saving)
+    assert digest(saving) == digest(whole)
+    for stop in STOPS:
+        history = tmp_path / f"{stop}.jsonl"
+        shutil.copy(tmp_path / "saving.jsonl", history)  # what happened after the checkpoint will happen again
+        second = make_session(History(history), optimizer, grown=True, kernel=kernel)
+        saved = checkpoint.latest(tmp_path / f"{stop}")
         assert saved is not None
         checkpoint.restore_session(second, saved)
         finish(second)
         assert digest(second) == digest(whole)
-        assert (tmp_path / f"{stop}.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+        assert history.read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
 def test_parts_are_brought_back(tmp_path: Path) -> None:
