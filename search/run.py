@@ -361,8 +361,8 @@ class _Search:
     def _step(self) -> bool:
         """Tell, then spawn; False when there is nothing left to do."""
         self._look()
-        self._collect()
         self._let_go()
+        self._collect()
         self._find_results()
         for number in list(self.ended):
             if number == 0 or self._lowest_accuracy() is not None:

@@ -403,6 +403,10 @@ def _owner_in(path: Path) -> Owner | None:
 @contextmanager
 def owner_noted(folder: RunFolder) -> Iterator[None]:
     """Let be seen that this process works on the run, as one of several."""
+    for path in folder.owners.glob("*.json"):
+        gone = _owner_in(path)
+        if gone is not None and not gone.alive:  # it was killed
+            path.unlink(missing_ok=True)
     mine = Owner.this_process()
     path = folder.owners / f"{mine.host}-{mine.pid}-{mine.started}.json"
     write_json(path, asdict(mine))

@@ -4,14 +4,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage
 
 from search.leases import Holder, Leases
+from search.storage_url import StorageUrl
+from tests.search.grpc_proxy import proxied
+from tests.search.postgres import postgres
 
 LEASE_S = 60.0
 
@@ -34,15 +35,28 @@ class Machine:
             self.leases.look()
 
 
-@pytest.fixture(params=["memory", "journal", "sqlite"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStorage]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["memory", "postgresql", "grpc"])
+def storage(request: pytest.FixtureRequest) -> Iterator[BaseStorage]:
     if request.param == "memory":
         yield InMemoryStorage()
-    elif request.param == "journal":
-        yield JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    elif request.param == "grpc":
+        with proxied(InMemoryStorage()) as url:
+            proxy = StorageUrl(url).open()
+            assert isinstance(proxy, GrpcStorageProxy)
+            yield proxy
+            proxy.close()
     else:
-        database = RDBStorage(f"sqlite:///{tmp_path / 'leases.db'}")
+        database = StorageUrl(request.getfixturevalue("server")).open()
+        assert isinstance(database, RDBStorage)
         yield database
+        for study in optuna.get_all_study_names(database):
+            optuna.delete_study(study_name=study, storage=database)
         database.engine.dispose()
 
 
@@ -95,7 +109,6 @@ def test_of_two_that_take_over_at_once_one_gets_it() -> None:
     assert not living[1].leases.claim("trial 0")
 
 
-@pytest.mark.parametrize("storage", ["memory", "sqlite"], indirect=True)
 def test_of_many_that_claim_at_once_one_gets_each(storage: BaseStorage) -> None:
     machines = [Machine(storage, f"host {number}") for number in range(6)]
     with ThreadPoolExecutor(len(machines)) as pool:
