@@ -30,7 +30,7 @@ SHOWN_ONLY = ("search/cli/",)
 
 LIBRARIES = ("growprune", "torch", "optuna", "numpy")
 
-COMPARABLE = ("study", "gpus", "device", "hardware", "throughput")
+COMPARABLE = ("study", "gpus", "gpus_per_trial", "device", "hardware", "throughput")
 """Options without which the trials of a run could not be compared with each other."""
 
 
@@ -89,7 +89,7 @@ def accept(folder: RunFolder, record: RunRecord, options: Options) -> RunRecord:
     from dataclasses import replace
 
     for name in COMPARABLE:
-        was = None if record.options is None else record.options[name]
+        was = None if record.options is None else record.options.get(name)
         now = asdict(options)[name]
         if record.options is not None and was != now:
             raise ConfigurationError(f"{name} is {now!r} in {folder.config}, but must be {was!r} as in the trials so far; start a new run")

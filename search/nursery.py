@@ -97,10 +97,10 @@ class Nursery:
         arguments: Sequence[str],
         *,
         environment: Mapping[str, str] | None = None,
-        core: int | None = None,
+        cores: Sequence[int] = (),
         log: IO[bytes] | None = None,
     ) -> Forked:
-        """Run the ``main`` of one of MODULES in a process of its own, pinned to a core, in the folder in which this one is.
+        """Run the ``main`` of one of MODULES in a process of its own, pinned to some cores if they are named, in this one's folder.
 
         What it prints goes to ``log``, else to stderr.
         """
@@ -109,9 +109,9 @@ class Nursery:
         while (pid := self._ask(message, [] if log is None else [log.fileno()])) is None:
             self._end()
             self._begin()
-        if core is not None:
+        if cores:
             with suppress(ProcessLookupError):  # it has failed already
-                os.sched_setaffinity(pid, {core})
+                os.sched_setaffinity(pid, cores)
         return Forked(pid)
 
     def _begin(self) -> None:

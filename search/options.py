@@ -26,7 +26,8 @@ RunState: TypeAlias = Literal["running", "complete", "interrupted", "failed"]
 class Options:
     """What the user asked for: `config.toml`.
 
-    study: an installed name, or the absolute path of a file and a name in it. gpus: devices to plan for. trials: the budget, a
+    study: an installed name, or the absolute path of a file and a name in it. gpus: devices to plan for. gpus_per_trial: how many of them
+    a trial has to itself, None for a plan for all of them. trials: the budget, a
     total that counts the two baselines. tolerance: accepted loss of validation accuracy against trial 0, in points.
     early_stopping: whether trials end that cannot reach the front any more, see `search.early_stopping`.
     settings: recipe fields that the user fixed. hardware: a preset or the absolute path of a profile, None for this machine's own.
@@ -48,10 +49,13 @@ class Options:
     data_dir: str | None = None
     storage: str | None = None
     lease_s: float = 60.0
+    gpus_per_trial: int | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require("gpus", self.gpus, self.gpus >= 1, "at least 1")
+        each = self.devices_per_trial
+        _require("gpus_per_trial", each, each >= 1 and self.gpus % each == 0, f"a divisor of gpus, {self.gpus}", "gpus-per-trial")
         _require("trials", self.trials, self.trials >= 2, "at least 2, which are the two baselines")
         _require(
             "throughput",
@@ -62,6 +66,11 @@ class Options:
         _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
         _require("lease_s", self.lease_s, isfinite(self.lease_s) and self.lease_s >= 1, "at least 1 s", "lease-s")
         _require("tolerance", self.tolerance, isfinite(self.tolerance) and self.tolerance >= 0, "at least 0 points")
+
+    @property
+    def devices_per_trial(self) -> int:
+        """Devices that the network of one trial is planned for."""
+        return self.gpus if self.gpus_per_trial is None else self.gpus_per_trial
 
     def write(self, folder: RunFolder) -> None:
         """Write `config.toml`."""

@@ -35,10 +35,10 @@ def prepare(run: RunFolder) -> Plan:
     _check_devices(options)
     machine = _machine(options)
     found = discover(options.device, options.gpus if machine is None else 1)
-    ranges = definition.ranges(options.gpus)
+    ranges = definition.ranges(options.devices_per_trial)
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
     topology = _start_topology(definition, source, options, network)
-    _check_units(topology, options.gpus, definition)
+    _check_units(topology, options.devices_per_trial, definition)
     if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
         _say(found.note)
     profile = _profile(run, found.devices, machine)
@@ -47,7 +47,7 @@ def prepare(run: RunFolder) -> Plan:
         network=network,
         settings=dict(definition.settings),
         ranges=to_json(ranges),
-        first_guesses=definition.guesses(options.gpus),
+        first_guesses=definition.guesses(options.devices_per_trial),
         data={**asdict(source), "folder": None if source.folder is None else str(source.folder)},
         kind=found.kind,
         device_names=[device.name for device in profile.devices[: options.gpus]],
@@ -66,7 +66,7 @@ def _machine(options: Options) -> Profile | None:
     """The machine that is planned for, where it is another one than this."""
     if options.hardware is None:
         return None
-    found = hardware(options.hardware).for_devices(options.gpus)
+    found = hardware(options.hardware).for_devices(options.devices_per_trial)
     if found.word == "predicted":
         return None
     _say(f"planning for {found.described}, which is not this machine: throughput is simulated, and nothing is measured")
@@ -85,9 +85,10 @@ def _say(text: str) -> None:
 
 
 def _check_devices(options: Options) -> None:
-    used = options.settings.get("devices", 1)
-    if isinstance(used, int) and used > options.gpus:
-        raise ConfigurationError(f"devices is {used}, but must be at most the number asked for, {options.gpus}; ask for more with --gpus")
+    used, each = options.settings.get("devices", 1), options.devices_per_trial
+    if isinstance(used, int) and used > each:
+        option = "--gpus" if options.gpus_per_trial is None else "--gpus-per-trial"
+        raise ConfigurationError(f"devices is {used}, but must be at most the number asked for, {each}; ask for more with {option}")
 
 
 def _start_topology(definition: StudyDefinition, source: DataSource, options: Options, network: str) -> Topology:

@@ -66,24 +66,33 @@ def noted_signals() -> Iterator[Signals]:
 
 @dataclass(frozen=True)
 class Slot:
-    """A device that one process at a time trains on: a core of its own, or a GPU."""
+    """Devices that one trial at a time has to itself: cores, or GPUs. It trains on the first, and is timed on all of them."""
 
     kind: Literal["cpu", "cuda"]
-    index: int
+    indices: tuple[int, ...]
 
-    def environment(self) -> dict[str, str]:
-        """What confines a process to the device."""
+    @property
+    def index(self) -> int:
+        """The device that a trial trains on."""
+        return self.indices[0]
+
+    def visible(self) -> list[str]:
+        """What CUDA calls the GPUs."""
+        setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return [setting.split(",")[index] if setting else str(index) for index in self.indices]
+
+    def environment(self, *, whole: bool = False) -> dict[str, str]:
+        """What confines a process to the device that a trial trains on, or to the whole slot."""
         if self.kind == "cpu":
             return {"CUDA_VISIBLE_DEVICES": ""}
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return {"CUDA_VISIBLE_DEVICES": visible.split(",")[self.index] if visible else str(self.index)}
+        names = self.visible()
+        return {"CUDA_VISIBLE_DEVICES": ",".join(names) if whole else names[0]}
 
 
-def slots(kind: Literal["cpu", "cuda"], count: int) -> list[Slot]:
-    """One slot a device; on CPU no more than there are cores."""
-    if kind == "cuda":
-        return [Slot(kind, index) for index in range(count)]
-    return [Slot(kind, core) for core in idle_first(count)[:count]]
+def slots(kind: Literal["cpu", "cuda"], count: int, each: int = 1) -> list[Slot]:
+    """Slots of ``each`` devices, out of ``count``; on CPU no more than there are cores for, but one at least."""
+    devices = tuple(range(count)) if kind == "cuda" else idle_first(count)[:count]
+    return [Slot(kind, devices[begin : begin + each]) for begin in range(0, max(1, len(devices) - each + 1), each)]
 
 
 def spawn(

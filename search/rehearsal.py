@@ -12,8 +12,9 @@ from typing import TypedDict
 from search.definition import StudyDefinition, StudyReference
 from search.errors import ChildError, ConfigurationError, StoppedError
 from search.options import Options, Plan, RunRecord
-from search.process import noted_signals, slots, spawn, wait
+from search.process import noted_signals, spawn, wait
 from search.recipe import default, settable
+from search.run import slots_of
 from search.rundir import RunFolder
 from search.space import Choice, Range, from_json
 
@@ -31,7 +32,7 @@ class Value(TypedDict):
 def configuration(options: Options, study_sha256: str | None, sources: Mapping[str, str]) -> dict[str, dict[str, Value]]:
     """Every option of the run and every field of the recipe that is not the run's own, with its value and source."""
     definition = StudyReference(options.study, study_sha256).load()
-    ranges = definition.fixing(options.settings).ranges(options.gpus)
+    ranges = definition.fixing(options.settings).ranges(options.devices_per_trial)
     run = {
         name: Value(value=value, source=sources.get(name, DEFAULT), searched=False)
         for name, value in asdict(options).items()
@@ -105,8 +106,7 @@ def steps_of(plan: Plan) -> int:
 
 def trials_at_once(options: Options, plan: Plan) -> int:
     """Trials that train side by side."""
-    here = options.gpus if plan.elsewhere is None or plan.kind == "cpu" else 1
-    return len(slots(plan.kind, here if options.throughput == "predicted" else 1))
+    return len(slots_of(options, plan))
 
 
 def estimate_s(options: Options, plan: Plan) -> float | None:

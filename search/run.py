@@ -27,6 +27,7 @@ from search.nursery import Nursery
 from search.options import Options, RunRecord
 from search.ownership import Ownership, Sole, exclusively, of_trial
 from search.process import (
+    POLL_S,
     THREADS,
     Child,
     Signals,
@@ -43,6 +44,7 @@ from search.process import (
     was_stopped,
 )
 from search.progress import Progress, open_progress
+from search.quiet import Hold, devices_of
 from search.rundir import (
     RunFolder,
     RunLock,
@@ -258,6 +260,7 @@ def _work(folder: RunFolder, signals: Signals, nursery: Nursery, ownership: Owne
             _pause(signals, ownership)
             if RunRecord.read(folder).state == "complete":
                 return
+        ownership.changed()  # one that was killed may have told the storage alone
         _close(folder, record.plan, signals, view, nursery)
 
 
@@ -267,11 +270,35 @@ def _close(folder: RunFolder, plan: Plan, signals: Signals, view: Progress, nurs
 
     members = pareto(read_trials(folder.journal))
     timed = [] if plan.elsewhere is not None else sorted({0, DATA_PARALLEL, *members})
-    _measure(folder, timed, members, signals, view, nursery)
+    devices = devices_of(slots(plan.kind, Options.read(folder).gpus))
+    _measure(folder, timed, members, devices, signals, view, nursery)
     _set_state(folder, "complete")
 
 
-def _measure(folder: RunFolder, timed: Sequence[int], tested: Sequence[int], signals: Signals, view: Progress, nursery: Nursery) -> None:
+@contextmanager
+def _alone_on(devices: Sequence[str], signals: Signals, view: Progress) -> Iterator[None]:
+    """Wait until nothing trains on some devices, and keep it so."""
+    hold = Hold(devices, alone=True)
+    try:
+        if not hold.ready():
+            view.say(f"waiting until nothing else trains on {', '.join(devices)}")
+        while not hold.ready():
+            signals.check()
+            time.sleep(POLL_S)
+        yield
+    finally:
+        hold.release()
+
+
+def _measure(
+    folder: RunFolder,
+    timed: Sequence[int],
+    tested: Sequence[int],
+    devices: Sequence[str],
+    signals: Signals,
+    view: Progress,
+    nursery: Nursery,
+) -> None:
     """Time final networks alone on the devices, and read the test accuracy of some, once."""
     time_them = [n for n in timed if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).measured.exists()]
     test_them = [n for n in tested if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).test.exists()]
@@ -280,7 +307,7 @@ def _measure(folder: RunFolder, timed: Sequence[int], tested: Sequence[int], sig
     numbers = ", ".join(map(str, sorted({*time_them, *test_them})))
     view.say(f"measuring trials {numbers} on the devices" if time_them else f"reading the test accuracy of trials {numbers}")
     arguments = [str(folder.path), "--time", *map(str, time_them), "--test", *map(str, test_them)]
-    with view.aside():
+    with _alone_on(devices if time_them else [], signals, view), view.aside():
         code = wait(nursery.start("search.measure", arguments), signals)
     _check_ended(code, "measuring", folder)
     _note(folder, "measured", timed=time_them, tested=test_them)
@@ -297,12 +324,14 @@ class Before:
 
 @dataclass(frozen=True)
 class Job:
-    """A worker at work on a trial."""
+    """A process at work on a trial: it trains, or it is timed. hold: on the slot's devices."""
 
     number: int
     slot: Slot
     process: Child
     before: Before
+    hold: Hold
+    timing: bool = False
 
 
 class _Search:
@@ -327,11 +356,10 @@ class _Search:
         self.ownership, self.study = ownership, study
         self.signals, self.progress, self.nursery = signals, view, nursery
         self.ranges: Mapping[str, Range] = from_json(plan.ranges)
-        # A clock that is the objective must not be disturbed by a neighbour, so then trials take turns.
-        here = options.gpus if plan.elsewhere is None or plan.kind == "cpu" else 1
-        self.slots = slots(plan.kind, here if options.throughput == "predicted" else 1)
+        self.slots = slots_of(options, plan)
         self.jobs: list[Job] = []
         self.ended: list[int] = []  # trained, not yet told
+        self.waiting: dict[Slot, Hold] = {}  # for devices that others are at, by slot
         self.stops: dict[int, int] = {}  # how often a trial's worker was ended by others since its last checkpoint
         self.failures: list[str] = []  # reasons of the search trials that failed since one succeeded
 
@@ -344,6 +372,8 @@ class _Search:
                 _pause(self.signals, self.ownership)
         finally:
             stop([job.process for job in self.jobs])
+            for hold in (*self.waiting.values(), *(job.hold for job in self.jobs)):
+                hold.release()
 
     def _tell_again(self) -> None:
         """Tell a journal that was made anew what the one before was told."""
@@ -364,15 +394,52 @@ class _Search:
         self._let_go()
         self._collect()
         self._find_results()
+        at_clock = {job.number for job in self.jobs}
         for number in list(self.ended):
-            if number == 0 or self._lowest_accuracy() is not None:
+            if number not in at_clock and not self._untimed(number) and (number == 0 or self._lowest_accuracy() is not None):
                 self._tell(number)
                 self.ended.remove(number)
-        busy = {job.slot for job in self.jobs}
         for slot in self.slots:
-            if slot not in busy and (upcoming := self._next()) is not None:
-                self.jobs.append(self._spawn(upcoming, slot))
+            if slot not in {job.slot for job in self.jobs}:
+                self._refill(slot)
         return bool(self.jobs or self.ended or len(self._told()) < max(self._budget(), len(self._trials())))
+
+    def _refill(self, slot: Slot) -> None:
+        """Time on a free slot what was trained, else train there what is next; later, where others are at its devices."""
+        at_clock = {job.number for job in self.jobs}
+        untimed = next((number for number in self.ended if self._untimed(number) and number not in at_clock), None)
+        hold = self.waiting.pop(slot, None)
+        if hold is None or hold.alone != (untimed is not None):
+            if hold is not None:
+                hold.release()
+            hold = Hold(devices_of([slot]), alone=untimed is not None)
+        if not hold.ready():
+            self.waiting[slot] = hold
+        elif untimed is not None:
+            self.jobs.append(self._clock(untimed, slot, hold))
+        elif (upcoming := self._next()) is not None:
+            self.jobs.append(self._spawn(upcoming, slot, hold))
+        else:
+            hold.release()
+
+    def _untimed(self, number: int) -> bool:
+        """Whether a trained trial has yet to be timed before it can be told."""
+        if self.options.throughput == "predicted":
+            return False
+        files = self.folder.trial(number)
+        return not files.measured.exists() and read_json(files.result)["state"] == "complete"
+
+    def _clock(self, number: int, slot: Slot, hold: Hold) -> Job:
+        """Time a trained network on the devices of a slot."""
+        files = self.folder.trial(number)
+        arguments = [str(self.folder.path), "--time", str(number), "--test"]
+        cores = slot.indices if slot.kind == "cpu" and self.options.gpus_per_trial is not None else ()
+        with open(files.log, "ab") as log:
+            before = Before(self._checkpoint(number), out_of_memory_kills(), log.tell())
+            process = self.nursery.start("search.measure", arguments, environment=slot.environment(whole=True), cores=cores, log=log)
+        _note(self.folder, "measuring", number=number)
+        self.progress.say(f"measuring trial {number} on the devices")
+        return Job(number, slot, process, before, hold, timing=True)
 
     def _find_results(self) -> None:
         """Trials that were trained before their parent was killed, here or elsewhere."""
@@ -401,6 +468,8 @@ class _Search:
             _note(self.folder, "trial_lost", number=job.number)
             self.jobs.remove(job)
         stop([job.process for job in lost])
+        for job in lost:
+            job.hold.release()
         self.ended = [number for number in self.ended if of_trial(number) in mine and number not in told]
 
     # Which trial is next
@@ -481,7 +550,7 @@ class _Search:
 
     # Spawning
 
-    def _spawn(self, number: int, slot: Slot) -> Job:
+    def _spawn(self, number: int, slot: Slot, hold: Hold) -> Job:
         from search.restore import keep
 
         files = self.folder.trial(number)
@@ -496,7 +565,7 @@ class _Search:
             process = self._child(files, slot, log)
         _note(self.folder, "trial_started", number=number)
         self.progress.say(progress.started(number, _role(number), read_json(files.recipe), again=bool(before.checkpoint)))
-        return Job(number, slot, process, before)
+        return Job(number, slot, process, before, hold)
 
     def _yardstick(self, told: Sequence[FrozenTrial]) -> Yardstick:
         """What a trial is judged by: the trials that have been told, as far as they were trained to their end."""
@@ -519,7 +588,7 @@ class _Search:
 
     def _child(self, files: TrialFolder, slot: Slot, log: IO[bytes]) -> Child:
         if slot.kind == "cpu":
-            return self.nursery.start("search.worker", [str(files.recipe)], environment=slot.environment(), core=slot.index, log=log)
+            return self.nursery.start("search.worker", [str(files.recipe)], environment=slot.environment(), cores=[slot.index], log=log)
         # Where training takes a GPU, a fresh interpreter costs little, and nothing of CUDA's can be inherited.
         environment = slot.environment() | {name: "1" for name in THREADS}
         return spawn("search.worker", [str(files.recipe)], environment=environment, stdout=log, stderr=log)
@@ -532,7 +601,7 @@ class _Search:
         if role == "search":
             values = values_of(self._trials()[number].params, self.ranges, self.plan.settings)
         else:
-            values = dict(self.plan.settings) | baseline(role, self.options.gpus)
+            values = dict(self.plan.settings) | baseline(role, self.options.devices_per_trial)
         data = self.plan.data
         return recipe(
             values
@@ -557,7 +626,11 @@ class _Search:
             if code is None:
                 continue
             self.jobs.remove(job)
+            job.hold.release()
             files = self.folder.trial(job.number)
+            if job.timing:
+                self._timed(job, code)
+                continue
             for line in said(files.log, job.before.logged_bytes):
                 self.progress.say(f"trial {job.number}: {line}")
             if files.result.exists():
@@ -571,6 +644,13 @@ class _Search:
                 state = "infeasible" if _ran_out_of_memory(job, code) else "failed"
                 write_json(files.result, {"state": state, "failure": self._reason(job, code)})
                 self.ended.append(job.number)
+
+    def _timed(self, job: Job, code: int) -> None:
+        """What a network was timed at is told next; where its process was ended by others, it is timed again."""
+        if code != 0 and not was_stopped(code):
+            raise RunError(f"measuring trial {job.number} failed: {last_words(self.folder.trial(job.number).log)}")
+        if code == 0:
+            _note(self.folder, "measured", timed=[job.number], tested=[])
 
     def _goes_on(self, job: Job, code: int) -> bool:
         """Whether the trial of a worker that was ended by others continues: always, unless memory ran out or it does not get on."""
@@ -665,8 +745,15 @@ class _Search:
     def _throughput(self, number: int, result: Mapping[str, object]) -> float:
         if self.options.throughput == "predicted":
             return _number(result, "predicted_samples_per_s")
-        _measure(self.folder, [number], [], self.signals, self.progress, self.nursery)
         return _number(read_json(self.folder.trial(number).measured), "samples_per_s")
+
+
+def slots_of(options: Options, plan: Plan) -> list[Slot]:
+    """What trials work on side by side. Without --gpus-per-trial, all devices are one slot where the clock is the objective."""
+    here = options.gpus if plan.elsewhere is None or plan.kind == "cpu" else 1
+    if options.gpus_per_trial is not None:
+        return slots(plan.kind, here, min(here, options.gpus_per_trial))
+    return slots(plan.kind, here, 1 if options.throughput == "predicted" else here)
 
 
 def baseline(role: TrialRole, devices: int) -> dict[str, object]:

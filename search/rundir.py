@@ -403,10 +403,7 @@ def _owner_in(path: Path) -> Owner | None:
 @contextmanager
 def owner_noted(folder: RunFolder) -> Iterator[None]:
     """Let be seen that this process works on the run, as one of several."""
-    for path in folder.owners.glob("*.json"):
-        gone = _owner_in(path)
-        if gone is not None and not gone.alive:  # it was killed
-            path.unlink(missing_ok=True)
+    _forget_the_dead(folder)
     mine = Owner.this_process()
     path = folder.owners / f"{mine.host}-{mine.pid}-{mine.started}.json"
     write_json(path, asdict(mine))
@@ -414,6 +411,14 @@ def owner_noted(folder: RunFolder) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+        _forget_the_dead(folder)
+
+
+def _forget_the_dead(folder: RunFolder) -> None:
+    for path in folder.owners.glob("*.json"):
+        process = _owner_in(path)
+        if process is not None and not process.alive:
+            path.unlink(missing_ok=True)
 
 
 class RunLock:

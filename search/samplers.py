@@ -24,13 +24,14 @@ def sampler(choice: SamplerChoice, seed: int, startup: int) -> BaseSampler:
 
     tpe: Bergstra et al. 2011, for all parameters of a trial together (Falkner et al. 2018). nsga2: Deb et al. 2002. gp: expected
     hypervolume improvement under Gaussian processes (Daulton et al. 2020); where it is used, the process imports torch. All take
-    broken constraints into account; random does not look.
+    broken constraints into account; random does not look. What still trains counts for tpe as if it were to end badly (the constant liar
+    of Ginsbourger et al. 2010), so that trials side by side draw apart; where they go one after the other, nothing does.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the version is pinned
         match choice:
             case "tpe":
-                return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup)
+                return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=startup, constant_liar=True)
             case "nsga2":
                 return NSGAIISampler(seed=seed, population_size=startup)
             case "gp":

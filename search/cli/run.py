@@ -23,6 +23,7 @@ def run(
     *,
     study: str,
     gpus: int,
+    gpus_per_trial: int | None = None,
     network: str | None = None,
     trials: int = 12,
     seed: int = 0,
@@ -56,6 +57,10 @@ def run(
         Name of an installed study (`grow studies` lists them), or path.py:NAME. A file is run as code.
     gpus
         Devices to plan for.
+    gpus_per_trial
+        Plan every network for so many of them, and let gpus / gpus-per-trial trials work side by side, each on devices of its own. What a
+        trial then draws depends on which others have ended by then: only trials one after the other repeat to the last bit. Without it,
+        networks are planned for all devices; where the clock is the objective, trials take turns, else one trains on each device.
     network
         Start network, by a name that the study offers; its first one by default.
     trials
@@ -72,7 +77,8 @@ def run(
         Plan for this machine instead, and measure nothing: a file of `grow profile --save`, or pcie-2, pcie-4, nvlink-8 or
         infiniband-2x8. Throughput is then simulated.
     throughput
-        What the search maximises: the cost model's prediction, or the clock.
+        What the search maximises: the cost model's prediction, or the clock. The clock runs only while nothing else trains on the trial's
+        devices; cores share their memory, so on CPU it waits until nothing trains on the host.
     sampler
         What draws the recipes: tree-structured Parzen estimators, NSGA-II, chance, or Gaussian processes (slowest to draw).
     early_stopping
@@ -104,6 +110,7 @@ def run(
     options = Options(
         study=found.text,
         gpus=gpus,
+        gpus_per_trial=gpus_per_trial,
         network=network,
         trials=trials,
         seed=seed,

@@ -316,8 +316,9 @@ def _command(options: Options) -> str:
         str(options.seed),
     ]
     words += ["--tolerance", f"{options.tolerance:g}", "--throughput", options.throughput]
-    for name, value in (("--network", options.network), ("--hardware", options.hardware)):
-        words += [name, value] if value is not None else []
+    optional = {"--network": options.network, "--hardware": options.hardware, "--gpus-per-trial": options.gpus_per_trial}
+    for name, value in optional.items():
+        words += [name, str(value)] if value is not None else []
     for name, setting in options.settings.items():
         words += ["--set", f"{name}={setting}"]
     return shlex.join(words)

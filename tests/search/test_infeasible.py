@@ -8,6 +8,7 @@ import pytest
 
 from search import run
 from search.process import Slot
+from search.quiet import Hold
 from search.results import document
 from search.rundir import RunFolder
 from tests.search.conftest import STUDY, Grow
@@ -57,6 +58,6 @@ def test_failures_in_a_row_end_the_run_with_the_first_reason(grow: Grow, tmp_pat
 def test_a_worker_that_the_system_killed_for_memory_ran_out_of_it(
     code: int, kills: int, ran_out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = run.Job(2, Slot("cpu", 0), None, run.Before("", 7, 0))  # type: ignore[arg-type]
+    job = run.Job(2, Slot("cpu", (0,)), None, run.Before("", 7, 0), Hold([], alone=False))  # type: ignore[arg-type]
     monkeypatch.setattr(run, "out_of_memory_kills", lambda: 7 + kills)
     assert run._ran_out_of_memory(job, code) is ran_out

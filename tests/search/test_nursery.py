@@ -42,7 +42,7 @@ def test_a_child_is_the_callers_own_and_outlives_the_nursery(nursery: Nursery, t
     core = min(os.sched_getaffinity(0))
     with open(recipe) as held, open(tmp_path / "log", "wb") as log:
         fcntl.flock(held, fcntl.LOCK_EX)  # the worker waits for it
-        child = nursery.start("search.worker", [str(recipe)], core=core, log=log)
+        child = nursery.start("search.worker", [str(recipe)], cores=[core], log=log)
         assert psutil.Process(child.pid).ppid() == os.getpid()
         assert os.sched_getaffinity(child.pid) == {core}
         process_of(nursery).kill()

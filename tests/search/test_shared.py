@@ -24,7 +24,7 @@ from tests.search.grpc_proxy import proxied
 from tests.search.postgres import PASSWORD, postgres
 from tests.search.test_interruption import STUDY, started, until
 
-TRIALS = 4
+TRIALS = 3
 LEASE_S = 2.0
 
 
@@ -37,7 +37,7 @@ def circle(folder: Path, name: str, *options: str) -> list[str]:
 def test_a_process_that_sleeps_loses_its_trial_which_another_finishes(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "shared"
     options = circle(tmp_path, "shared", "--storage", f"sqlite:///{tmp_path / 'study.db'}", "--lease-s", str(LEASE_S))
-    with started([*options, "--set", "steps=60"], environment, tmp_path) as sleeper:
+    with started([*options, "--set", "steps=40"], environment, tmp_path) as sleeper:
         until(lambda: any((run / "trials" / "0000" / "checkpoint").glob("[0-9]*[0-9]")), sleeper)
         children = psutil.Process(sleeper.pid).children()
         sleeper.send_signal(signal.SIGSTOP)  # its pid lives on, so that nothing but the end of its lease frees what it has
@@ -100,7 +100,6 @@ def test_one_of_two_processes_is_killed_and_the_other_finishes(kind: str, grow: 
             until(lambda: any((run / "trials" / "0000" / "checkpoint").glob("[0-9]*[0-9]")), first)
             with started(["resume", "shared", "--json"], given, tmp_path) as second:
                 until(lambda: (run / "trials" / "0001" / "metrics.jsonl").exists(), second)  # both are at work
-                until(lambda: len(list(run.glob("trials/*"))) > 2, first)
                 first.kill()
                 stdout, stderr = second.communicate(timeout=200)
         assert second.returncode == 0, stderr.decode()
