@@ -14,8 +14,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,9 +25,17 @@ from search.process import Slot
 
 
 def lock_folder() -> Path:
-    """Where this user's locks of this host's devices are."""
+    """Where this user's locks of this host's devices are; made when it is not there."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "grow" if runtime else cache_folder().parent / "locks" / socket.gethostname()
+    places = [Path(runtime) / "grow"] if runtime else []
+    for place in (*places, cache_folder().parent / "locks" / socket.gethostname()):
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if os.access(place, os.W_OK):
+                return place
+    fallback = Path(tempfile.gettempdir()) / f"grow-{os.getuid()}"  # for who may write nowhere else
+    fallback.mkdir(mode=0o700, exist_ok=True)
+    return fallback
 
 
 class Hold:
@@ -67,7 +76,6 @@ class Hold:
 def _take(stack: ExitStack, taken: list[IO[str]], names: Sequence[str], how: int) -> bool:
     """Go on taking the locks that are not among the taken ones yet, up to the first that is not free; whether there was none."""
     folder = lock_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names[len(taken) :]:
         file = open(folder / name, "w")  # noqa: SIM115  # held until the stack is closed
         try:

@@ -84,7 +84,7 @@ def start(options: Options, study_sha256: str | None, runs_dir: Path, name: str 
     storage: with the password that ``options`` does without.
     """
     if storage is not None:
-        storage.open()  # refused before anything is made
+        storage.check()  # refused before anything is made
     record = RunRecord(
         run="",
         created_at=_now(),

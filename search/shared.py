@@ -19,7 +19,7 @@ from search.options import Options, RunRecord
 from search.ownership import exclusively
 from search.rundir import RunFolder, owner_noted
 from search.storage import made_study, open_study, repair
-from search.storage_url import StorageUrl
+from search.storage_url import StorageUrl, close
 
 POLL_S = 0.25
 """How often a storage is asked what is new."""
@@ -35,21 +35,31 @@ class Shared:
         record, options = RunRecord.read(folder), Options.read(folder)
         self._folder, self._run = folder, record.run
         name = record.study_name or record.run
-        storage = url.open()
-        if record.plan is not None and name not in optuna.get_all_study_names(storage):
-            raise RunNotFoundError(f"study {name!r} is not in {url}, but must be there; name the storage that the run began in")
-        self._study = made_study(storage, name)
-        log = optuna.create_study(storage=storage, study_name=f"{name} leases", load_if_exists=True)
-        self._leases = Leases(log, options.lease_s)
+        self._names = (name, f"{name} leases")
+        self._storage = url.open()
         self._inside = ExitStack()
+        self._inside.callback(close, self._storage)
+        if record.plan is not None and name not in optuna.get_all_study_names(self._storage):
+            self._inside.close()
+            raise RunNotFoundError(f"study {name!r} is not in {url}, but must be there; name the storage that the run began in")
+        self._study = made_study(self._storage, name)
+        log = optuna.create_study(storage=self._storage, study_name=self._names[1], load_if_exists=True)
+        self._leases = Leases(log, options.lease_s)
 
     def __enter__(self) -> Shared:
+        self._inside.callback(self._forget)
         self._inside.enter_context(owner_noted(self._folder))
         self._inside.enter_context(self._leases)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._inside.__exit__(kind, error, trace)
+
+    def _forget(self) -> None:
+        """A run that could not begin, and whose folder is gone, leaves nothing in the storage either."""
+        if not self._folder.path.exists():
+            for name in self._names:
+                optuna.delete_study(study_name=name, storage=self._storage)
 
     def open(self) -> tuple[optuna.Study, str | None]:
         """The storage's study."""

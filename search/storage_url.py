@@ -68,6 +68,10 @@ class StorageUrl:
         with _told(self):
             return self._proxy() if self.secret.startswith("grpc") else self._database()
 
+    def check(self) -> None:
+        """As `open`, without opening it for long."""
+        close(self.open())
+
     def _proxy(self) -> BaseStorage:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what is wrong is said once, by us
         import grpc  # noqa: F401  # Optuna imports it when it is first used, and then says less
@@ -92,6 +96,17 @@ class StorageUrl:
             f"{_DRIVERS.get(scheme, scheme)}://{rest}".replace("{", "{{").replace("}", "}}"),  # which Optuna formats
             engine_kwargs={"pool_pre_ping": True, "connect_args": patience},
         )
+
+
+def close(storage: BaseStorage) -> None:
+    """End the connections of a storage that was opened here."""
+    from optuna.storages import GrpcStorageProxy, RDBStorage
+
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+    elif isinstance(storage, GrpcStorageProxy):
+        storage.close()
 
 
 def storage_url(text: str | None) -> StorageUrl | None:

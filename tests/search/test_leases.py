@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 
 from search.leases import Holder, Leases
-from search.storage_url import StorageUrl
+from search.storage_url import StorageUrl, close
 from tests.search.grpc_proxy import proxied
 from tests.search.postgres import postgres
 
@@ -48,16 +48,14 @@ def storage(request: pytest.FixtureRequest) -> Iterator[BaseStorage]:
     elif request.param == "grpc":
         with proxied(InMemoryStorage()) as url:
             proxy = StorageUrl(url).open()
-            assert isinstance(proxy, GrpcStorageProxy)
             yield proxy
-            proxy.close()
+            close(proxy)
     else:
         database = StorageUrl(request.getfixturevalue("server")).open()
-        assert isinstance(database, RDBStorage)
         yield database
         for study in optuna.get_all_study_names(database):
             optuna.delete_study(study_name=study, storage=database)
-        database.engine.dispose()
+        close(database)
 
 
 def test_what_one_holds_no_other_gets(storage: BaseStorage) -> None:

@@ -18,7 +18,7 @@ from search.run import resume
 from search.rundir import RunFolder, read_json, read_lines
 from search.shared import follow
 from search.storage import Proposal, add_running, made_study, read_trials, tell_complete, tell_failed, tell_infeasible
-from search.storage_url import StorageUrl, storage_url
+from search.storage_url import StorageUrl, close, storage_url
 from tests.search.conftest import Grow
 from tests.search.grpc_proxy import proxied
 from tests.search.postgres import PASSWORD, postgres
@@ -110,15 +110,14 @@ def test_one_of_two_processes_is_killed_and_the_other_finishes(kind: str, grow: 
         assert [(t.number, t.state, t.values, t.params, t.constraints) for t in theirs] == [
             (t.number, t.state, t.values, t.params, t.constraints) for t in ours
         ]
-        if isinstance(database, optuna.storages.RDBStorage):
-            database.engine.dispose()
+        close(database)
     assert_shared(run, json.loads(stdout))
     secret = PASSWORD.replace("%40", "@").encode()
     for path in run.rglob("*"):
         assert not path.is_file() or not any(word in path.read_bytes() for word in (secret, PASSWORD.encode())), path
     assert not any(word in stdout + stderr for word in (secret, PASSWORD.encode()))
     # What the processes found one after the other is what one finds alone.
-    alone = grow(*circle(tmp_path, "alone"), "--set", "steps=200", "--trials", "2", cwd=tmp_path)
+    alone = grow(*circle(tmp_path, "alone"), "--set", "steps=200", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     for number in (0, 1):
         path = Path("trials") / f"{number:04d}" / "result.json"
