@@ -1,6 +1,7 @@
 """Design, section 5: what every edit keeps, for every kind of layer, every optimizer and every storage."""
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+# What an optimizer keeps depends on the storage alone, of which there are two.
+every_optimizer_and_kernel = pytest.mark.parametrize(
+    ("kernel", "name"), [*((kernel, "adam") for kernel in KERNELS), *product(("dense", "csr"), ("sgd", "adamw"))]
+)
 
 
 def attached(network: Network, name: str) -> torch.optim.Optimizer:
@@ -191,8 +196,7 @@ def test_a_unit_whose_constant_no_bias_can_take_stays() -> None:
 
 
 @every_sample
-@every_kernel
-@every_optimizer
+@every_optimizer_and_kernel
 def test_what_survives_keeps_its_weight_gradient_and_state_bit_for_bit(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
@@ -218,8 +222,7 @@ def test_what_survives_keeps_its_weight_gradient_and_state_bit_for_bit(sample: S
 
 
 @every_sample
-@every_kernel
-@every_optimizer
+@every_optimizer_and_kernel
 def test_removing_units_keeps_the_state_of_all_others(sample: Sample, kernel: str, name: str) -> None:
     """The network without a unit trains on exactly as one in which nothing leads out of or into that unit."""
     masked, smaller = (sample.network(kernel=kernel) for _ in range(2))
@@ -277,8 +280,7 @@ def test_new_units_start_with_fresh_state_in_every_tensor(name: str) -> None:
 
 
 @every_sample
-@every_kernel
-@every_optimizer
+@every_optimizer_and_kernel
 def test_what_was_pruned_never_comes_back(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
