@@ -37,14 +37,14 @@ def network(kernel: str, drop: int = 2) -> Network:
     return made
 
 
-def ring() -> Network:
+def ring(kernel: str) -> Network:
     """Two layers in which every unit reads its own place and the one before."""
     torch.manual_seed(0)
     made = Network(nn.Sequential(nn.Flatten(), nn.Linear(72, 72), nn.ReLU(), nn.Linear(72, 72)), X[:1])
     places = np.arange(72)
     positions = np.sort(np.concatenate([places * 72 + places, places * 72 + (places - 1) % 72]))
     made.set_connections({"1": positions, "3": positions})
-    made.use_kernels(lambda case: "radix", len(X))
+    made.use_kernels(lambda case: kernel, len(X))
     return made
 
 
@@ -78,10 +78,11 @@ def counting(graphs: list[fx.GraphModule]) -> Callable[[fx.GraphModule, list[Ten
     return backend
 
 
-def test_a_compiled_ring_is_one_graph() -> None:
-    made = ring()
+@pytest.mark.parametrize("kernel", ["radix", "condensed"])
+def test_a_compiled_ring_is_one_graph(kernel: str) -> None:
+    made = ring(kernel)
     made.compile(backend="eager", fullgraph=True)
-    assert {layer.kernel for layer in made.layers.values()} == {"radix"}
+    assert {layer.kernel for layer in made.layers.values()} == {kernel}
     assert_as_uncompiled(made)
 
 
@@ -185,8 +186,9 @@ def test_machine_code_of_a_compiled_network_agrees_through_edits(kernel: str) ->
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_machine_code_of_a_compiled_ring_agrees() -> None:
-    made = ring()
+@pytest.mark.parametrize("kernel", ["radix", "condensed"])
+def test_machine_code_of_a_compiled_ring_agrees(kernel: str) -> None:
+    made = ring(kernel)
     made.compile(fullgraph=True)
     assert_as_uncompiled(made)
 
