@@ -31,7 +31,7 @@ from grow.editing.insertion import (
     place_of,
 )
 from grow.editing.planned import BiasChange, PlannedEdit, planned, slots_of
-from grow.editing.positions import as_index, checked, exist, joined, places, random_columns, random_rows, split_shares
+from grow.editing.positions import as_index, checked, joined, places, random_columns, random_rows, split_shares
 from grow.editing.restoring import checked_parts, restored
 from grow.editing.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
 from grow.follow import Follower, Record
@@ -253,12 +253,14 @@ class Network(nn.Module):
         for name, new in positions.items():
             layer = self.topology.layer(name)
             new = checked(layer, new)
-            present = new[exist(layer, new)]
-            if len(present):
+            if not len(new):
+                continue
+            slots, found = places(layer, new)
+            if found.any():
                 raise ValueError(
-                    f"position {present[0]} of layer {name!r} exists already, but must be absent; grow absent connections only"
+                    f"position {new[found][0]} of layer {name!r} exists already, but must be absent; grow absent connections only"
                 )
-            index[name] = as_index(joined(layer.positions(), new), layer.possible)
+            index[name] = as_index(joined(layer.positions(), new, slots), layer.possible)
         plan = planned(self, {}, index)
         for name, given in (values or {}).items():
             new = np.asarray(positions.get(name, ()), np.int64)
@@ -277,12 +279,14 @@ class Network(nn.Module):
         for name, old in positions.items():
             layer = self.topology.layer(name)
             old = checked(layer, old)
+            if not len(old):
+                continue
             slots, found = places(layer, old)
             if not found.all():
                 raise ValueError(f"position {old[~found][0]} of layer {name!r} does not exist, but must; prune existing connections only")
             kept = np.ones(layer.count, bool)
             kept[slots] = False
-            index[name] = layer.index if kept.all() else layer.positions()[kept]
+            index[name] = layer.positions()[kept]
         plan = planned(self, {}, index)
         for space, dead in unconnected(plan.topology).items():
             if len(dead) == plan.topology.units[space]:

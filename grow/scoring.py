@@ -41,15 +41,19 @@ def to_prune(
     protected = sum(1 + layer.shape[0] * _into_output(topology, layer) for layer in topology.layers)
     asked = Candidates(evidence, True, count, check_frozen(topology, frozen), reserve=protected, pointwise=criterion.pointwise)
     candidates, score = criterion.ready(asked)
+    lowest_first = pattern is None and (network.parts is None or price is None)
     scored = {}
     for name, (positions, scores) in candidates.scored(score).items():
-        layer = topology.layer(name)
-        keep = _strongest(layer, positions, scores, by_row=_into_output(topology, layer))
+        layer, by_row = topology.layer(name), _into_output(topology, topology.layer(name))
+        if lowest_first and not by_row and count < layer.count:  # the strongest of a layer is the last one to go
+            scored[name] = positions, scores
+            continue
+        keep = _strongest(layer, positions, scores, by_row=by_row)
         scored[name] = (np.delete(positions, keep), np.delete(scores, keep)) if len(keep) else (positions, scores)
     count = min(count, sum(len(positions) for positions, _ in scored.values()))
     if pattern is not None:
         return pattern.to_prune(scored, topology, count)
-    if network.parts is None or price is None:
+    if lowest_first or network.parts is None or price is None:
         return lowest(scored, count)
     return lowest_groups(scored, topology, network.parts, price, count, network.ways)
 

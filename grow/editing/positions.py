@@ -34,24 +34,19 @@ def checked(layer: Connections, positions: IntArray) -> IntArray:
     return ordered
 
 
-def exist(layer: Connections, positions: IntArray) -> NDArray[np.bool_]:
-    """Which of some positions exist."""
-    return places(layer, positions)[1]
-
-
 def places(layer: Connections, positions: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """The number of the connection at each of some positions, and whether there is one: where not, the number means nothing."""
+    """How many connections lie before each of some positions, and whether there is one at it."""
     if layer.index is None:
         return positions, np.ones(len(positions), bool)
     if not len(layer.index):
         return np.zeros(len(positions), np.int64), np.zeros(len(positions), bool)
-    found = np.searchsorted(layer.index, positions).clip(max=len(layer.index) - 1)
-    return found, layer.index[found] == positions
+    before = np.searchsorted(layer.index, positions)
+    return before, layer.index[before.clip(max=len(layer.index) - 1)] == positions
 
 
-def joined(index: IntArray, new: IntArray) -> IntArray:
-    """Sorted positions (E,) with others among them, sorted and distinct from them."""
-    places = np.searchsorted(index, new) + np.arange(len(new))
+def joined(index: IntArray, new: IntArray, before: IntArray) -> IntArray:
+    """Sorted positions (E,) with others among them, sorted and distinct from them; before: how many of the former lie before each."""
+    places = before + np.arange(len(new))
     both = np.empty(len(index) + len(new), np.int64)
     old = np.ones(len(both), bool)
     old[places] = False
