@@ -133,6 +133,10 @@ class HaloTime:
     spread: float = 0.0
 
 
+LEAST_HIDDEN = 0.01
+"""Share of a sum that a computation hides at least: where none is hidden, the computation would stand still."""
+
+
 @dataclass(frozen=True)
 class Overlap:
     """A computation under which a sum of so many bytes runs, the two alone, and both at once."""
@@ -145,12 +149,16 @@ class Overlap:
 
     @property
     def slowdown(self) -> float:
-        """How much slower a device computes while it communicates: 1 not at all, 2 as if one came after the other.
+        """By what factor a device computes more slowly while it communicates, as `hardware.simulate.schedule` takes it: from 1 to 100.
+
+        A computation of C s that runs at 1/s of its rate for the c s of a sum ends at T = C + c (1 - 1/s), so s = c / (c - (T - C)): 1
+        hides the whole sum, and without end is one thing after the other.
 
         >>> Overlap(2, 1000, computation_s=4.0, communication_s=2.0, together_s=5.0).slowdown
-        1.5
+        2.0
         """
-        return 1 + max(0.0, self.together_s - self.computation_s) / self.communication_s
+        extra_s = max(0.0, self.together_s - self.computation_s)
+        return self.communication_s / max(self.communication_s - extra_s, LEAST_HIDDEN * self.communication_s)
 
 
 @dataclass(frozen=True)
@@ -420,11 +428,11 @@ class Profile:
         return steps * max(link.seconds(message) for link in links)
 
     def slowdown(self, ranks: int) -> float:
-        """How much slower a device computes while a sum runs under it: 1 not at all, 2 as if one came after the other."""
+        """By what factor a device computes more slowly while a sum runs under it. Unmeasured, one core does one thing after the other."""
         from statistics import median
 
         rows = [row.slowdown for row in self.overlaps if row.ranks == ranks] or [row.slowdown for row in self.overlaps]
-        return min(2.0, median(rows)) if rows else 2.0 if self.devices[0].kind == "cpu" else 1.0
+        return median(rows) if rows else 1 / LEAST_HIDDEN if self.devices[0].kind == "cpu" else 1.0
 
     # ---- files ----
 

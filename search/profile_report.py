@@ -43,7 +43,7 @@ def facts(profile: Profile) -> RenderableType:
     rows = [("made at", profile.made_at or "-"), *profile.machine.items(), ("dtype", profile.dtype), ("key", profile.key)]
     rows.append(("step without layers", duration(profile.step_overhead_s)))
     if len(profile.devices) > 1:
-        rows.append(("computation under communication", f"{profile.slowdown(len(profile.devices)):.2f} times as long"))
+        rows.append(("of a sum, hidden by computation", percent(1 / profile.slowdown(len(profile.devices)))))
     calibration = profile.calibration
     if calibration is not None:
         errors = f"median {percent(calibration.median_error)}, worst {percent(calibration.worst_error)}, tau {calibration.kendall_tau:.2f}"

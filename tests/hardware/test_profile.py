@@ -28,6 +28,7 @@ from hardware.profile import (
     machine,
     touched_bytes,
 )
+from hardware.simulate import Task, schedule
 from hardware.tables import KernelTable
 
 LAYER_S, FLOP_S, CSR_FLOP_S, OVERHEAD_S = 1e-5, 1e-10, 1e-9, 1e-4
@@ -197,8 +198,21 @@ def test_coefficients_stretch_what_they_name_and_nothing_else() -> None:
 
 def test_a_sum_hides_what_the_measured_overlap_lets_it_hide() -> None:
     profile = replace(made_up_profile(), overlaps=(Overlap(2, 10**6, 4.0, 2.0, 4.5), Overlap(2, 10**6, 4.0, 2.0, 5.0)))
-    assert profile.slowdown(2) == profile.slowdown(4) == 1.375
-    assert made_up_profile().slowdown(2) == 2.0  # one core computes or communicates
+    assert profile.slowdown(2) == profile.slowdown(4) == (4 / 3 + 2) / 2
+    assert made_up_profile().slowdown(2) == 100.0  # one core computes or communicates
+
+
+@pytest.mark.parametrize(("computation", "communication", "together"), [(4, 2, 4), (4, 2, 5), (4, 2, 5.9), (1, 2, 2), (1, 2, 2.5)])
+def test_a_measured_overlap_is_simulated_to_the_time_it_took(computation: float, communication: float, together: float) -> None:
+    tasks = [Task("sum", "communication", communication, ("wire",)), Task("layer", "forward", computation, ("core",), (), ("wire",))]
+    assert schedule(tasks, Overlap(2, 10**6, computation, communication, together).slowdown).seconds == pytest.approx(together)
+
+
+def test_what_was_measured_one_after_the_other_is_simulated_so() -> None:
+    """Noise lets both at once take longer than one after the other, or less than the computation alone."""
+    tasks = [Task("sum", "communication", 2, ("wire",)), Task("layer", "forward", 4, ("core",), (), ("wire",))]
+    slowdowns = [Overlap(2, 10**6, 4, 2, together).slowdown for together in (3.9, 6, 6.1)]
+    assert [schedule(tasks, slowdown).seconds for slowdown in slowdowns] == pytest.approx([4, 5.98, 5.98])
 
 
 def test_json_gives_the_same_profile_back(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hardware.devices import Device
 from hardware.layout import Layout, strategy
 from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
-from hardware.profile import Profile
+from hardware.profile import Overlap, Profile
 from hardware.share import Shares
 from hardware.simulate import critical_path_s
 from hardware.step import Prices, step_tasks
@@ -63,6 +63,16 @@ def test_on_gpus_gradients_are_summed_while_the_rest_is_computed() -> None:
     end = max(first + ring, first + batch * product / 4) + ring + small  # and those of the first, after it on the same wires
     assert found.timeline.seconds == pytest.approx(end)
     assert found.timeline.seconds < simulate(work, "data", None, CPU, 512, 2).timeline.seconds
+
+
+def test_on_gpus_that_compute_more_slowly_under_a_sum_the_step_takes_longer() -> None:
+    """The backward pass of the first layer runs under the sum of the last one's gradients, at 2/3 of its rate."""
+    work, slower = Workload.of(mlp(600, 600, 600)), replace(gpus(2), overlaps=(Overlap(2, 10**6, 6.0, 3.0, 7.0),))
+    at_once, slowed = (simulate(work, "data", None, profile, 512, 2) for profile in (gpus(2), slower))
+    first, ring = FLOP_S * 256 * 600 * 600 / 4, 2 * (LATENCY_S + 600 * 600 * 4 / 2 / BANDWIDTH)
+    assert first > ring
+    assert slowed.timeline.seconds - at_once.timeline.seconds == pytest.approx(ring / 3)
+    assert slowed.step.bytes_per_step == at_once.step.bytes_per_step
 
 
 def test_on_gpus_a_layer_begins_with_its_own_units() -> None:
