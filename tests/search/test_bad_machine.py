@@ -92,6 +92,7 @@ def test_more_parts_than_units_are_refused_and_no_rank_is_left(
 ) -> None:
     """Three devices and two hidden units."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])  # where the study's file is noted as one that the user has named
     (tmp_path / "own.py").write_text(STUDY.replace("16", "2"))
     study = check_reference("own.py:tiny")
     sha256 = study.load().data(None).sha256
