@@ -26,6 +26,7 @@ from grow.train import DivergedError, train
 from hardware.execute.exchange import Peers
 from hardware.execute.ranks import Rank, run_ranks
 from hardware.execute.train import Parts, Training
+from tests.contracts.replicas import check_replicas, copies
 
 STEPS, INTERVAL = 36, 6
 
@@ -52,6 +53,7 @@ class Outcome:
     digest: str
     tensors: dict[str, torch.Tensor]
     losses: list[float]
+    copies: Sequence[dict[str, torch.Tensor]] = ()  # what this rank itself holds, before every edit
 
 
 CASES = [
@@ -136,11 +138,11 @@ def divided(count: int):  # type: ignore[no-untyped-def]
     return divide
 
 
-def outcome(session: Session, losses: list[float]) -> Outcome:
+def outcome(session: Session, losses: list[float], held: Sequence[dict[str, torch.Tensor]] = ()) -> Outcome:
     taken = checkpoint.capture_session(session)
     tensors = {name: tensor for name, tensor in taken.tensors.items() if name != "random"}
     content = b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors))
-    return Outcome(session.history.events, hashlib.sha256(content).hexdigest(), tensors, losses)
+    return Outcome(session.history.events, hashlib.sha256(content).hexdigest(), tensors, losses, held)
 
 
 def run_case(peers: Peers, case: Case, folder: Path | None, saved_at: int | None) -> Outcome:
@@ -150,12 +152,14 @@ def run_case(peers: Peers, case: Case, folder: Path | None, saved_at: int | None
     if folder is not None and peers.rank == 0 and (saved := checkpoint.latest(folder)) is not None:
         checkpoint.restore_session(session, saved)
     training = Training(session, peers, case.strategy if peers.count > 1 else "single", divided(peers.count))
-    losses = []
+    losses, held = [], []
     for step in training.steps():
         losses += training.losses()
+        if step % INTERVAL == 0 and training._local is not None:
+            held.append(copies(training._local.shard, training._local.optimizer))
         if step == saved_at and folder is not None:
             training.save(folder)
-    return outcome(session, losses)
+    return outcome(session, losses, held)
 
 
 def train_all(rank: Rank, cases: Sequence[Case], folder: str | None, saved_at: int | None) -> list[Outcome]:
@@ -212,7 +216,11 @@ def test_two_ranks_grow_and_prune_as_one_process_does(on_two: list[list[Outcome]
 
 
 def test_all_ranks_hold_the_same_training_bit_by_bit(on_two: list[list[Outcome]]) -> None:
-    for mine, others in zip(*on_two, strict=True):
+    """Their own copies before every edit, and the whole that they take over after it."""
+    for case, mine, others in zip(CASES, *on_two, strict=True):
+        assert len(mine.copies) == len(others.copies) == STEPS // INTERVAL
+        for number, held in enumerate(zip(mine.copies, others.copies, strict=True)):
+            assert check_replicas(held, f"{case}, edit {number}")
         assert mine.digest == others.digest
         assert mine.losses == others.losses
 
