@@ -7,12 +7,12 @@
 their test accuracies. Without it, networks of the same units and as many crossing ones, drawn at random, are timed, and no accuracy is
 given: the time does not depend on which units cross.
 
-Three sides are compared with the dense start network on one worker, made of torch's own layers: ``data``, the dense start network under
-data parallelism; ``found``, a found network under the strategy ``model``, its units divided; and ``found`` on one worker, as a whole. One
-and two workers of one core each are *measured*, all sides of a network in turns in one run: a ratio is that of the medians, its range that
+Four sides are compared with the dense start network on one worker, made of torch's own layers: ``data``, the dense start network under
+data parallelism; ``found``, a found network under the strategy ``model``, its units divided; ``found`` on one worker, as a whole; and
+``found-data``, the found network under data parallelism: what it gains by being smaller, without its partition. One and two workers of one core each are *measured*, all sides of a network in turns in one run: a ratio is that of the medians, its range that
 of slowest rounds against fastest. Four and eight are *simulated* by the cost model, on workers as the measured ones and on presets.
 
-``--only`` may be repeated; its keys are network, what (training, inference), side (data, found), workers and machine (here, workers, or the
+``--only`` may be repeated; its keys are network, what (training, inference), side (data, found-data, found), workers and machine (here, workers, or the
 name of a preset).
 """
 
@@ -51,7 +51,7 @@ from tests.benchmarks.convnet_recipe import STUDY, Aim, joins_hidden, say
 NETWORKS = {"lenet-5": Aim("lenet-5", 2, 0.5, 0.125), "convnet-64-128-256": Aim("convnet-64-128-256", 2, 0.375, 0.125)}
 """What was aimed at with every start network."""
 WHATS = ("training", "inference")
-MEASURED = (("data", 2), ("found", 1), ("found", 2))
+MEASURED = (("data", 2), ("found", 1), ("found-data", 2), ("found", 2))
 """Sides and workers that are timed."""
 SIMULATED = (("workers", 4), ("workers", 8), ("pcie-4", 4), ("nvlink-8", 8))
 """Machines and devices that are simulated."""
@@ -205,7 +205,7 @@ class Findings:
 def described(case: Case, findings: Findings) -> dict[str, Any]:
     """A row's case: what was compared, what the found network is, and how accurate."""
     found: dict[str, Any] = {**asdict(case), "word": case.word, "batch": BATCH, "density": 1.0}
-    if case.side == "found":
+    if case.side != "data":
         parts = max(2, case.workers)  # on one worker the network of two parts
         structure = findings.structure(case.network, parts)
         network, partition = structure.built(), structure.partition
@@ -235,7 +235,7 @@ def row(case: Case, findings: Findings, ratio: float, low: float, high: float, s
 def side_of(case: Case, findings: Findings) -> Side:
     """What runs."""
     structure = Structure(case.network) if case.side == "data" else findings.structure(case.network, 2)
-    strategy = "single" if case.workers == 1 else "data" if case.side == "data" else "model"
+    strategy = "single" if case.workers == 1 else "model" if case.side == "found" else "data"
     return Side(structure, strategy, case.workers, case.what == "inference")
 
 
@@ -288,7 +288,8 @@ def simulated(case: Case, findings: Findings, here: Profile) -> dict[str, Any]:
 # ---- the picture ----
 
 WIDTH, HEIGHT, LEFT, TOP, FLOOR = 860, 230, 60, 46, 196
-COLORS = {"data": "#9aa5b1", "found": "#0b6fb8"}
+COLORS = {"data": "#9aa5b1", "found-data": "#8bc1e8", "found": "#0b6fb8"}
+NAMES = {"data": "dense, data parallel", "found-data": "found, data parallel", "found": "found along the partition"}
 INK = "#333333"
 
 
@@ -301,10 +302,10 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11" fill="{INK}">',
         '<rect width="100%" height="100%" fill="white"/>',
         '<text x="8" y="14">throughput against the dense start network on 1 worker</text>',
-        f'<text x="{WIDTH - 150}" y="14">outline: simulated</text>',
+        f'<text x="{WIDTH - 105}" y="14">outline: simulated</text>',
     ]
-    for place, (side, name) in enumerate((("data", "dense, data parallel"), ("found", "found along the partition"))):
-        at = 370 + 150 * place
+    for place, (side, name) in enumerate(NAMES.items()):
+        at = 300 + 135 * place
         parts.append(f'<rect x="{at}" y="5" width="10" height="10" fill="{COLORS[side]}"/><text x="{at + 14}" y="14">{name}</text>')
     for number, panel in enumerate(panels):
         parts += _bars([r for r in shown if _panel(r) == panel], LEFT / 2 + number * wide, wide - 24, f"{panel[0]}, {panel[1]}")

@@ -98,7 +98,7 @@ def test_a_simulated_row_says_so_and_carries_the_accuracies_that_were_found() ->
     assert accuracy["accuracy_difference"] == pytest.approx(-0.15)
     assert (accuracy["accuracy_difference_min"], accuracy["seeds"]) == (pytest.approx(-0.2), 2)
     shapes = picture([found])
-    assert shapes.count("<rect") == 1 + 2 + 1  # ground, two colours of the legend, and the bar
+    assert shapes.count("<rect") == 1 + 3 + 1  # ground, three colours of the legend, and the bar
     assert "lenet-5, inference" in shapes
 
 
