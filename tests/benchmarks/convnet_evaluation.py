@@ -9,11 +9,12 @@ given: the time does not depend on which units cross.
 
 Four sides are compared with the dense start network on one worker, made of torch's own layers: ``data``, the dense start network under
 data parallelism; ``found``, a found network under the strategy ``model``, its units divided; ``found`` on one worker, as a whole; and
-``found-data``, the found network under data parallelism: what it gains by being smaller, without its partition. One and two workers of one core each are *measured*, all sides of a network in turns in one run: a ratio is that of the medians, its range that
-of slowest rounds against fastest. Four and eight are *simulated* by the cost model, on workers as the measured ones and on presets.
+``found-data``, the found network under data parallelism: what it gains by being smaller, without its partition. One and two workers of
+one core each are *measured*, all sides of a network in turns in one run: a ratio is that of the medians, its range that of slowest
+rounds against fastest. Four and eight are *simulated* by the cost model, on workers as the measured ones and on presets.
 
-``--only`` may be repeated; its keys are network, what (training, inference), side (data, found-data, found), workers and machine (here, workers, or the
-name of a preset).
+``--only`` may be repeated; its keys are network, what (training, inference), side (data, found-data, found), workers and machine (here,
+workers, or the name of a preset).
 """
 
 from __future__ import annotations
