@@ -29,6 +29,10 @@ class Ownership(Protocol):
     def shared(self) -> bool:
         """Whether there may be other processes."""
 
+    @property
+    def outages(self) -> tuple[type[Exception], ...]:
+        """What is raised where the study is out of reach for a while."""
+
     def open(self) -> tuple[optuna.Study, str | None]:
         """The study, with what was lost of its journal, in words."""
 
@@ -55,6 +59,7 @@ class Sole:
 
     poll_s = POLL_S
     shared = False
+    outages = ()
 
     def __init__(self, folder: RunFolder, run: str) -> None:
         self._folder, self._run = folder, run

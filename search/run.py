@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -360,6 +360,7 @@ class _Search:
         self.jobs: list[Job] = []
         self.ended: list[int] = []  # trained, not yet told
         self.waiting: dict[Slot, Hold] = {}  # for devices that others are at, by slot
+        self.silent_since: float | None = None  # when the storage did not answer, and has not since
         self.stops: dict[int, int] = {}  # how often a trial's worker was ended by others since its last checkpoint
         self.failures: list[str] = []  # reasons of the search trials that failed since one succeeded
 
@@ -367,7 +368,7 @@ class _Search:
         """Work until every trial of the budget is told."""
         self._tell_again()
         try:
-            while self._step():
+            while self._patient_step():
                 self.progress.tick(self.folder, [job.number for job in self.jobs], len(self._told()))
                 _pause(self.signals, self.ownership)
         finally:
@@ -387,6 +388,23 @@ class _Search:
             if number < len(trials):
                 self._enter_outcome(number, read_json(self.folder.trial(number).result))
                 self._look()
+
+    def _patient_step(self) -> bool:
+        """A step; where the storage does not answer, the same again later. RunError where it has not for the length of a lease."""
+        try:
+            goes_on = self._step()
+        except self.ownership.outages as error:
+            now, reason = time.monotonic(), " ".join(str(error).split())
+            if self.silent_since is None:
+                self.silent_since = now
+                self.progress.say(f"the storage does not answer, and is asked again for {self.options.lease_s:g} s ({reason})")
+            if now - self.silent_since > self.options.lease_s:
+                raise RunError(
+                    f"the storage does not answer ({reason}); once it does, continue with: {resume_command(self.folder)}"
+                ) from error
+            return True
+        self.silent_since = None
+        return goes_on
 
     def _step(self) -> bool:
         """Tell, then spawn; False when there is nothing left to do."""
@@ -415,12 +433,16 @@ class _Search:
             hold = Hold(devices_of([slot]), alone=untimed is not None)
         if not hold.ready():
             self.waiting[slot] = hold
-        elif untimed is not None:
-            self.jobs.append(self._clock(untimed, slot, hold))
-        elif (upcoming := self._next()) is not None:
-            self.jobs.append(self._spawn(upcoming, slot, hold))
-        else:
-            hold.release()
+            return
+        with ExitStack() as given_back:
+            given_back.callback(hold.release)
+            if untimed is not None:
+                self.jobs.append(self._clock(untimed, slot, hold))
+            elif (upcoming := self._next()) is not None:
+                self.jobs.append(self._spawn(upcoming, slot, hold))
+            else:
+                return
+            given_back.pop_all()  # the job's now
 
     def _untimed(self, number: int) -> bool:
         """Whether a trained trial has yet to be timed before it can be told."""

@@ -7,11 +7,13 @@ run, or takes it away, needs neither the storage nor its password.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import RunNotFoundError
 from search.leases import Leases
@@ -20,6 +22,13 @@ from search.ownership import exclusively
 from search.rundir import RunFolder, owner_noted
 from search.storage import made_study, open_study, repair
 from search.storage_url import StorageUrl, close
+
+OUTAGES: tuple[type[Exception], ...] = (StorageInternalError, SQLAlchemyError)
+"""What storages raise that do not answer, those of the drivers at hand."""
+with suppress(ImportError):
+    import grpc
+
+    OUTAGES = (*OUTAGES, grpc.RpcError)
 
 POLL_S = 0.25
 """How often a storage is asked what is new."""
@@ -30,6 +39,7 @@ class Shared:
 
     poll_s = POLL_S
     shared = True
+    outages = OUTAGES
 
     def __init__(self, folder: RunFolder, url: StorageUrl) -> None:
         record, options = RunRecord.read(folder), Options.read(folder)
@@ -74,8 +84,11 @@ class Shared:
         return whats & self._leases.held() if whats else whats
 
     def alone(self) -> bool:
-        """Whether no other process shows signs of life."""
-        return self._leases.alone()
+        """Whether no other process shows signs of life; not where the storage cannot tell."""
+        try:
+            return self._leases.alone()
+        except OUTAGES:
+            return False
 
     def changed(self) -> None:
         """Let the folder's journal follow."""

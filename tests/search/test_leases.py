@@ -1,8 +1,13 @@
 """Leases: one holder at a time, whatever the order in which processes sleep, claim and die."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import optuna
@@ -143,3 +148,39 @@ def test_signs_of_life_go_on_by_themselves() -> None:
             other.look()
         assert held
         assert not other.claim("trial 0")
+
+
+OTHER = """
+import sys
+import optuna
+from search.leases import Leases
+from search.storage_url import StorageUrl
+
+study = optuna.load_study(study_name="leases", storage=StorageUrl(sys.argv[1]).open())
+with Leases(study, 1.0) as leases:
+    print(leases.claim("trial 0"), flush=True)
+    sys.stdin.readline()
+    print(leases.claim("trial 0"), sorted(leases.held()), flush=True)
+"""
+
+
+def test_a_process_that_is_stopped_loses_its_lease_and_learns_so_when_it_goes_on() -> None:
+    with proxied(InMemoryStorage()) as url, ExitStack() as ends:
+        storage = StorageUrl(url).open()
+        ends.callback(close, storage)
+        study = optuna.create_study(storage=storage, study_name="leases")
+        command = [sys.executable, "-c", OTHER, url]
+        other = ends.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        ends.callback(other.kill)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with Leases(study, 1.0) as mine:
+            assert not mine.claim("trial 0")
+            other.send_signal(signal.SIGSTOP)
+            end = time.monotonic() + 60
+            while not mine.claim("trial 0"):
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            other.send_signal(signal.SIGCONT)
+            assert other.communicate("\n", timeout=60)[0] == "False []\n"
+            assert other.returncode == 0
