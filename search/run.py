@@ -176,16 +176,27 @@ def _storage_of(options: Options, given: StorageUrl | None) -> StorageUrl | None
 def _owned(folder: RunFolder, storage: StorageUrl | None) -> Iterator[Ownership]:
     """The right to work on a run: of this process alone, or as one of several on one storage."""
     if storage is not None:
-        from search.shared import Shared
+        from search.shared import OUTAGES, Shared
 
-        with Shared(folder, storage) as shared:
-            yield shared
+        try:
+            with Shared(folder, storage) as shared:
+                yield shared
+        except OUTAGES as error:
+            raise RunError(
+                f"the storage does not answer ({_cause(error)}); once it does, continue with: {resume_command(folder)}"
+            ) from error
         return
     with RunLock(folder) as lock:
         if lock.taken_over_from is not None:
             gone = lock.taken_over_from
             _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")
         yield Sole(folder, RunRecord.read(folder).run)
+
+
+def _cause(error: BaseException) -> str:
+    """What a driver said, in one line."""
+    said = getattr(error.__cause__ or error, "orig", None) or error.__cause__ or error
+    return " ".join(str(said).split())
 
 
 @contextmanager
@@ -390,18 +401,16 @@ class _Search:
                 self._look()
 
     def _patient_step(self) -> bool:
-        """A step; where the storage does not answer, the same again later. RunError where it has not for the length of a lease."""
+        """A step; where the storage does not answer, the same again later, for the length of a lease."""
         try:
             goes_on = self._step()
         except self.ownership.outages as error:
-            now, reason = time.monotonic(), " ".join(str(error).split())
+            now = time.monotonic()
             if self.silent_since is None:
                 self.silent_since = now
-                self.progress.say(f"the storage does not answer, and is asked again for {self.options.lease_s:g} s ({reason})")
+                self.progress.say(f"the storage does not answer, and is asked again for {self.options.lease_s:g} s ({_cause(error)})")
             if now - self.silent_since > self.options.lease_s:
-                raise RunError(
-                    f"the storage does not answer ({reason}); once it does, continue with: {resume_command(self.folder)}"
-                ) from error
+                raise
             return True
         self.silent_since = None
         return goes_on
