@@ -26,7 +26,7 @@ from search.recipe import Recipe
 from search.rundir import read_lines
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import mlp
-from tests.search.test_train_command import await_checkpoint, edits, started
+from tests.search.test_train_command import assert_same_edits, await_checkpoint, started
 from tests.search.test_train_command import recipe as recipe
 
 pytestmark = pytest.mark.slow
@@ -137,7 +137,7 @@ def test_two_hosts_on_a_slow_link_grow_as_one_process_does(
     expected = build.session(build.material(recipe), None, History(tmp_path / "history.jsonl"))
     for _ in train(expected):
         pass
-    assert edits(folders[0] / "out") == edits(tmp_path)
+    assert_same_edits(folders[0] / "out", tmp_path)
     assert result["connections"] == expected.network.topology.connections
 
 
