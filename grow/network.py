@@ -561,8 +561,9 @@ class Network(nn.Module):
             columns, steps = prod(layer.shape[1:]), batch * layer.target_values
             own = suited(self.layers[layer.layer].positions, (layer.shape[0], columns), KERNELS.values())
             others, convolution = unfit(own, KERNELS.values()), len(layer.shape) > 2
-            case = KernelCase(layer.shape[0], columns, layer.density, steps, self.device.type, convolution, others, own)
-            kernels[layer.layer] = choose(case)
+            product = layer.shape[0], columns, layer.density, steps, self.device.type, convolution, others, own
+            learns = self.topology.needs_input_gradient(layer)
+            kernels[layer.layer] = choose(KernelCase(*product, prod(layer.shape[2:]), layer.padded, learns))
             if kernels[layer.layer] not in KERNELS:
                 raise ValueError(f"kernel is {kernels[layer.layer]!r}, but must be one of {', '.join(KERNELS)}")
         dtype = next(self.module.parameters()).dtype

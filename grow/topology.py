@@ -83,6 +83,11 @@ class Connections:
         return self.target if self.depthwise else self.source
 
     @property
+    def padded(self) -> bool:
+        """Whether a convolution's maps come out as large as they go in, or smaller because it strides."""
+        return not self.source_values > self.target_values > self.source_values / 2
+
+    @property
     def possible(self) -> int:
         """Connections that could exist."""
         return prod(self.shape)
@@ -178,6 +183,10 @@ class Topology:
         rows, columns = layer.rows_and_columns(positions)
         columns = rows if layer.depthwise else columns
         return segment_of[columns], unit_of[columns], rows
+
+    def needs_input_gradient(self, layer: Connections) -> bool:
+        """Whether a layer has to compute the gradient of what it reads: of anything but the network's input."""
+        return any(self.space(segment.space).role != "input" for segment in layer.reads)
 
     def pairs(self, layer: Connections) -> tuple[UnitPairs, ...]:
         """Unit pairs of a layer, one record per segment of what it reads."""

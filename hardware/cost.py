@@ -8,7 +8,6 @@ Legend: B batch, k devices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,7 @@ from hardware import layout
 from hardware.layout import Strategy
 from hardware.partition import Partition
 from hardware.profile import Profile
-from hardware.share import KERNELS, Shares, layer_bytes
+from hardware.share import Shares, layer_bytes
 from hardware.simulate import Timeline, schedule
 from hardware.step import Prices, device, step_tasks
 from hardware.transitions import Move
@@ -75,11 +74,10 @@ def predict(
     batch: int,
     devices: int = 1,
     *,
-    kernels: Sequence[str] = KERNELS,
     inference: bool = False,
 ) -> StepTime:
     """Predict one training step, or the way forward alone. A strategy with ``units`` takes its number of devices from the partition."""
-    return simulate(work, strategy, partition, profile, batch, devices, kernels=kernels, inference=inference).step
+    return simulate(work, strategy, partition, profile, batch, devices, inference=inference).step
 
 
 def simulate(
@@ -90,7 +88,6 @@ def simulate(
     batch: int,
     devices: int = 1,
     *,
-    kernels: Sequence[str] = KERNELS,
     inference: bool = False,
 ) -> Simulation:
     """Predict one training step with its timeline, the bytes of every link and the memory of every device.
@@ -109,7 +106,7 @@ def simulate(
     elif "batch" not in layouts.values():
         devices = 1  # nothing is shared: more devices would all do the same
     usable = partition if partition is not None and partition.count == devices else None
-    return simulated(Prices(Shares(work, usable, devices, batch), profile, kernels), layouts, inference=inference)
+    return simulated(Prices(Shares(work, usable, devices, batch), profile), layouts, inference=inference)
 
 
 def simulated(prices: Prices, layouts: Strategy, *, inference: bool = False) -> Simulation:

@@ -26,7 +26,7 @@ from hardware.elimination import Cost, Term, cheapest
 from hardware.layout import STRATEGIES, UNNAMED, Layout, Strategy, allowed, completed, joins, name_of, strategy
 from hardware.partition import Partition
 from hardware.profile import Profile
-from hardware.share import KERNELS, Shares, layer_bytes
+from hardware.share import Shares, layer_bytes
 from hardware.step import Prices
 from hardware.transitions import ring, transitions
 from hardware.workload import LayerWork, Workload
@@ -93,7 +93,6 @@ def plan(
     *,
     clock: Clock | None = None,
     timed: int = 4,
-    kernels: Sequence[str] = KERNELS,
     exhaustive: int = EXHAUSTIVE,
 ) -> Plan:
     """The candidates for up to ``devices`` devices, the fastest first.
@@ -106,7 +105,7 @@ def plan(
         raise ValueError(f"{name} is {value}, but must be at least 1; name what the network is trained with")
     found: list[Candidate] = []
     for count in sorted({devices} | {devices >> shift for shift in range(1, devices.bit_length())} - {0, 1}, reverse=True):
-        found += _Search(work, profile, count, batch, divide, kernels).candidates(max(timed, 4), exhaustive, everything=count == devices)
+        found += _Search(work, profile, count, batch, divide).candidates(max(timed, 4), exhaustive, everything=count == devices)
     ranked = sorted(_distinct(found), key=lambda candidate: (not candidate.fits, candidate.seconds))
     if not ranked[0].fits:
         least = min(ranked, key=lambda candidate: candidate.simulation.step.memory_bytes)
@@ -157,11 +156,11 @@ def _by_the_clock(ranked: Sequence[Candidate], clock: Clock, timed: int) -> Plan
 class _Search:
     """The candidates for one number of devices."""
 
-    def __init__(self, work: Workload, profile: Profile, devices: int, batch: int, divide: Divide, kernels: Sequence[str]) -> None:
+    def __init__(self, work: Workload, profile: Profile, devices: int, batch: int, divide: Divide) -> None:
         self.work, self.profile, self.devices = usable(work, devices), profile, devices
         self.partition = divided_by(divide, self.work, devices)
-        self.prices = Prices(Shares(self.work, self.partition, devices, batch), profile, kernels)
-        self.alone = Prices(Shares(work, None, 1, batch), profile, kernels)
+        self.prices = Prices(Shares(self.work, self.partition, devices, batch), profile)
+        self.alone = Prices(Shares(work, None, 1, batch), profile)
         self.limit = min(device.memory_bytes for device in (profile.devices[:devices] or profile.devices))
         self._simulated: dict[tuple[Layout, ...], Candidate] = {}
 

@@ -332,7 +332,7 @@ class Profile:
         """Time of a layer step of a convolution: ``positions`` are those of the outputs of all samples; padded: they are as many as go in.
 
         A dense one takes as long as if its channels filled whole blocks (but for a first layer of few); between and beyond the
-        measured numbers of taps it goes by their logarithm. Others are products of unfolded maps.
+        measured numbers of taps it goes by their logarithm; its mask is small against its maps. Others are products of unfolded maps.
         """
         small, whole = (table_name(kernel, convolution=True, taps=taps) for taps in CONVOLUTION_TAPS)
         if kernel != "dense" or small not in self._kernel_tables or min(rows, channels, density, positions) <= 0:
@@ -346,9 +346,6 @@ class Profile:
         )
         share = log(taps / CONVOLUTION_TAPS[0]) / log(CONVOLUTION_TAPS[1] / CONVOLUTION_TAPS[0])
         seconds = exp((1 - share) * log(less) + share * log(more))
-        if density < 1:  # the mask costs as much as on the weight that was measured with one
-            columns = channels * CONVOLUTION_TAPS[1]
-            seconds *= self.seconds(whole, rows, columns, density, positions, devices) / more
         return seconds if padded else seconds * self.unpadded
 
     def operator_seconds(self, kind: str, values: float, devices: int = 1) -> tuple[float, float]:
@@ -360,8 +357,10 @@ class Profile:
         return factor * both, factor * forward
 
     def _contended(self, kernel: str, devices: int, size_bytes: float) -> float:
-        """The slowdown on so many devices; of the nearest smaller number where this one was not measured."""
+        """The slowdown on so many devices; of the nearest smaller number where this one was not measured, of dense ones for others."""
         kernel = kernel.replace("3x3 ", "")  # measured on the larger one for both
+        if all(name != kernel for name, _ in self._contention_tables):
+            kernel = table_name("dense", convolution=kernel.startswith("conv "))
         counts = [count for name, count in self._contention_tables if name == kernel and count <= devices]
         return self._contention_tables[kernel, max(counts)].within(size_bytes) if counts else 1.0
 
@@ -377,13 +376,27 @@ class Profile:
         table = table_name(kernel, convolution=case.convolution)
         if table not in self._kernel_tables or case.device != self.devices[0].kind:
             return None
-        return self.seconds(table, case.rows, case.columns, case.density, case.batch)
+        if case.convolution:
+            shape = case.rows, case.columns // case.taps, case.taps
+            seconds = self.convolution_seconds(kernel, *shape, case.density, case.batch, case.devices, padded=case.padded)
+        else:
+            seconds = self.seconds(kernel, case.rows, case.columns, case.density, case.batch, case.devices)
+        return seconds if case.input_gradient else seconds * self.without_input_gradient.get(table, 1.0)
 
     def kernel(self, case: KernelCase) -> str:
         """The engine's kernel that was measured to be the fastest; one that has all its connections is dense."""
         from grow.kernels import KERNELS, fastest
 
         return fastest(case, self.timings, KERNELS) if case.density < 1 else "dense"
+
+    def fastest(self, case: KernelCase) -> tuple[float, str]:
+        """Seconds of a layer step with that kernel, and the kernel: what the cost model counts with is what is executed."""
+        kernel = self.kernel(case)
+        seconds = self.timings(kernel, case)
+        if seconds is None:
+            names = ", ".join(sorted(self._kernel_tables))
+            raise ValueError(f"kernel is {kernel!r}, but must be one that was measured: {names}; measure it with `grow profile`")
+        return seconds, kernel
 
     def halo_seconds(self, ranks: int, own_bytes: float, halo_bytes: float) -> float:
         """Time that a step spends on the halo of one space, there and back: picking, sending and joining values.

@@ -12,7 +12,7 @@ import numpy as np
 
 from hardware.layout import Layout, Strategy, samples_of
 from hardware.partition import Partition, readers
-from hardware.profile import Profile, table_name
+from hardware.profile import Profile
 from hardware.workload import LayerWork, Reads, Workload
 
 KERNELS = ("dense", "compiled", "csr")
@@ -74,38 +74,16 @@ class Shares:
         return reads.entries * (int(mine.sum()) + remote), reads.entries * remote
 
 
-def layer_seconds(
-    local: LocalLayer, profile: Profile, input_gradient: bool, kernels: Sequence[str] = KERNELS, devices: int = 1
-) -> tuple[float, str]:
-    """Time of a layer step with the fastest kernel while so many devices compute, and which one that is.
-
-    A layer that has all its connections is dense.
-    """
-    columns, positions = local.columns * local.work.taps, local.samples * local.work.target_values
-    if min(local.rows, columns, local.connections, local.samples) == 0:
-        return 0.0, "dense"
-    density = min(1.0, local.connections / (local.rows * columns))
-    times = []
-    for kernel in profile.measured(kernels, convolution=local.work.convolution) if density < 1 else ("dense",):
-        measured = table_name(kernel, convolution=local.work.convolution)
-        if local.work.convolution:
-            shape = (local.rows, local.columns, local.work.taps)
-            seconds = profile.convolution_seconds(kernel, *shape, density, positions, devices, padded=local.work.padded)
-        else:
-            seconds = profile.seconds(measured, local.rows, columns, density, positions, devices)
-        times.append((seconds * (1.0 if input_gradient else profile.without_input_gradient.get(measured, 1.0)), kernel))
-    return min(times, key=lambda pair: pair[0])
+def layer_seconds(local: LocalLayer, profile: Profile, devices: int = 1) -> tuple[float, str]:
+    """Time of a layer step with the kernel that the profile chooses while so many devices compute, and which one that is."""
+    held = local.rows, local.columns, local.connections, local.samples
+    return profile.fastest(local.work.case(*held, profile.devices[0].kind, devices)) if min(held) else (0.0, "dense")
 
 
 def operator_seconds(local: LocalLayer, profile: Profile, devices: int = 1) -> tuple[float, float]:
     """Time of what is done to a device's outputs of a layer, there and back, and forward alone."""
     found = [profile.operator_seconds(o.kind, o.values * local.rows * local.samples, devices) for o in local.work.operators]
     return sum(both for both, _ in found), sum(forward for _, forward in found)
-
-
-def needs_input_gradient(work: Workload, layer: LayerWork) -> bool:
-    """Whether a layer has to compute the gradient of what it reads."""
-    return any(reads.space not in work.inputs for reads in layer.reads)
 
 
 def held_values(local: LocalLayer, kernel: str) -> int:

@@ -13,12 +13,12 @@ Legend: k devices, r hands to p.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hardware.layout import Strategy
 from hardware.profile import Profile
-from hardware.share import KERNELS, LocalLayer, Shares, layer_seconds, needs_input_gradient, operator_seconds
+from hardware.share import LocalLayer, Shares, layer_seconds, operator_seconds
 from hardware.simulate import Task, TaskKind
 from hardware.transitions import Move, Sum, Transition, norm_sums, parameter_sums, transitions
 from hardware.workload import LayerWork
@@ -33,8 +33,8 @@ Waits = list[tuple[int, ...]]
 class Prices:
     """Times of everything that a step consists of, each asked of the profile once."""
 
-    def __init__(self, shares: Shares, profile: Profile, kernels: Sequence[str] = KERNELS) -> None:
-        self.shares, self.profile, self.kernels = shares, profile, kernels
+    def __init__(self, shares: Shares, profile: Profile) -> None:
+        self.shares, self.profile = shares, profile
         self.work, self.devices, self.batch = shares.work, shares.devices, shares.batch
         self.transitions: dict[object, Transition] = {}
         self._layers: dict[tuple[object, ...], tuple[float, str]] = {}
@@ -54,11 +54,11 @@ class Prices:
     def forward_s(self, local: LocalLayer) -> float:
         """Seconds of the way forward: a share of the products, and that of the operators after them."""
         both, forward = operator_seconds(local, self.profile, self.devices)
-        share = FORWARD_SHARE if needs_input_gradient(self.work, local.work) else 1 / 2
+        share = FORWARD_SHARE if local.work.input_gradient else 1 / 2
         return (self.layer(local)[0] - both) * share + forward
 
     def _layer_seconds(self, local: LocalLayer) -> tuple[float, str]:
-        seconds, kernel = layer_seconds(local, self.profile, needs_input_gradient(self.work, local.work), self.kernels, self.devices)
+        seconds, kernel = layer_seconds(local, self.profile, self.devices)
         return seconds + operator_seconds(local, self.profile, self.devices)[0], kernel
 
     def stored(self, layouts: Strategy) -> dict[str, int]:

@@ -14,10 +14,12 @@ from math import prod
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from grow.axes import Axes, entry_units
+from grow.kernels import KERNELS, KernelCase, suited, unfit
 from grow.network import Network
 from grow.norms import LayerNorm
 from grow.topology import Connections, Topology, UnitPairs
@@ -61,7 +63,8 @@ class LayerWork:
     target: the space whose units are its rows, ``per_unit`` each, '' if there are several; computes: the first of them, also: the
     others. incoming: connections of every unit that it computes, (U,). value: what names the value that it reads: layers that read
     one value share its exchange; '' where nobody knows. bias: whether it has one. depthwise: a row reads its own unit alone.
-    operators: what is done to its outputs before they are read.
+    operators: what is done to its outputs before they are read. padded: its maps come out as large as they go in, or smaller because it
+    strides. input_gradient: whether that of what it reads is computed. suited: the kernels that are made for its structure.
     """
 
     layer: str
@@ -80,6 +83,9 @@ class LayerWork:
     per_unit: int = 1
     also: tuple[str, ...] = ()
     operators: tuple[Operator, ...] = ()
+    padded: bool = True
+    input_gradient: bool = True
+    suited: frozenset[str] = frozenset()
 
     def sent(self) -> Iterator[tuple[Sent, Reads]]:
         """What it reads, with what names that among all that is sent: layers that read the same share one exchange."""
@@ -87,15 +93,32 @@ class LayerWork:
             yield Sent(reads.space, self.value, place if self.value else 0, reads.values), reads
 
     @property
-    def padded(self) -> bool:
-        """Whether a convolution's maps come out as large as they go in, or smaller because it strides."""
-        read = max((reads.values // reads.entries for reads in self.reads), default=self.target_values)
-        return not read > self.target_values > read / 2
-
-    @property
     def convolution(self) -> bool:
         """Whether a kernel slides over feature maps."""
         return self.taps > 1 or self.target_values > 1
+
+    def case(self, rows: int, columns: int, connections: int, samples: int, device: str, devices: int) -> KernelCase:
+        """What chooses the kernel of a device's part of the layer, of so many rows, columns and connections.
+
+        The structure of a part is known only where it is the whole layer; of others only kernels for connections anywhere are taken,
+        which bounds their time from above.
+        """
+        whole = (rows, columns, connections) == (self.rows, self.columns, self.connections)
+        suited = self.suited if whole else frozenset()
+        return KernelCase(
+            rows,
+            columns * self.taps,
+            min(1.0, connections / (rows * columns * self.taps)),
+            samples * self.target_values,
+            device,
+            self.convolution,
+            unfit(suited, KERNELS.values()),
+            suited,
+            self.taps,
+            self.padded,
+            self.input_gradient,
+            devices,
+        )
 
 
 @dataclass(frozen=True)
@@ -257,7 +280,15 @@ def _layer_work(topology: Topology, layer: Connections) -> LayerWork:
         depthwise=layer.depthwise,
         per_unit=1 if target is None else layer.shape[0] // max(topology.units[target], 1),
         also=tuple(dict.fromkeys(segment.space for segment in layer.target))[1:],
+        padded=layer.padded,
+        input_gradient=topology.needs_input_gradient(layer),
+        suited=_suited(layer, taps),
     )
+
+
+def _suited(layer: Connections, taps: int) -> frozenset[str]:
+    index = None if layer.index is None else torch.from_numpy(layer.index)
+    return suited(index, (layer.shape[0], layer.shape[1] * taps), KERNELS.values())
 
 
 def _complete_reads(topology: Topology, layer: Connections, taps: int) -> tuple[Reads, ...]:

@@ -34,7 +34,9 @@ Convolve: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
 class KernelCase:
     """What the time of a kernel depends on: the product (batch, columns) x (columns, rows) at a density, on a kind of device.
 
-    A convolution counts its input channels times its taps as columns, and its output positions times the samples as batch.
+    A convolution counts its input channels times its taps as columns, and its output positions times the samples as batch. padded: its
+    maps come out as large as they go in, or smaller because it strides. input_gradient: that of what is read is computed too, as
+    everywhere but in a first layer. devices: those that compute at once, and share memory and power.
     """
 
     rows: int
@@ -47,6 +49,10 @@ class KernelCase:
     """Kernels that cannot compute the layer's structure."""
     suited: frozenset[str] = frozenset()
     """Of those that are made for some structures, the ones that are made for the layer's."""
+    taps: int = 1
+    padded: bool = True
+    input_gradient: bool = True
+    devices: int = 1
 
 
 class UnfitStructureError(ValueError):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from grow.axes import Axes, IntArray, Moves, SpaceAxis, axis_length, axis_moves, reindex
+from grow.kernels import KernelCase
 from grow.layers import SparseConv2d, SparseLayer, SparseLinear
 from grow.network import Network
 from grow.norms import LayerNorm
@@ -252,7 +253,12 @@ class Builder:
         """Put a layer's local part in its place; partial results are totalled behind it, and its bias is added then."""
         whole, state = self.network.layers[layer.layer], self.states[call]
         samples = -(-self.samples // self.peers.count) if state == "batch" else self.samples
-        local, positions = local_layer(whole, layer, self._entries(layer.target), columns, samples, self.choose, self.device)
+        learns = self.topology.needs_input_gradient(layer)
+
+        def choose(case: KernelCase) -> str:
+            return self.choose(replace(case, input_gradient=learns, devices=self.peers.count))
+
+        local, positions = local_layer(whole, layer, self._entries(layer.target), columns, samples, choose, self.device)
         self.modules[layer.layer] = local
         divided = partial or state == "units"
         self._record(f"{layer.layer}.weight", Held(f"{layer.layer}.weight", layer.shape, positions, divided or self.peers.rank == 0), state)

@@ -63,7 +63,7 @@ def local_layer(
     matrix = (len(rows), len(columns) * taps)
     own = suited(None if index is None else torch.from_numpy(index), matrix, KERNELS.values())
     others = unfit(own, KERNELS.values())
-    case = KernelCase(*matrix, density, batch * layer.target_values, device.type, len(shape) > 2, others, own)
+    case = KernelCase(*matrix, density, batch * layer.target_values, device.type, len(shape) > 2, others, own, taps, layer.padded)
     kernel = "dense" if index is None else choose(case)
     kernel = kernel if whole.weight.dtype in KERNELS[kernel].dtypes else "dense"
     positions = (rows[:, None, None] * layer.shape[1] + columns[:, None]) * taps + np.arange(taps)

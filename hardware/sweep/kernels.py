@@ -46,6 +46,11 @@ class Bench:
         spared = {"csr" if runs else "compiled"} if "compiled" in self.grid.kernels else set()
         return [name for name in self.grid.kernels if self.dtype in KERNELS[name].dtypes and name not in spared]
 
+    @property
+    def structured(self) -> list[str]:
+        """Kernels that are measured on the structures that they are made for."""
+        return [name for name in self.grid.structured if self.dtype in KERNELS[name].dtypes]
+
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""
         tables = self._table(convolution=False), self._structured(), self._table(convolution=True), self._dense_convolutions()
@@ -53,7 +58,7 @@ class Bench:
 
     def _structured(self) -> Iterator[KernelTime]:
         """Kernels that are made for some structures, each on one of its own; convolutions are those of the channels that are left."""
-        grid, known = self.grid, [name for name in self.grid.structured if self.dtype in KERNELS[name].dtypes]
+        grid, known = self.grid, self.structured
         batches = sorted({min(grid.batches), max(grid.batches)})
         sides, densities = grid.structured_sides, grid.structured_densities
         for name, rows, columns, batch, density in product(known, sides, sides, batches, densities):
@@ -127,8 +132,8 @@ class Bench:
     def without_input_gradient(self) -> dict[str, float]:
         """Per kernel, the time of a step without the gradient of the input over the time with it."""
         found = {}
-        for name in self.names:
-            for convolution in (False, True):  # the first convolution reads an image
+        for name in (*self.names, *self.structured):
+            for convolution in (False, True) if name in (*self.names, "columns") else (False,):  # the first convolution reads an image
                 make, sizes = (self.conv_step, (32, 25, 4096)) if convolution else (self.linear_step, (512, 512, 256))
                 steps = [make(name, *sizes, 0.1, input_gradient=needed) for needed in (True, False)]
                 with_it, without = (own_work(step, self.device, self.patience).seconds for step in steps)

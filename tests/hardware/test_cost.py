@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -5,17 +6,20 @@ import pytest
 import torch
 from torch import nn
 
+from grow.kernels import KernelCase
 from grow.network import Network
 from hardware.cost import predict
+from hardware.execute.exchange import Peers
 from hardware.layout import strategy
 from hardware.partition import Partition, bytes_per_step
 from hardware.partitioners import PARTITIONERS
-from hardware.profile import OperatorTime, key_of
+from hardware.profile import Contention, OperatorTime, Profile, key_of
+from hardware.shard import shard
 from hardware.share import Shares, layer_seconds
-from hardware.workload import Workload
+from hardware.workload import IntArray, Workload
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import branched, convolutional, mlp
-from tests.hardware.test_profile import BANDWIDTH, FLOP_S, LATENCY_S, OVERHEAD_S, made_up_profile
+from tests.hardware.test_profile import BANDWIDTH, CSR_FLOP_S, FLOP_S, LATENCY_S, OVERHEAD_S, made_up_profile
 
 PROFILE = made_up_profile()
 MLP = mlp(10, 20, 20, 5)
@@ -39,8 +43,73 @@ def test_a_dense_network_on_one_device_takes_its_three_products_and_the_overhead
 def test_the_faster_kernel_is_taken() -> None:
     thin, thick = (Workload.of(sparse(mlp(10, 100, 100, 5), density)) for density in (0.05, 0.5))
     shares = [Shares(work, None, 1, 64).of(work.layers[1], strategy(work, "single")) for work in (thin, thick)]
-    names = [layer_seconds(local, PROFILE, True)[1] for (local,) in shares]
+    names = [layer_seconds(local, PROFILE)[1] for (local,) in shares]
     assert names == ["csr", "dense"]
+
+
+def same_columns(rows: int, columns: int, taps: int = 1) -> IntArray:
+    """Every row reads the first tenth of the columns."""
+    return np.flatnonzero(np.tile(np.arange(columns * taps) < columns * taps // 10, rows))
+
+
+def with_columns() -> Profile:
+    """With a kernel for whole columns, at the rate of dense products; small dense convolutions run at twice the rate of large ones."""
+    of_columns = [
+        replace(row, kernel=row.kernel.replace("csr", "columns"), seconds=row.seconds * FLOP_S / CSR_FLOP_S)
+        for row in PROFILE.kernels
+        if "csr" in row.kernel
+    ]
+    small = [
+        replace(row, kernel="conv 3x3 dense", columns=9 * row.columns, seconds=row.seconds * 9 / 2)
+        for row in PROFILE.kernels
+        if row.kernel == "conv dense"
+    ]
+    slowed = tuple(Contention(kernel, 2, 1, ratio) for kernel, ratio in (("dense", 1.5), ("csr", 1.1), ("conv csr", 1.2)))
+    return replace(PROFILE, kernels=(*PROFILE.kernels, *of_columns, *small), contention=slowed)
+
+
+def executed(network: Network, strategy_: str, profile: Profile, batch: int, devices: int) -> dict[str, KernelCase]:
+    """The cases for which a rank's kernels are chosen, by layer."""
+    layers = (layer.layer for layer in network.topology.layers if layer.index is not None)
+    cases: list[KernelCase] = []
+
+    def choose(case: KernelCase) -> str:
+        cases.append(case)
+        return profile.kernel(case)
+
+    parts = {space.name: np.arange(space.units) * devices // space.units for space in network.topology.hidden}
+    shard(network, strategy_, Peers(0, devices), parts=parts, batch=batch, choose=choose)
+    return dict(zip(layers, cases, strict=True))
+
+
+@pytest.mark.parametrize(("name", "devices"), [("single", 1), ("data", 2)])
+def test_the_kernels_and_times_that_the_model_counts_with_are_those_of_the_execution(name: str, devices: int) -> None:
+    convolutions = nn.Sequential(nn.Conv2d(1, 20, 3), nn.ReLU(), nn.Conv2d(20, 30, 3), nn.ReLU(), nn.Flatten(), nn.Linear(480, 4))
+    linear = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 4))
+    random, profile, kernels = np.random.default_rng(0), with_columns(), set[str]()
+    for module, example, thin in ((convolutions, (1, 8, 8), {"2": 30 * 20 * 9}), (linear, (50,), {"2": 60 * 40, "4": 4 * 60})):
+        network = Network(copy.deepcopy(module), torch.zeros(1, *example))
+        few = {layer: np.sort(random.choice(size, int(0.06 * size), replace=False)) for layer, size in thin.items()}
+        first = same_columns(40, 50) if module is linear else np.arange(0, 20 * 9, 2)
+        network.set_connections({**few, "0": first})
+        work, found = Workload.of_network(network), executed(network, name, profile, 16, devices)
+        shares = Shares(work, None, devices, 16)
+        for layer, case in found.items():
+            local = shares.of(work.layer(layer), strategy(work, name))[0]
+            assert layer_seconds(local, profile, devices) == profile.fastest(case)
+            kernels.add(profile.kernel(case))
+    assert kernels == {"dense", "csr", "columns"}
+
+
+def test_where_the_structure_of_a_part_is_not_known_its_time_is_bounded_from_above() -> None:
+    network = Network(nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 4)), torch.zeros(1, 50))
+    network.set_connections({"0": same_columns(40, 50)})
+    work, profile = Workload.of_network(network), with_columns()
+    case = executed(network, "model", profile, 16, 2)["0"]
+    partition = Partition({"0": np.repeat([0, 1], 20)}, 2)
+    counted, kernel = layer_seconds(Shares(work, partition, 2, 16).of(work.layers[0], strategy(work, "model"))[0], profile, 2)
+    assert (kernel, profile.fastest(case)[1]) == ("csr", "columns")
+    assert counted > profile.fastest(case)[0]
 
 
 def test_data_parallelism_sums_every_gradient() -> None:

@@ -13,7 +13,6 @@ from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
 from hardware.planner import Candidate, _Search, plan, total, usable
 from hardware.profile import Profile
-from hardware.share import KERNELS
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import branched, convolutional, mlp, with_heads
@@ -29,7 +28,7 @@ def divide(work: Workload, parts: int) -> Partition:
 
 
 def search(work: Workload, profile: Profile, devices: int = 3, batch: int = 64) -> _Search:
-    return _Search(work, profile, devices, batch, divide, KERNELS)
+    return _Search(work, profile, devices, batch, divide)
 
 
 def residual() -> Workload:
