@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -188,13 +188,33 @@ def was_stopped(code: int) -> bool:
     return code in (*(-number for number in asked), *(128 + number for number in asked))
 
 
-def out_of_memory_kills() -> int:
-    """Processes that the system has ended since it started because memory ran out: SIGKILL does not tell that from a user's."""
+def was_killed(code: int) -> bool:
+    """Whether it was SIGKILL, which is what the system sends where memory ran out."""
+    return code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+
+
+def out_of_memory_kills(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processes that the system has ended because memory ran out: SIGKILL does not tell that from a user's.
+
+    Of this process' control group, which its workers are in, whosever limit was met; of the whole host where there is none.
+    """
+    for path in (*_memory_events(proc, groups), proc / "vmstat"):
+        with suppress(OSError, ValueError):
+            counts = dict(line.split() for line in path.read_text().splitlines())
+            if "oom_kill" in counts:
+                return int(counts["oom_kill"])
+    return 0
+
+
+def _memory_events(proc: Path, groups: Path) -> list[Path]:
+    """Where the system counts them for a control group: version 2 has no name, and version 1 one for memory."""
     try:
-        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        lines = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
     except OSError:
-        return 0
-    return int(counts.get("oom_kill", 0))
+        return []
+    second = [groups / path.lstrip("/") / "memory.events" for _, name, path in lines if not name]
+    first = [groups / "memory" / path.lstrip("/") / "memory.oom_control" for _, names, path in lines if "memory" in names.split(",")]
+    return second + first
 
 
 def ending(code: int, log: Path) -> str:

@@ -41,6 +41,7 @@ from search.process import (
     spawn,
     stop,
     wait,
+    was_killed,
     was_stopped,
 )
 from search.progress import Progress, open_progress
@@ -807,7 +808,7 @@ def _role(number: int) -> TrialRole:
 
 def _ran_out_of_memory(job: Job, code: int) -> bool:
     """Whether the system ended a worker to have memory again."""
-    return was_stopped(code) and out_of_memory_kills() > job.before.out_of_memory_kills
+    return was_killed(code) and out_of_memory_kills() > job.before.out_of_memory_kills
 
 
 def _memory(result: Mapping[str, object]) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search import run
-from search.process import Slot
+from search.process import Slot, out_of_memory_kills
 from search.quiet import Hold
 from search.results import document
 from search.rundir import RunFolder
@@ -54,10 +54,32 @@ def test_failures_in_a_row_end_the_run_with_the_first_reason(grow: Grow, tmp_pat
     assert [trial["state"] for trial in found["trials"]].count("failed") == run.FAILURES_IN_A_ROW
 
 
-@pytest.mark.parametrize(("code", "kills", "ran_out"), [(-signal.SIGKILL, 1, True), (-signal.SIGKILL, 0, False), (1, 1, False)])
+KILLED, STOPPED = (-signal.SIGKILL, 137), (-signal.SIGTERM, 143, -signal.SIGINT, 130, -signal.SIGHUP, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "kills", "ran_out"),
+    [(code, kills, kills > 0) for code in KILLED for kills in (0, 1)] + [(code, 1, False) for code in STOPPED],
+)
 def test_a_worker_that_the_system_killed_for_memory_ran_out_of_it(
     code: int, kills: int, ran_out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = run.Job(2, Slot("cpu", (0,)), None, run.Before("", 7, 0), Hold([], alone=False))  # type: ignore[arg-type]
     monkeypatch.setattr(run, "out_of_memory_kills", lambda: 7 + kills)
     assert run._ran_out_of_memory(job, code) is ran_out
+
+
+def test_memory_that_ran_out_elsewhere_on_the_host_is_not_this_runs(tmp_path: Path) -> None:
+    groups = (tmp_path / "v2" / "mine" / "memory.events", tmp_path / "v1" / "memory" / "mine" / "memory.oom_control")
+    for group, kills in zip(groups, (2, 3), strict=True):
+        group.parent.mkdir(parents=True)
+        group.write_text(f"oom 5\noom_kill {kills}\n")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "vmstat").write_text("oom_kill 9\n")
+    found = {}
+    for mounted in ("v2", "v1", "none"):
+        (tmp_path / "self" / "cgroup").write_text("3:cpu,memory:/mine\n0::/mine\n")
+        found[mounted] = out_of_memory_kills(tmp_path, tmp_path / mounted)
+    assert found == {"v2": 2, "v1": 3, "none": 9}
+    (tmp_path / "vmstat").unlink()
+    assert out_of_memory_kills(tmp_path, tmp_path / "none") == 0
