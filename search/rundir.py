@@ -23,12 +23,12 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 from search.errors import ConfigurationError, RunLockedError, RunNotFoundError, suggestion
 
@@ -419,6 +419,18 @@ def _forget_the_dead(folder: RunFolder) -> None:
         process = _owner_in(path)
         if process is not None and not process.alive:
             path.unlink(missing_ok=True)
+
+
+def locked(path: Path, *, wait: bool) -> IO[bytes]:
+    """A file that is there, locked until it is closed. BlockingIOError where another process has it, which is not waited for.
+
+    Opened for writing, though nothing is written: on NFS, Linux makes a POSIX lock of flock's, which is refused to who only reads.
+    """
+    with ExitStack() as closed_on_error:
+        file = closed_on_error.enter_context(open(path, "r+b"))
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        closed_on_error.pop_all()
+        return file
 
 
 class RunLock:

@@ -13,7 +13,6 @@ Rank 0 alone reads and writes it, so that hosts need no common file system.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import sys
@@ -42,7 +41,7 @@ from search import build
 from search.divide import Divider
 from search.errors import ConfigurationError, RunLockedError
 from search.recipe import Recipe
-from search.rundir import TrialFolder, append_line, read_lines, write_json, write_text
+from search.rundir import TrialFolder, append_line, locked, read_lines, write_json, write_text
 from search.worker import EVALUATIONS, METRICS, metrics
 
 LINE_EVERY_S = 5.0
@@ -121,11 +120,11 @@ def _owned(files: TrialFolder, rank: Rank) -> Iterator[None]:
     if rank.number:
         yield
         return
-    with open(files.recipe) as owned:
-        try:
-            fcntl.flock(owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunLockedError(f"{files.path} is being trained by another process; wait for it, or choose another --folder") from error
+    try:
+        recipe = locked(files.recipe, wait=False)
+    except BlockingIOError as error:
+        raise RunLockedError(f"{files.path} is being trained by another process; wait for it, or choose another --folder") from error
+    with recipe:
         yield
 
 

@@ -6,7 +6,6 @@ and ends with no result; the next worker of the trial goes on from there.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -29,7 +28,7 @@ from search.early_stopping import Reached, decide, read_yardstick, rung_steps
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
-from search.rundir import RunFolder, TrialFolder, append_line, read_json, read_lines, write_json, write_text
+from search.rundir import RunFolder, TrialFolder, append_line, locked, read_json, read_lines, write_json, write_text
 
 RESULT = "result"
 """What the last checkpoint of a trial holds beside the training: how it ended."""
@@ -44,8 +43,7 @@ EVALUATIONS = 10
 def work(path: Path) -> None:
     """Train the trial of a recipe file from its last checkpoint to its result."""
     die_with_parent()
-    with open(path) as owned:
-        fcntl.flock(owned, fcntl.LOCK_EX)  # a killed parent's worker may still be writing its last checkpoint
+    with locked(path, wait=True):  # a killed parent's worker may still be writing its last checkpoint
         try:
             _work(path)
         except OSError as error:

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from search.rundir import (
     cut_torn_line,
     find_run,
     last_line,
+    locked,
     owner,
     read_json,
     read_lines,
@@ -157,6 +159,30 @@ def test_the_lock_of_a_killed_process_is_taken_over(run: RunFolder) -> None:
     with RunLock(run) as lock:
         assert lock.taken_over_from is not None
         assert lock.taken_over_from.pid == holder.pid
+
+
+def test_a_file_is_locked_against_others_and_where_locks_are_posix_ones_as_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with locked(tmp_path / "recipe.json", wait=True), pytest.raises(BlockingIOError):
+        locked(tmp_path / "recipe.json", wait=False)
+    locked(tmp_path / "recipe.json", wait=False).close()
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)
+    with locked(tmp_path / "recipe.json", wait=True) as file:
+        assert other_process_locks(tmp_path / "recipe.json") == "BlockingIOError"
+        assert file.read() == b"{}"
+    assert other_process_locks(tmp_path / "recipe.json") == ""
+
+
+def other_process_locks(path: Path) -> str:
+    """What another process is told that asks for a POSIX lock."""
+    code = f"""
+import fcntl
+try:
+    fcntl.lockf(open({str(path)!r}, "r+b"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError as error:
+    print(type(error).__name__)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
 def test_an_owner_of_another_boot_or_another_start_is_dead() -> None:
