@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 KEPT = 2
+PIECE_BYTES = 1 << 26
 """Checkpoints kept of a training: the last one, and the one before in case the last is damaged."""
 
 
@@ -311,7 +312,9 @@ def _restore_optimizer(network: Network, optimizer: torch.optim.Optimizer, check
 
 
 def _write(path: Path, data: bytes) -> None:
+    """In pieces: with a slow disk the process still shows that it goes on, where one wait for all of it would look like a hang."""
     with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        for begin in range(0, max(len(data), 1), PIECE_BYTES):
+            file.write(memoryview(data)[begin : begin + PIECE_BYTES])
+            file.flush()
+            os.fsync(file.fileno())

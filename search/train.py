@@ -77,21 +77,10 @@ def train(rank: Rank, order: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, Any] | None:
     files = TrialFolder(Path(order.folder))
-    with watch.busy("starting"), _owned(files, rank):
-        profile = None if order.profile is None else Profile.load(Path(order.profile))
-        session = build.session(build.material(recipe), profile, History(files.history if rank.number == 0 else None))
-        if rank.number == 0:
-            _resume(session, files)
-            _note_other_machine(profile)
-        training = Training(
-            session,
-            Peers(rank.number, rank.count),
-            order.strategy,
-            Divider(session.network, recipe, rank.count),
-            choose=by_density if profile is None else profile.kernel,
-            device=rank.device,
-            watch=watch,
-        )
+    with _owned(files, rank):
+        with watch.busy("starting"):
+            training = _begin(rank, recipe, order, watch, files)
+        session = training.session
         try:
             rate, stopped = _advance(training, recipe, files, rank)
         except DivergedError as error:
@@ -100,14 +89,34 @@ def _train(rank: Rank, recipe: Recipe, order: Order, watch: Watch) -> dict[str, 
             training.save(files.checkpoint)
             if stopped:
                 return {"state": "stopped", "step": session.step}
-            result = {"state": "complete", "ranks": rank.count, "strategy": _name(order.strategy), **_figures(session, recipe, rate)}
+            with watch.busy("evaluating"):
+                result = {"state": "complete", "ranks": rank.count, "strategy": _name(order.strategy), **_figures(session, recipe, rate)}
         if rank.number:
             return None
-        if result["state"] == "complete":
-            checkpoint.save(files.path / "network", session.network)
-            result["network"] = str(files.path / "network")
-        write_json(files.result, result)
+        with watch.busy("saving"):
+            if result["state"] == "complete":
+                checkpoint.save(files.path / "network", session.network)
+                result["network"] = str(files.path / "network")
+            write_json(files.result, result)
         return result
+
+
+def _begin(rank: Rank, recipe: Recipe, order: Order, watch: Watch, files: TrialFolder) -> Training:
+    """The training as the folder's last checkpoint left it."""
+    profile = None if order.profile is None else Profile.load(Path(order.profile))
+    session = build.session(build.material(recipe), profile, History(files.history if rank.number == 0 else None))
+    if rank.number == 0:
+        _resume(session, files)
+        _note_other_machine(profile)
+    return Training(
+        session,
+        Peers(rank.number, rank.count),
+        order.strategy,
+        Divider(session.network, recipe, rank.count),
+        choose=by_density if profile is None else profile.kernel,
+        device=rank.device,
+        watch=watch,
+    )
 
 
 def _name(strategy: StrategyName) -> str:

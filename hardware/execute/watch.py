@@ -4,8 +4,12 @@ A rank that waits for a dead one waits for ever: a collective knows neither whom
 rank gives a sign of life about once a second, with its step and what it is doing, and looks at those of the others:
 
     silent      no sign of life for `SILENT_S` (`SILENT_BUSY_S` in the middle of an edit, whose native code may not let others run)
+    still       for `STILL_S` it used no processor and waited for no other rank, whatever it was doing: in a lock, on a dead file system
     hanging     for `STUCK_S` (or five of the longest steps yet) no rank made a step, and this one computes while others wait for it
     failed      it says so itself
+
+Work that goes on is no hang, however long it takes: an edit of a large network, an evaluation, a checkpoint. So a loop without end is
+found in a step, whose time is known from those before it, but not in an edit.
 
 Legend: s seconds of this process's monotonic clock; every rank compares signs with earlier ones, never its clock with another's.
 """
@@ -20,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -28,9 +33,12 @@ from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed o
 BEAT_S = 0.5
 SILENT_S = 12.0
 SILENT_BUSY_S = 24.0
+STILL_S = 20.0
+WORK_S = 0.02
+"""Processor time that shows that a rank works; who polls for what never comes uses less in `STILL_S`."""
 STUCK_S = 20.0
 FIRST_STEP_S = 120.0
-"""Time that the first step may take: kernels are prepared, libraries loaded."""
+"""Time that the first step may take, and the first after anything else, such as an edit: kernels are prepared, libraries loaded."""
 
 Lost = Callable[[int, str], None]
 """Number of the rank that is lost, and what is the matter with it. Must end this process."""
@@ -45,6 +53,7 @@ class _Seen:
     sign: str = ""
     step: int = -1
     doing: str = ""
+    still_s: float = 0.0  # for which it has neither worked nor waited, by its own clock
     at: float = field(default_factory=time.monotonic)
     doing_at: float = field(default_factory=time.monotonic)
 
@@ -55,10 +64,34 @@ class _Seen:
         if (told["doing"], told["step"]) != (self.doing, self.step):
             self.doing_at = now
         self.sign, self.step, self.doing, self.at = sign, told["step"], told["doing"], now
+        self.still_s = told["still_s"]
+
+    @property
+    def where(self) -> str:
+        """What it is at, in words."""
+        return f"in step {self.step + 1}" if self.doing in ("computing", "waiting") else f"while {self.doing}"
+
+
+class _Rest:
+    """For how long the thread that makes this has neither worked nor waited for another rank."""
+
+    def __init__(self) -> None:
+        self._clock = _processor_clock()
+        self._worked_s, self._worked_at = self._clock(), time.monotonic()
+        self._looked_at = self._worked_at
+
+    def seconds(self) -> float:
+        """As of now; to be asked again and again."""
+        now, worked_s = time.monotonic(), self._clock()
+        stopped = now - self._looked_at > SILENT_S / 2  # the whole process was
+        if worked_s - self._worked_s >= WORK_S or stopped or _waits():
+            self._worked_s, self._worked_at = worked_s, now
+        self._looked_at = now
+        return now - self._worked_at
 
 
 class Watch:
-    """Signs of life of this rank, and an eye on those of the others, while the context lasts.
+    """Signs of life of this rank, and an eye on those of the others, while the context lasts. The thread that enters it is the one watched.
 
     ``store`` is one that all ranks can reach; ``lost`` is called from a thread of its own when a rank is lost, while the main thread
     may be waiting in a collective for good.
@@ -68,6 +101,8 @@ class Watch:
         self._store, self._rank, self._count, self._lost = PrefixStore("watch", store), rank, count, lost
         self._step, self._busy, self._failed = 0, "", ""
         self._stepped_at, self._longest_s = time.monotonic(), 0.0
+        self._first = True  # whether no step was made since the start or since the last thing that was none
+        self._rest: _Rest | None = None  # once the watch has begun
         self._seen = [_Seen() for _ in range(count)]
         self._asked_at = time.monotonic()  # when the store last answered
         self._broken = False  # a connection broke: whoever is silent is dead, not busy
@@ -75,6 +110,7 @@ class Watch:
         self._number = 0
 
     def __enter__(self) -> Watch:
+        self._rest = _Rest()
         self._sign()
         for other in range(self._count):  # nobody asks for a sign that was never given
             self._store.wait([str(other)], timedelta(seconds=FIRST_STEP_S))
@@ -92,9 +128,9 @@ class Watch:
     def made(self, step: int) -> None:
         """So many steps are made."""
         now = time.monotonic()
-        if self._step:
+        if not self._first:
             self._longest_s = max(self._longest_s, now - self._stepped_at)
-        self._step, self._stepped_at = step, now
+        self._step, self._stepped_at, self._first = step, now, False
 
     @contextmanager
     def busy(self, doing: str) -> Iterator[None]:
@@ -103,7 +139,7 @@ class Watch:
         try:
             yield
         finally:
-            self._busy, self._stepped_at = before, time.monotonic()
+            self._busy, self._stepped_at, self._first = before, time.monotonic(), True
 
     def explain(self, error: BaseException) -> None:
         """A collective failed because another rank is gone: wait until it is known which one. Returns if none is found."""
@@ -125,7 +161,8 @@ class Watch:
 
     def _sign(self) -> None:
         self._number += 1
-        sign = {"number": self._number, "step": self._step, "doing": self._doing(), "failed": self._failed}
+        still_s = 0.0 if self._rest is None else self._rest.seconds()
+        sign = {"number": self._number, "step": self._step, "doing": self._doing(), "still_s": still_s, "failed": self._failed}
         self._store.set(str(self._rank), json.dumps(sign))
 
     def _doing(self) -> str:
@@ -160,11 +197,18 @@ class Watch:
             limit = SILENT_BUSY_S if seen.doing not in ("computing", "waiting") and not self._broken else SILENT_S
             if seen.doing != "ended" and now - seen.at > limit:
                 return number, f"has given no sign of life for {now - seen.at:.0f} s"
-        return self._stuck(now)
+        return self._still() or self._stuck(now)
+
+    def _still(self) -> tuple[int, str] | None:
+        """A rank that does nothing at all, this one too, while others are there to end."""
+        for number, seen in enumerate(self._seen):
+            if self._count > 1 and seen.doing != "ended" and seen.still_s > STILL_S:
+                return number, f"hangs {seen.where}: for {seen.still_s:.0f} s it has done nothing, and it waits for no other rank"
+        return None
 
     def _stuck(self, now: float) -> tuple[int, str] | None:
         """The rank that all wait for, where nobody makes a step any more."""
-        limit = FIRST_STEP_S if not self._longest_s else max(STUCK_S, 5 * self._longest_s)
+        limit = FIRST_STEP_S if self._first else max(STUCK_S, 5 * self._longest_s)
         if self._busy or now - self._stepped_at < limit or any(not seen.sign for seen in self._seen):
             return None
         if any(seen.doing not in ("computing", "waiting") for seen in self._seen):
@@ -173,6 +217,13 @@ class Watch:
         if not hanging or len(hanging) == self._count:
             return None
         return hanging[0], f"hangs in step {self._step + 1}: for {now - self._stepped_at:.0f} s it computes, and others wait for it"
+
+
+def _processor_clock() -> Callable[[], float]:
+    """Processor seconds of the calling thread, as any thread can read them; of the whole process where the system tells no more."""
+    if not hasattr(time, "pthread_getcpuclockid"):  # macOS
+        return time.process_time
+    return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
 
 
 def _waits() -> bool:

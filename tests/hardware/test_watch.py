@@ -6,7 +6,11 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from torch import distributed
@@ -56,22 +60,71 @@ def test_a_rank_that_is_silent_is_lost_but_one_that_ended_is_not(monkeypatch: py
             found.get(timeout=2.0)
 
 
-def hang(rank: Rank) -> None:
+@pytest.mark.parametrize(("doing", "where"), [("editing", "while editing"), ("", "in step 1")])
+def test_a_rank_that_stands_still_hangs_whatever_it_is_at_but_not_one_that_works(
+    doing: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "BEAT_S", 0.05)
+    monkeypatch.setattr(watch, "STILL_S", 0.8)
+    found: queue.Queue[tuple[int, str]] = queue.Queue()
+    first, second = pair(found)
+    over, resting = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with second, second.busy(doing):
+            work(lambda: time.monotonic() - began > 1.6)
+            resting.set()
+            over.wait(30)
+
+    began = time.monotonic()
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        with first:
+            work(resting.is_set)
+            assert found.empty()
+            work(lambda: not found.empty())
+        number, reason = found.get(timeout=10)
+    finally:
+        over.set()
+        thread.join()
+    assert number == 1
+    assert reason == f"hangs {where}: for 1 s it has done nothing, and it waits for no other rank"
+
+
+def work(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < until
+        sum(range(1000))
+
+
+def hang(rank: Rank, how: str, file: str) -> None:
     with Watch(rank.store, rank.number, rank.count, rank.lost) as own:
         for step in range(1, 4):
             distributed.barrier()
             own.made(step)
         if rank.number == 1:
-            time.sleep(600)
-        distributed.barrier()
+            Path(file).write_text(str(time.monotonic()))
+        with own.busy(how) if how == "editing" else nullcontext():
+            while rank.number == 1:
+                time.sleep(0.0 if how == "looping" else 600)
+            distributed.barrier()
 
 
 @pytest.mark.slow
-def test_a_rank_that_computes_while_the_others_wait_hangs() -> None:
-    began = time.monotonic()
-    with pytest.raises(RankError, match=r"rank 1 of 2 hangs in step 4: for 2\d s it computes, and others wait for it"):
-        run_ranks(hang, ranks=2, timeout_s=None)
-    assert time.monotonic() - began < 60
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("sleeping", r"in step 4: for 2\d s it has done nothing, and it waits for no other rank"),
+        ("editing", r"while editing: for 2\d s it has done nothing, and it waits for no other rank"),
+        ("looping", r"in step 4: for 2\d s it computes, and others wait for it"),
+    ],
+)
+def test_a_rank_that_hangs_ends_all_within_half_a_minute(how: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(RankError, match=f"rank 1 of 2 hangs {told}"):
+        run_ranks(hang, how, str(tmp_path / "hung"), ranks=2, timeout_s=None)
+    assert time.monotonic() - float((tmp_path / "hung").read_text()) < 30
 
 
 def test_a_rank_whose_last_words_nobody_reads_ends_all_the_same() -> None:

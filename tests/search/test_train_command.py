@@ -16,13 +16,17 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch import distributed
 
 from grow import checkpoint
 from grow.history import History
 from grow.train import accuracy, train
+from hardware.execute.ranks import Rank
+from hardware.execute.watch import Watch
 from search import build
 from search.recipe import Recipe
 from search.rundir import read_lines
+from search.train import train as train_on_rank
 from tests.search.conftest import Grow, digits_recipe
 
 STEPS = 600
@@ -48,6 +52,23 @@ def recipe() -> Recipe:
         price=0.5,
         checkpoint_interval=20,
     )
+
+
+def test_steps_are_watched_as_steps(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no step may take its time, so a rank that hangs in one would not be found."""
+    meanwhile, made = [], Watch.made
+
+    def note(own: Watch, step: int) -> None:
+        meanwhile.append(own._doing())
+        made(own, step)
+
+    monkeypatch.setattr(Watch, "made", note)
+    (tmp_path / "recipe.json").touch()
+    rank = Rank(0, 1, torch.device("cpu"), distributed.HashStore(), lambda rank, reason: None)
+    done = train_on_rank(rank, {"recipe": replace(recipe, steps=3, update_interval=2).to_json(), "folder": str(tmp_path), "strategy": "single"})
+    assert done is not None
+    assert done["state"] == "complete"
+    assert meanwhile == ["computing"] * 3
 
 
 @pytest.fixture
