@@ -65,7 +65,9 @@ def test_steps_are_watched_as_steps(recipe: Recipe, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Watch, "made", note)
     (tmp_path / "recipe.json").touch()
     rank = Rank(0, 1, torch.device("cpu"), distributed.HashStore(), lambda rank, reason: None)
-    done = train_on_rank(rank, {"recipe": replace(recipe, steps=3, update_interval=2).to_json(), "folder": str(tmp_path), "strategy": "single"})
+    done = train_on_rank(
+        rank, {"recipe": replace(recipe, steps=3, update_interval=2).to_json(), "folder": str(tmp_path), "strategy": "single"}
+    )
     assert done is not None
     assert done["state"] == "complete"
     assert meanwhile == ["computing"] * 3
