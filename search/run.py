@@ -162,15 +162,12 @@ def _raise_budget(folder: RunFolder, add: int) -> None:
 
 
 def _storage_of(options: Options, given: StorageUrl | None) -> StorageUrl | None:
-    """The storage of a run, with its password. ConfigurationError where that is not known, or where the run has none."""
+    """The storage of a run. ConfigurationError where one is given that the run does not have."""
     if options.storage is None:
         if given is not None:
             raise ConfigurationError(f"storage is {given}, but must not be given: the run keeps its trials in its own folder; leave it out")
         return None
-    found = StorageUrl(options.storage) if given is None else given
-    if not found.complete:
-        raise ConfigurationError(f"storage is {found}, but must have its password; give it with --storage, or better by GROW_STORAGE")
-    return found
+    return StorageUrl(options.storage) if given is None else given
 
 
 @contextmanager

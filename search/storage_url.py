@@ -64,7 +64,9 @@ class StorageUrl:
         return self._password != _MASK
 
     def open(self) -> BaseStorage:
-        """ConfigurationError where a driver is missing, RunError where nobody answers."""
+        """ConfigurationError where a driver or the password is missing, RunError where nobody answers."""
+        if not self.complete:
+            raise ConfigurationError(f"storage is {self}, but must have its password; give it with --storage, or better by GROW_STORAGE")
         with _told(self):
             return self._proxy() if self.secret.startswith("grpc") else self._database()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -37,9 +38,10 @@ def postgres() -> Iterator[str]:
         settings = ["-c", "listen_addresses=", "-c", "fsync=off"]
         server: dict[str, object] = {"cwd": folder}
         if os.geteuid() == 0:  # which the server refuses to run as
-            server |= {"user": "nobody", "group": "nogroup", "extra_groups": []}
-            shutil.chown(folder, "nobody", "nogroup")
-            shutil.chown(secret, "nobody", "nogroup")
+            other = pwd.getpwnam("nobody")
+            server |= {"user": other.pw_uid, "group": other.pw_gid, "extra_groups": []}
+            for path in (folder, secret):
+                os.chown(path, other.pw_uid, other.pw_gid)
         made = [programs / "initdb", "-D", folder / "data", "-U", "grow", "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync"]
         done = subprocess.run(made, capture_output=True, text=True, timeout=60, check=False, **server)  # type: ignore[call-overload]
         assert done.returncode == 0, done.stderr

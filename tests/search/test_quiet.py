@@ -4,15 +4,17 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.samplers import TPESampler
 
 from search.errors import ConfigurationError
-from search.options import Options
+from search.options import Options, Plan
 from search.process import Slot, slots
 from search.quiet import Hold, devices_of
+from search.run import slots_of
 from search.rundir import read_lines
 from tests.search.conftest import Grow
 from tests.search.test_interruption import STUDY
@@ -85,6 +87,17 @@ def test_slots_share_no_device_and_leave_none_out(monkeypatch: pytest.MonkeyPatc
 def test_on_cpu_there_is_a_slot_however_few_the_cores() -> None:
     (slot,) = slots("cpu", 512, 512)
     assert slot.indices
+
+
+def test_trials_share_out_the_devices_as_they_are_asked_to() -> None:
+    plan = Plan(network="mlp", settings={}, ranges={}, first_guesses=[], data={}, kind="cuda", device_names=["a GPU"] * 4)
+
+    def shares(**wanted: Any) -> list[tuple[int, ...]]:
+        return [slot.indices for slot in slots_of(Options(study="digits", gpus=4, **wanted), plan)]
+
+    assert shares(gpus_per_trial=2, throughput="measured") == shares(gpus_per_trial=2) == [(0, 1), (2, 3)]
+    assert shares(throughput="measured") == [(0, 1, 2, 3)]  # one after the other
+    assert shares() == [(0,), (1,), (2,), (3,)]
 
 
 @pytest.mark.parametrize("each", [0, 3, 5])
