@@ -680,6 +680,10 @@ class _Search:
             raise RunError(f"measuring trial {job.number} failed: {last_words(self.folder.trial(job.number).log)}")
         if code == 0:
             _note(self.folder, "measured", timed=[job.number], tested=[])
+            return
+        self.stops[job.number] = self.stops.get(job.number, 0) + 1
+        if self.stops[job.number] >= STOPS_IN_A_ROW:
+            raise RunError(f"measuring trial {job.number}: {ending(code, self.folder.trial(job.number).log)}, {STOPS_IN_A_ROW} times")
 
     def _goes_on(self, job: Job, code: int) -> bool:
         """Whether the trial of a worker that was ended by others continues: always, unless memory ran out or it does not get on."""
