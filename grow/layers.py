@@ -118,7 +118,7 @@ class SparseLayer(nn.Module):
             known = ", ".join(sorted(str(known) for known in kernel.dtypes))
             raise ValueError(f"dtype of the weight is {dtype}, but must be one of {known} for kernel {self.kernel!r}; use another kernel")
         rows, columns = self.weight_shape[0], prod(self.weight_shape[1:])
-        self._product = kernel.prepare(self.positions, (rows, columns))
+        self._product = kernel.product(self.positions, (rows, columns))
         return self._product
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -189,6 +189,8 @@ class SparseConv2d(SparseLayer):
         if self.storage == "dense" or self.multiplier:  # no product of a matrix: depthwise values are spread out first
             weight = masked(self.weight, self.mask) if self.storage == "dense" else self._spread()
             return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        if x.dim() != 4 or x.shape[1] != self.weight_shape[1]:  # patches of other maps might be as wide
+            raise ValueError(f"shape of x is {tuple(x.shape)}, but must be (batch, {self.weight_shape[1]}, height, width); reshape x")
         without_patches = self._without_patches(x)
         if without_patches is not None:
             return without_patches
@@ -204,11 +206,11 @@ class SparseConv2d(SparseLayer):
 
     def _without_patches(self, x: Tensor) -> Tensor | None:
         """The output (B, O, H', W') where the kernel has a convolution of its own that suits; a graph under compilation has patches."""
-        prepare = KERNELS[self.kernel].convolution
-        if prepare is None or self.positions is None or torch.compiler.is_compiling():
+        kernel = KERNELS[self.kernel]
+        if kernel.convolution is None or torch.compiler.is_compiling():
             return None
         if self._convolution is None:
-            self._convolution = prepare(self.positions, Geometry(self.weight_shape, self.stride, self.padding, self.dilation))
+            self._convolution = kernel.convolve(self.positions, Geometry(self.weight_shape, self.stride, self.padding, self.dilation))
         return None if self._convolution is None else self._in_autocast(self._convolution, x)
 
     def _spread(self) -> Tensor:

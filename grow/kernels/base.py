@@ -83,3 +83,40 @@ class Kernel:
     """The structures, of those that fit, for which the kernel is fast and its times are measured; None: all."""
     convolution: Callable[[Tensor, Geometry], Convolve | None] | None = None
     """Positions and geometry of a convolution -> one that needs no patches, where the kernel has such."""
+
+    def product(self, positions: Tensor | None, shape: tuple[int, int]) -> Product:
+        """What ``prepare`` gives; ValueError for an x or a bias that does not fit the weight, instead of what lies behind their end."""
+        product = self.prepare(positions, shape)
+
+        def checked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            refuse_unfit(x, weight, bias, shape[1])
+            return product(x, weight, bias)
+
+        return checked
+
+    def convolve(self, positions: Tensor | None, geometry: Geometry) -> Convolve | None:
+        """What ``convolution`` gives, where the kernel has such and it suits the geometry; refuses as ``product`` does."""
+        found = None if self.convolution is None or positions is None else self.convolution(positions, geometry)
+        if found is None:
+            return None
+        convolve = found
+
+        def checked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+            refuse_unfit(x, weight, bias, geometry.shape[1])
+            return convolve(x, weight, bias)
+
+        return checked
+
+
+def refuse_unfit(x: Tensor, weight: Tensor, bias: Tensor | None, features: int) -> None:
+    """ValueError where x (B, features, ...) or the bias is not what the weight is multiplied with.
+
+    A kernel's structure alone says which memory it reads, and the weight's dtype how.
+    """
+    if x.shape[1] != features:
+        raise ValueError(f"x has {x.shape[1]} features, but must have {features}, as many as the layer reads; check what comes before it")
+    for name, given in (("x", x), ("the bias", bias)):
+        if given is not None and given.dtype != weight.dtype:
+            raise ValueError(f"dtype of {name} is {given.dtype}, but must be the weight's, {weight.dtype}; convert one of them")
+        if given is not None and given.device != weight.device:
+            raise ValueError(f"device of {name} is {given.device}, but must be the weight's, {weight.device}; move one of them")

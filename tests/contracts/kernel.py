@@ -119,6 +119,30 @@ class KernelContract:
         assert trained.grad is not None
         assert x.grad is not None
 
+    def test_a_batch_without_samples_has_an_empty_output_and_gradients_of_zero(self, kernel: Kernel) -> None:
+        shape, positions = self.example[0], torch.tensor(self.example[1])
+        x, weight = draw(0, shape[1]).requires_grad_(), stored(kernel, draw(len(positions)), positions, shape).requires_grad_()
+        y = kernel.product(positions, shape)(x, weight, draw(shape[0]))
+        y.sum().backward()
+        assert x.grad is not None
+        assert weight.grad is not None
+        assert (y.shape, x.grad.shape) == ((0, shape[0]), (0, shape[1]))
+        assert not weight.grad.any()
+
+    def test_what_does_not_fit_the_weight_is_refused(self, kernel: Kernel) -> None:
+        shape, positions = self.example[0], torch.tensor(self.example[1])
+        product, weight = kernel.product(positions, shape), stored(kernel, draw(len(positions)), positions, shape)
+        for features in (shape[1] - 1, shape[1] + 1):
+            with pytest.raises(ValueError, match=f"x has {features} features, but must have {shape[1]}"):
+                product(draw(2, features), weight, None)
+        for dtype in (torch.float32, torch.bfloat16):
+            with pytest.raises(ValueError, match=f"dtype of x is {dtype}, but must be the weight's, torch.float64"):
+                product(draw(2, shape[1]).to(dtype), weight, None)
+            with pytest.raises(ValueError, match=f"dtype of the bias is {dtype}, but must be the weight's, torch.float64"):
+                product(draw(2, shape[1]), weight, draw(shape[0]).to(dtype))
+        with pytest.raises(ValueError, match="device of x is meta, but must be the weight's, cpu"):
+            product(draw(2, shape[1]).to("meta"), weight, None)
+
     @pytest.mark.parametrize("with_bias", [False, True])
     def test_the_output_may_be_changed_in_place(self, kernel: Kernel, with_bias: bool) -> None:
         shape, positions = self.example[0], torch.tensor(self.example[1])
