@@ -8,8 +8,10 @@ Legend: B batch, O / I target / source entries, T taps of the kernel, E connecti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Self
 
 import numpy as np
 import torch
@@ -105,6 +107,11 @@ class SparseLayer(nn.Module):
     def product(self) -> Product:
         """The kernel's product for the present structure, prepared once per edit."""
         return self._prepared() if self._product is None else self._product
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """To another device or dtype, where the product is prepared anew."""
+        self._product = self._convolution = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def prepare(self) -> None:
         """Prepare the kernel's product now, where one is needed, instead of when it is first used."""

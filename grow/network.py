@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import prod
-from typing import Any, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -107,6 +107,13 @@ class Network(nn.Module):
                 ) from error
 
         self._compiled_call_impl = call
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """To another device or dtype, where compiled code finds its products prepared."""
+        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._compiled_call_impl is not None:
+            self._prepare_products()
+        return moved
 
     def _prepare_products(self) -> None:
         for layer in self.layers.values():

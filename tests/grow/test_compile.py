@@ -84,6 +84,7 @@ def test_a_compiled_ring_is_one_graph(kernel: str) -> None:
     made.compile(backend="eager", fullgraph=True)
     assert {layer.kernel for layer in made.layers.values()} == {kernel}
     assert_as_uncompiled(made)
+    assert made.double()(X.double()).dtype == torch.float64  # with products that are prepared anew, outside of the graph
 
 
 @pytest.mark.parametrize(

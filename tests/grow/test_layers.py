@@ -113,3 +113,18 @@ def test_a_sparse_layer_refuses_what_a_dense_one_does(kernel: str) -> None:
             maps(draw(*shape).float())
     with torch.autocast("cpu", torch.bfloat16):  # converts, as torch's own layers are converted
         assert linear(draw(2, 4).float()).dtype == maps(draw(2, 2, 12, 12).float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kernel", ["csr", "compiled"])
+def test_a_layer_that_went_to_a_dtype_its_kernel_does_not_know_says_so(kernel: str) -> None:
+    layer = restructured(sparse_layer(nn.Linear(4, 3)), [0, 5, 11], kernel)
+    layer.prepare()
+    with pytest.raises(ValueError, match=f"dtype of the weight is torch.bfloat16, but must be one of .* for kernel '{kernel}'"):
+        layer.bfloat16()(draw(2, 4).bfloat16())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", SPARSE)
+def test_a_layer_goes_to_a_gpu_with_the_product_that_was_prepared(kernel: str) -> None:
+    layer, x = restructured(sparse_layer(nn.Linear(4, 3)), [0, 5, 11], kernel), draw(2, 4).float()
+    torch.testing.assert_close(layer(x), layer.cuda()(x.cuda()).cpu())
