@@ -110,7 +110,7 @@ class Network(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """To another device or dtype, where compiled code finds its products prepared."""
-        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._compiled_call_impl is not None:
             self._prepare_products()
         return moved

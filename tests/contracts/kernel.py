@@ -140,7 +140,7 @@ class KernelContract:
                 product(draw(2, shape[1]).to(dtype), weight, None)
             with pytest.raises(ValueError, match=f"dtype of the bias is {dtype}, but must be the weight's, torch.float64"):
                 product(draw(2, shape[1]), weight, draw(shape[0]).to(dtype))
-        with pytest.raises(ValueError, match="device of x is meta, but must be the weight's, cpu"):
+        with pytest.raises(ValueError, match=r"device of x is meta, but must be the weight's, cpu"):
             product(draw(2, shape[1]).to("meta"), weight, None)
 
     @pytest.mark.parametrize("with_bias", [False, True])

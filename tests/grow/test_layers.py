@@ -101,12 +101,12 @@ SPARSE = [name for name in ANY_STRUCTURE if KERNELS[name].storage == "compressed
 @pytest.mark.parametrize("kernel", SPARSE)
 def test_a_sparse_layer_refuses_what_a_dense_one_does(kernel: str) -> None:
     linear, convolution = restructured(sparse_layer(nn.Linear(4, 3)), [0, 5, 11], kernel), nn.Conv2d(2, 3, 3)
-    with pytest.raises(ValueError, match="dtype of x is torch.float64, but must be the weight's, torch.float32"):
+    with pytest.raises(ValueError, match=r"dtype of x is torch.float64, but must be the weight.s, torch.float32"):
         linear(draw(2, 4))
     with pytest.raises(ValueError, match="x has 6 features, but must have 4"):
         linear(draw(2, 6).float())
     maps = restructured(sparse_layer(convolution), [0, 5, 11], kernel)
-    with pytest.raises(ValueError, match="dtype of x is torch.float64, but must be the weight's, torch.float32"):
+    with pytest.raises(ValueError, match=r"dtype of x is torch.float64, but must be the weight.s, torch.float32"):
         maps(draw(2, 2, 12, 12))
     for shape in ((2, 1, 12, 12), (2, 6, 6)):
         with pytest.raises(ValueError, match=rf"shape of x is \({str(shape)[1:-1]}\), but must be \(batch, 2, height, width\)"):
