@@ -15,6 +15,9 @@ from torch import Tensor
 
 Name = Literal["sgd", "adam", "adamw", "rmsprop"]
 
+MOMENTS: dict[Name, int] = {"sgd": 1, "adam": 3, "adamw": 3, "rmsprop": 1}
+"""Tensors of a parameter's size that each keeps: Adam, once an edit has added any, also the birth of every connection."""
+
 BIRTH = "birth"
 """State entry of an Adam parameter: the step at which each element came into being, shaped like the parameter."""
 

@@ -75,9 +75,10 @@ def predict(
     devices: int = 1,
     *,
     inference: bool = False,
+    moments: int = 1,
 ) -> StepTime:
     """Predict one training step, or the way forward alone. A strategy with ``units`` takes its number of devices from the partition."""
-    return simulate(work, strategy, partition, profile, batch, devices, inference=inference).step
+    return simulate(work, strategy, partition, profile, batch, devices, inference=inference, moments=moments).step
 
 
 def simulate(
@@ -89,10 +90,11 @@ def simulate(
     devices: int = 1,
     *,
     inference: bool = False,
+    moments: int = 1,
 ) -> Simulation:
     """Predict one training step with its timeline, the bytes of every link and the memory of every device.
 
-    ``inference``: outputs alone, in evaluation mode; the memory is that of training.
+    ``inference``: outputs alone, in evaluation mode; the memory is that of training, with an optimizer that keeps so many ``moments``.
     """
     layouts = layout.strategy(work, strategy) if isinstance(strategy, str) else strategy
     layout.check(work, layouts)
@@ -106,7 +108,7 @@ def simulate(
     elif "batch" not in layouts.values():
         devices = 1  # nothing is shared: more devices would all do the same
     usable = partition if partition is not None and partition.count == devices else None
-    return simulated(Prices(Shares(work, usable, devices, batch), profile), layouts, inference=inference)
+    return simulated(Prices(Shares(work, usable, devices, batch), profile, moments), layouts, inference=inference)
 
 
 def simulated(prices: Prices, layouts: Strategy, *, inference: bool = False) -> Simulation:
@@ -145,11 +147,11 @@ def forward_moves(prices: Prices, layouts: Strategy) -> list[Move]:
 
 
 def memory_bytes(prices: Prices, layouts: Strategy) -> IntArray:
-    """Memory of every device, (k,): weights, gradients and momenta, values and their gradients, and what other devices send."""
+    """Memory of every device, (k,): weights, gradients, moments, connections, values with gradients, and what others send."""
     found = np.zeros(prices.devices, np.int64)
     for layer in prices.work.layers:
         for r, local in enumerate(prices.shares.of(layer, layouts)):
-            found[r] += layer_bytes(local, prices.layer(local)[1], prices.profile.element_size)
+            found[r] += layer_bytes(local, prices.layer(local)[1], prices.profile.element_size, prices.moments)
     for transition in prices.moved(layouts):
         if transition.forward.collective in ("gather", "exchange"):
             found += transition.forward.pairs.sum(0)

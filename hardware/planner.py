@@ -237,7 +237,8 @@ class _Search:
             if with_sums and layouts[layer.computes] == "batch":
                 held = layer.connections if found[0][1] != "dense" else layer.rows * layer.columns * layer.taps
                 seconds += self._summed(held + layer.rows * layer.bias)
-            memory = max(layer_bytes(local, kernel, self.profile.element_size) for local, (_, kernel) in zip(shares, found, strict=True))
+            kinds, size = [kernel for _, kernel in found], self.profile.element_size
+            memory = max(layer_bytes(*pair, size, self.prices.moments) for pair in zip(shares, kinds, strict=True))
             costs[tuple(layouts.values())] = [Cost(seconds, memory)]
         return Term(tuple(_spaces_of([layer])), costs)
 

@@ -17,8 +17,8 @@ from hardware.workload import LayerWork, Reads, Workload
 
 KERNELS = ("dense", "compiled", "csr")
 """Those for connections anywhere, of which a profile has what its devices compute with."""
-WEIGHT_COPIES = 3
-"""Weight, gradient and momentum."""
+POSITION_BYTES, MASK_BYTES, INDEX_BYTES = 8, 1, 4
+"""Of a connection's flat position, of an entry of a mask, and of a row, a column or a place in an order."""
 
 
 class LocalLayer(NamedTuple):
@@ -91,7 +91,24 @@ def held_values(local: LocalLayer, kernel: str) -> int:
     return local.connections if kernel != "dense" else local.rows * local.columns * local.work.taps
 
 
-def layer_bytes(local: LocalLayer, kernel: str, element_size: int) -> int:
-    """Memory of a layer on one device: weight and bias with their copies, and its values with their gradients."""
-    values = WEIGHT_COPIES * (held_values(local, kernel) + local.rows) + 2 * local.samples * local.rows * local.work.target_values
-    return values * element_size
+def index_bytes(local: LocalLayer, kernel: str) -> int:
+    """Memory of which connections exist: their positions, and a dense weight's mask or what other kernels look up, both ways.
+
+    Those for blocks and columns look up less; that for RadiX-Nets, whose tiles hold zeros too, up to twice as much.
+    """
+    columns = local.columns * local.work.taps
+    if kernel == "dense":
+        complete = local.connections >= local.rows * columns
+        return 0 if complete else POSITION_BYTES * local.connections + MASK_BYTES * local.rows * columns
+    return (POSITION_BYTES + 3 * INDEX_BYTES) * local.connections + INDEX_BYTES * (local.rows + columns)
+
+
+def layer_bytes(local: LocalLayer, kernel: str, element_size: int, moments: int = 1) -> int:
+    """Memory of a layer on one device: weight and bias with gradient and moments, its connections, its values with their gradients.
+
+    moments: tensors of a weight's size that the optimizer keeps (SGD with momentum 1). What operators make of the values is kept too; an
+    operator gives at most as many as go in.
+    """
+    parameters = (2 + moments) * (held_values(local, kernel) + local.rows * local.work.bias)
+    made = 2 * local.work.target_values + sum(operator.values for operator in local.work.operators)
+    return element_size * (parameters + round(local.samples * local.rows * made)) + index_bytes(local, kernel)

@@ -31,10 +31,10 @@ Waits = list[tuple[int, ...]]
 
 
 class Prices:
-    """Times of everything that a step consists of, each asked of the profile once."""
+    """Times of everything that a step consists of, each asked of the profile once. moments: as `hardware.share.layer_bytes` takes them."""
 
-    def __init__(self, shares: Shares, profile: Profile) -> None:
-        self.shares, self.profile = shares, profile
+    def __init__(self, shares: Shares, profile: Profile, moments: int = 1) -> None:
+        self.shares, self.profile, self.moments = shares, profile, moments
         self.work, self.devices, self.batch = shares.work, shares.devices, shares.batch
         self.transitions: dict[object, Transition] = {}
         self._layers: dict[tuple[object, ...], tuple[float, str]] = {}

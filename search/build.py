@@ -164,7 +164,8 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
     network.assign(None if partition is None else partition.parts)
     topology, work = network.topology, Workload.of_network(network)
     crossing = (0, 0) if partition is None else (crossing_units(work, partition), communication_volume(work, partition))
-    predicted = predict(work, recipe.how, partition, profile, recipe.batch_size, recipe.devices)
+    moments = optim.MOMENTS[recipe.optimizer]
+    predicted = predict(work, recipe.how, partition, profile, recipe.batch_size, recipe.devices, moments=moments)
     return Figures(
         train.accuracy(training),
         topology.density,

@@ -1,11 +1,13 @@
 import copy
 from dataclasses import replace
+from types import FunctionType
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from grow import optim
 from grow.kernels import KernelCase
 from grow.network import Network
 from hardware.cost import predict
@@ -15,13 +17,15 @@ from hardware.partition import Partition, bytes_per_step
 from hardware.partitioners import PARTITIONERS
 from hardware.profile import Contention, OperatorTime, Profile, key_of
 from hardware.shard import shard
-from hardware.share import Shares, layer_seconds
+from hardware.share import Shares, layer_bytes, layer_seconds
+from hardware.sweep.structures import drawn
 from hardware.workload import IntArray, Workload
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import branched, convolutional, mlp
 from tests.hardware.test_profile import BANDWIDTH, CSR_FLOP_S, FLOP_S, LATENCY_S, OVERHEAD_S, made_up_profile
 
 PROFILE = made_up_profile()
+COMPILED = pytest.param("compiled", marks=pytest.mark.slow)
 MLP = mlp(10, 20, 20, 5)
 
 
@@ -172,6 +176,51 @@ def test_a_slower_link_makes_a_slower_step() -> None:
 def test_a_strategy_may_be_named_or_spelt_out() -> None:
     work, partition = halves(separate=True)
     assert predict(work, strategy(work, "model"), partition, PROFILE, 64) == predict(work, "model", partition, PROFILE, 64)
+
+
+def storages(found: object, seen: dict[int, int]) -> dict[int, int]:
+    """Bytes of all tensors that an object leads to, by the address of what they are stored in."""
+    if isinstance(found, torch.Tensor):
+        seen[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+    elif isinstance(found, FunctionType):
+        for cell in found.__closure__ or ():
+            storages(cell.cell_contents, seen)
+    elif isinstance(found, (list, tuple, dict)):
+        for each in found.values() if isinstance(found, dict) else found:
+            storages(each, seen)
+    elif type(found).__module__.startswith("grow.kernels") and hasattr(found, "__dict__"):
+        storages(vars(found), seen)
+    return seen
+
+
+@pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adam", 2)])
+@pytest.mark.parametrize("kernel", ["complete", "dense", "csr", COMPILED, "condensed", "columns", "block_16"])
+def test_the_memory_of_a_layer_is_that_of_all_tensors_that_a_step_leaves(kernel: str, name: optim.Name, moments: int) -> None:
+    network = Network(nn.Sequential(nn.Linear(128, 256)), torch.zeros(1, 128))
+    if kernel != "complete":
+        network.set_connections({"0": drawn(kernel, 256, 128, 1 / 8)})
+        network.use_kernels(lambda case: kernel, 16)
+    optimizer = optim.make(name, network.parameters(), 0.01)
+    network.module(torch.randn(16, 128)).sum().backward()
+    optimizer.step()
+    layer = network.layers["0"]
+    parameters = [(parameter, parameter.grad, list(optimizer.state[parameter].values())) for parameter in network.parameters()]
+    held = sum(storages([parameters, list(layer.buffers()), layer._product], {}).values())
+    work = Workload.of_network(network)
+    (local,) = Shares(work, None, 1, 0).of(work.layers[0], strategy(work, "single"))
+    counted = layer_bytes(local, "dense" if kernel == "complete" else kernel, 4, moments)
+    assert held <= counted * 1.02
+    if kernel not in ("columns", "block_16"):  # which look up less
+        assert held >= counted * 0.98
+
+
+def test_what_operators_make_of_the_values_is_kept() -> None:
+    """8 channels of 36 values are taken in by a pooling."""
+    plain, pooled = (nn.Sequential(nn.Conv2d(1, 8, 3), *last) for last in ((), (nn.MaxPool2d(2),)))
+    works = [Workload.of_network(Network(module, torch.zeros(1, 1, 8, 8))) for module in (plain, pooled)]
+    less, more = (predict(work, "single", None, PROFILE, 64).memory_bytes for work in works)
+    assert more - less == 4 * 64 * 8 * 36
+    assert predict(works[0], "single", None, PROFILE, 64, moments=3).memory_bytes - less == 2 * 4 * (8 * 9 + 8)
 
 
 def test_the_word_is_of_the_profile() -> None:
