@@ -21,7 +21,7 @@ with warnings.catch_warnings():  # torch says once per process that CSR tensors 
     warnings.simplefilter("ignore", UserWarning)
     torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), (1, 1))
 
-TILE = 128
+TILE = 512
 """Samples that the CPU multiplies at a time, so that what one row reads is still in the cache when the next one reads it."""
 
 

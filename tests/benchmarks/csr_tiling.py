@@ -19,7 +19,7 @@ from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 CASES: list[Case] = [
     {"units": units, "batch": batch, "density": density, "device": "cpu"}
-    for units, batch in ((1024, 512), (4096, 512))
+    for units, batch in ((1024, 2048), (4096, 2048))
     for density in (0.01, 0.05)
 ]
 
