@@ -14,28 +14,41 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import tempfile
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
 from hardware.cache import cache_folder
+from search.errors import ConfigurationError
 from search.process import Slot
+
+TEMPORARY = Path("/tmp")
+"""For who has no home to write to. Not the environment's, which is another one in another session."""
 
 
 def lock_folder() -> Path:
-    """Where this user's locks of this host's devices are; made when it is not there."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    places = [Path(runtime) / "grow"] if runtime else []
-    for place in (*places, cache_folder().parent / "locks" / socket.gethostname()):
+    """Where this user's locks of this host's devices are, in every session of the user; made when it is not there.
+
+    ConfigurationError where others can write to it.
+    """
+    name = f"{socket.gethostname()}-{os.getuid()}"  # homes may be common to several hosts
+    places = (cache_folder().parent / "locks" / name, TEMPORARY / f"grow-{os.getuid()}")
+    for place in places:
         with suppress(OSError):
-            place.mkdir(parents=True, exist_ok=True)
-            if os.access(place, os.W_OK):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir(mode=0o700, exist_ok=True)
+            if _is_own(place):
                 return place
-    fallback = Path(tempfile.gettempdir()) / f"grow-{os.getuid()}"  # for who may write nowhere else
-    fallback.mkdir(mode=0o700, exist_ok=True)
-    return fallback
+    raise ConfigurationError(
+        f"folder of locks is {str(places[-1])!r}, but must be a folder of this user's that nobody else can write to; remove what is there"
+    )
+
+
+def _is_own(place: Path) -> bool:
+    found = place.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & 0o222 == 0o200
 
 
 class Hold:
@@ -45,8 +58,8 @@ class Hold:
         self.alone = alone
         self._names = sorted(names)  # in one order for all, so that none waits for another in a circle
         self._held = ExitStack()
-        self._gates: list[IO[str]] = []
-        self._devices: list[IO[str]] = []
+        self._gates: list[IO[bytes]] = []
+        self._devices: list[IO[bytes]] = []
 
     def ready(self) -> bool:
         """Take what is free by now; whether all of it is held. To be asked again until it is."""
@@ -73,11 +86,11 @@ class Hold:
             return passed and _take(self._held, self._devices, [f"{name}.lock" for name in self._names], fcntl.LOCK_SH)
 
 
-def _take(stack: ExitStack, taken: list[IO[str]], names: Sequence[str], how: int) -> bool:
+def _take(stack: ExitStack, taken: list[IO[bytes]], names: Sequence[str], how: int) -> bool:
     """Go on taking the locks that are not among the taken ones yet, up to the first that is not free; whether there was none."""
     folder = lock_folder()
     for name in names[len(taken) :]:
-        file = open(folder / name, "w")  # noqa: SIM115  # held until the stack is closed
+        file = open(folder / name, "r+b", opener=_made)  # noqa: SIM115  # held until the stack is closed
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -85,6 +98,11 @@ def _take(stack: ExitStack, taken: list[IO[str]], names: Sequence[str], how: int
             return False
         taken.append(stack.enter_context(file))
     return True
+
+
+def _made(path: str, flags: int) -> int:
+    """Open a lock: made when it is not there, never another file that a link names, and never emptied."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 def devices_of(slots: Sequence[Slot]) -> list[str]:

@@ -41,9 +41,12 @@ tiny = StudyDefinition.from_samples(
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One cache for all runs of the tests in all processes, so that the devices are profiled once; none waits for another's devices."""
-    runtime, cache = tmp_path_factory.mktemp("runtime"), shared(tmp_path_factory) / "cache"
-    return {**os.environ, "XDG_CACHE_HOME": str(cache), "XDG_RUNTIME_DIR": str(runtime), "NO_COLOR": "1"}
+    """One folder of profiles for the tests in all processes, so that devices are profiled once; none waits for another's devices."""
+    profiles, cache = shared(tmp_path_factory) / "profiles", tmp_path_factory.mktemp("cache")
+    profiles.mkdir(exist_ok=True)
+    (cache / "grow").mkdir()
+    (cache / "grow" / "profiles").symlink_to(profiles)
+    return {**os.environ, "XDG_CACHE_HOME": str(cache), "NO_COLOR": "1"}
 
 
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:

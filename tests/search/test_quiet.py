@@ -1,6 +1,9 @@
 """Nothing trains on devices while a clock runs there; trials side by side have devices of their own."""
 
+import fcntl
 import json
+import os
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +13,11 @@ import optuna
 import pytest
 from optuna.samplers import TPESampler
 
+from search import quiet
 from search.errors import ConfigurationError
 from search.options import Options, Plan
 from search.process import Slot, slots
-from search.quiet import Hold, devices_of
+from search.quiet import Hold, devices_of, lock_folder
 from search.run import slots_of
 from search.rundir import read_lines
 from tests.search.conftest import Grow
@@ -22,7 +26,7 @@ from tests.search.test_interruption import STUDY
 
 @pytest.fixture(autouse=True)
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -71,6 +75,50 @@ def test_of_two_clocks_one_waits_for_the_other_and_both_run(holds: dict[str, Hol
     assert [holds["timing both"].ready(), holds["timing both too"].ready()] == [True, False]
     holds["timing both"].release()
     assert holds["timing both too"].ready()
+
+
+def test_sessions_of_a_user_have_their_locks_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = set()
+    for name in ("seat", "ssh"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / name))
+        monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+        found.add(lock_folder())
+    monkeypatch.delenv("XDG_RUNTIME_DIR")  # as cron starts it
+    (place,) = found | {lock_folder()}
+    assert place.stat().st_mode & 0o777 == 0o700
+
+
+def test_who_has_no_home_locks_in_a_folder_that_nobody_else_can_have_planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quiet, "TEMPORARY", tmp_path / "tmp")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    place, elsewhere = lock_folder(), tmp_path / "elsewhere"
+    assert place.parent == tmp_path / "tmp"
+    place.chmod(0o722)
+    with pytest.raises(ConfigurationError, match="nobody else can write to; remove"):
+        lock_folder()
+    place.rmdir()
+    elsewhere.mkdir(mode=0o700)
+    place.symlink_to(elsewhere)
+    with pytest.raises(ConfigurationError, match=re.escape(repr(str(place)))):
+        lock_folder()
+
+
+def test_a_lock_empties_no_file_and_follows_no_link(holds: dict[str, Hold], tmp_path: Path) -> None:
+    (lock_folder() / "cuda-1.gate").write_text("kept")
+    assert holds["training 1"].ready()
+    assert (lock_folder() / "cuda-1.gate").read_text() == "kept"
+    (tmp_path / "victim").write_text("whole")
+    (lock_folder() / "cuda-0.gate").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match=r"cuda-0\.gate"):
+        holds["training 0"].ready()
+    assert (tmp_path / "victim").read_text() == "whole"
+
+
+def test_devices_are_held_where_locks_are_posix_ones_as_on_nfs(holds: dict[str, Hold], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)
+    assert holds["training 0"].ready()
+    assert holds["timing 0"].ready()  # such a lock keeps out other processes only
 
 
 def test_slots_share_no_device_and_leave_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
