@@ -118,11 +118,14 @@ def startup_of(trials: int) -> int:
     return max(4, trials // 4)
 
 
-def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False, storage: StorageUrl | None = None) -> RunFolder:
+def resume(
+    folder: RunFolder, *, add: int = 0, allow_change: bool = False, storage: StorageUrl | None = None, take_over: bool = False
+) -> RunFolder:
     """Go on with a run until its budget is met, after adding so many trials to it. One whose budget is met already is left as it is.
 
     A run whose trials are in a storage is joined, where others work on it. storage: its URL, where the run's own lacks a password.
-    ConfigurationError where study, code or configuration have changed, unless that is allowed; what changed is told on stderr.
+    take_over: its owner, which was on another host, has ended. ConfigurationError where study, code or configuration have changed, unless
+    that is allowed; what changed is told on stderr.
     """
     record, options = RunRecord.read(folder), Options.read(folder)
     if add < 0:
@@ -132,7 +135,7 @@ def resume(folder: RunFolder, *, add: int = 0, allow_change: bool = False, stora
     if record.plan is not None:
         read_json(folder.hardware)
     with (
-        _owned(folder, _storage_of(options, storage)) as ownership,
+        _owned(folder, _storage_of(options, storage), take_over=take_over) as ownership,
         _agreed(folder, record, options, allow_change) as changed,
         noted_signals() as signals,
         _state_kept(folder, ownership),
@@ -171,7 +174,7 @@ def _storage_of(options: Options, given: StorageUrl | None) -> StorageUrl | None
 
 
 @contextmanager
-def _owned(folder: RunFolder, storage: StorageUrl | None) -> Iterator[Ownership]:
+def _owned(folder: RunFolder, storage: StorageUrl | None, *, take_over: bool = False) -> Iterator[Ownership]:
     """The right to work on a run: of this process alone, or as one of several on one storage."""
     if storage is not None:
         from search.shared import OUTAGES, Shared
@@ -184,7 +187,7 @@ def _owned(folder: RunFolder, storage: StorageUrl | None) -> Iterator[Ownership]
                 f"the storage does not answer ({_cause(error)}); once it does, continue with: {resume_command(folder)}"
             ) from error
         return
-    with RunLock(folder) as lock:
+    with RunLock(folder, take_over=take_over) as lock:
         if lock.taken_over_from is not None:
             gone = lock.taken_over_from
             _say(f"taking over from process {gone.pid} on {gone.host}, which has ended")

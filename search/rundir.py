@@ -436,14 +436,20 @@ def locked(path: Path, *, wait: bool) -> IO[bytes]:
 class RunLock:
     """The right to work on a run: a kernel lock, which dies with its process, on a file that says whose it is."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, take_over: bool = False) -> None:
+        """RunLockedError where another process has it: also one on another host, of which only the user can say that it has ended.
+
+        take_over: the user says so.
+        """
         self._descriptor: int | None = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
         self.taken_over_from: Owner | None = None
         before = owner(folder)
-        if not self._lock() or (before is not None and before.host == socket.gethostname() and before.alive):
+        unseen = before is not None and before.host != socket.gethostname()
+        if not self._lock() or (before is not None and before.alive and not (unseen and take_over)):
             self._close()
             held_by = f"process {before.pid} on {before.host}" if before else "another process"
-            raise RunLockedError(f"run {folder.name!r} belongs to {held_by}, but must have one owner; wait for it or stop it")
+            remedy = "wait for it or stop it" + ("; if it is known to have ended, resume with --take-over" if unseen else "")
+            raise RunLockedError(f"run {folder.name!r} belongs to {held_by}, but must have one owner; {remedy}")
         self.taken_over_from = before
         self._write(json.dumps(asdict(Owner.this_process())).encode())
 

@@ -18,6 +18,7 @@ def resume(
     *,
     add: int = 0,
     allow_config_change: Annotated[bool, Flag] = False,
+    take_over: Annotated[bool, Flag] = False,
     storage: str | None = None,
     runs_dir: Path = Path("runs"),
     json: Annotated[bool, Flag] = False,
@@ -36,6 +37,9 @@ def resume(
         Trials to add to the budget, which is a total: without it, a run that has met its budget stays as it is.
     allow_config_change
         Go on although the study, the code or config.toml have changed; otherwise what changed is shown, and nothing is done.
+    take_over
+        Go on although the run belongs to a process on another host, which cannot be seen from here: only where that is known to have ended.
+        One on this host that has ended is taken over without it.
     storage
         URL of the storage that the run is shared through, where the run's own lacks a password; best given by GROW_STORAGE.
     runs_dir
@@ -48,4 +52,5 @@ def resume(
     from search.storage_url import storage_url
 
     folder = find_run(run, runs_dir)
-    return conclude(go_on(folder, add=add, allow_change=allow_config_change, storage=storage_url(storage)), as_json=json)
+    done = go_on(folder, add=add, allow_change=allow_config_change, storage=storage_url(storage), take_over=take_over)
+    return conclude(done, as_json=json)

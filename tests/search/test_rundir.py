@@ -161,6 +161,18 @@ def test_the_lock_of_a_killed_process_is_taken_over(run: RunFolder) -> None:
         assert lock.taken_over_from.pid == holder.pid
 
 
+def test_an_owner_on_another_host_counts_as_alive_until_the_user_says_otherwise(run: RunFolder) -> None:
+    elsewhere = replace(Owner.this_process(), host="elsewhere", boot_id="another")
+    write_json(run.lock, asdict(elsewhere))
+    with pytest.raises(RunLockedError, match=r"on elsewhere, but must have one owner; .* known to have ended, resume with --take-over"):
+        RunLock(run)
+    assert owner(run) == elsewhere
+    with RunLock(run, take_over=True) as lock:
+        assert lock.taken_over_from == elsewhere
+        with pytest.raises(RunLockedError, match=r"wait for it or stop it$"):
+            RunLock(run, take_over=True)  # one that is seen to be alive never is
+
+
 def test_a_file_is_locked_against_others_and_where_locks_are_posix_ones_as_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipe.json").write_text("{}")
     with locked(tmp_path / "recipe.json", wait=True), pytest.raises(BlockingIOError):
