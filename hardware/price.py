@@ -9,8 +9,11 @@ Legend: k parts, B batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from statistics import median
+
+import numpy as np
 
 from hardware.partition import Partition
 from hardware.profile import Profile, table_name
@@ -46,6 +49,19 @@ def price_by_time(work: Workload, partition: Partition, profile: Profile, batch:
     if not found:
         raise ValueError("partition lets nothing cross, but must have at least 2 parts and a hidden space that reads another")
     return median(found)
+
+
+def machine_price(work: Workload, density: float, parts: int, profile: Profile, batch: int) -> float:
+    """The price by time of a network with a share ``density`` of the connections of ``work``, its units divided into so many parts.
+
+    Finite: where connections take no time, a unit costs as much as all of them. Zero where nothing can cross.
+    """
+    layers = tuple(replace(layer, connections=max(1, round(density * layer.connections))) for layer in work.layers)
+    sparse = replace(work, layers=layers)
+    divided = Partition({space: np.arange(work.units[space]) % parts for space in work.hidden}, parts)
+    if parts == 1 or not any(layer.target in divided.parts and reads.space in divided.parts for layer in layers for reads in layer.reads):
+        return 0.0
+    return min(price_by_time(sparse, divided, profile, batch), float(sum(layer.connections for layer in layers)))
 
 
 def halo_unit_seconds(profile: Profile, parts: int, own: float, values: float) -> float:

@@ -31,6 +31,7 @@ from hardware.partition import Partition, communication_volume, crossing_units
 from hardware.partitioners import PARTITIONERS
 from hardware.partitioners.incremental import moving_price, place, repartition
 from hardware.partitioners.local_search import FloatArray
+from hardware.price import machine_price
 from hardware.profile import Profile
 from hardware.trust import beyond
 from hardware.workload import IntArray, Workload
@@ -59,6 +60,7 @@ class Figures:
     """What a trained network is and costs. accuracy: share of the validation samples. grown, pruned: connections, in all.
 
     memory_bytes: predicted for the fullest device; device_memory_bytes: what the smallest device has.
+    price: of one more halo unit, as it drove growth and pruning; None where it played no role.
     word: simulated where the throughput is of a machine that is elsewhere. beyond: why that throughput may be worse than the profile's
     calibration says, in words; empty within the calibrated range.
     """
@@ -77,6 +79,7 @@ class Figures:
     device_memory_bytes: int
     word: Literal["predicted", "simulated"]
     beyond: tuple[str, ...] = ()
+    price: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +139,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     timings = None if profile is None else profile.timings
     if timings is not None:
         train.choose_kernels(network, timings, recipe.batch_size)
+    costs, price = _costs(recipe, profile), price_of(recipe, dense, profile)
     optimizer = optim.make(recipe.optimizer, network.parameters(), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     network.attach(optimizer)
     followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(recipe.pruning).needs else {}
@@ -148,7 +152,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
         optimizer,
         material.task,
         planned,
-        _methods(recipe, timings, _costs(recipe, profile)),
+        _methods(recipe, timings, costs, price),
         rate,
         recipe.seed,
         history,
@@ -180,6 +184,7 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
         min(device.memory_bytes for device in profile.devices[: recipe.devices] or profile.devices),
         predicted.word,
         tuple(beyond(profile, work, recipe.strategy, recipe.batch_size, recipe.devices)),
+        training.methods.price,
     )
 
 
@@ -245,11 +250,25 @@ def _policy(recipe: Recipe, dense: Topology, planted: Topology, kept: frozenset[
         raise ConfigurationError(str(error)) from error
 
 
-def _methods(recipe: Recipe, timings: Timings | None, costs: FloatArray | None) -> Methods:
+def price_of(recipe: Recipe, dense: Topology, profile: Profile | None) -> float | None:
+    """Of one more halo unit of a network out of the dense start network, in median saliencies; None where it plays no role.
+
+    It follows from the recipe and the profile alone, so that a training that goes on has the price that it began with.
+    """
+    if recipe.pattern != "source_group" or not recipe.by_units:
+        return None
+    if not isinstance(recipe.price, str):
+        return recipe.price
+    if profile is None:
+        raise ConfigurationError("price is 'machine', but must be a number without a profile of the machine; name one with --hardware")
+    return machine_price(Workload.of(dense), recipe.density, recipe.devices, profile, recipe.batch_size)
+
+
+def _methods(recipe: Recipe, timings: Timings | None, costs: FloatArray | None, price: float | None) -> Methods:
     return Methods(
         criterion(recipe.growth),
         criterion(recipe.pruning),
-        recipe.price if recipe.pattern == "source_group" and recipe.by_units else None,
+        price,
         timings=timings,
         batches=recipe.evidence_batches,
         allocation=None if recipe.allocation == "global" else allocation(recipe.allocation),
@@ -285,10 +304,14 @@ def _partition(work: Workload, recipe: Recipe, costs: FloatArray | None) -> Part
 
 
 def _costs(recipe: Recipe, profile: Profile | None) -> FloatArray | None:
-    """What the links between the devices cost, None where they are as good as even."""
-    if profile is None or recipe.devices == 1:
+    return None if profile is None else link_costs(profile, recipe.devices)
+
+
+def link_costs(profile: Profile, devices: int) -> FloatArray | None:
+    """What the links between the first devices cost, None where they are as good as even."""
+    if devices == 1:
         return None
-    costs = profile.graph.costs(recipe.devices)
+    costs = profile.graph.costs(devices)
     return costs if costs.max() >= UNEVEN else None
 
 

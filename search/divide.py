@@ -10,6 +10,7 @@ from grow.axes import IntArray
 from grow.network import Network
 from grow.topology import Topology
 from hardware.partitioners import PARTITIONERS
+from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
 from search.recipe import Recipe
@@ -19,11 +20,13 @@ class Divider:
     """Along the parts that the network grows along, where these are as many as there are ranks.
 
     For another number of ranks, parts of their own: divided by the recipe's partitioner at first, and then, since they follow every
-    edit, moved only as far as balance demands or as it pays. Such parts decide where a unit is computed, not what is grown or pruned.
+    edit, moved only as far as balance demands or as it pays, by what the ``profile`` says that the links between the ranks cost. Such
+    parts decide where a unit is computed, not what is grown or pruned.
     """
 
-    def __init__(self, network: Network, recipe: Recipe, ranks: int) -> None:
+    def __init__(self, network: Network, recipe: Recipe, ranks: int, profile: Profile | None = None) -> None:
         self._recipe, self._ranks = recipe, ranks
+        self._costs = None if profile is None or ranks > len(profile.devices) else build.link_costs(profile, ranks)
         self._parts: dict[str, IntArray] | None = None
         network.remember(self)
 
@@ -35,9 +38,9 @@ class Divider:
             return network.parts
         work, recipe = Workload.of(network.topology), self._recipe
         if self._parts is None:
-            found = PARTITIONERS[recipe.partitioner](work, self._ranks, recipe.imbalance, recipe.seed)
+            found = PARTITIONERS[recipe.partitioner](work, self._ranks, recipe.imbalance, recipe.seed, self._costs)
         else:
-            found = build.repartitioned(recipe, work, self._parts, self._ranks)
+            found = build.repartitioned(recipe, work, self._parts, self._ranks, self._costs)
         self._parts = dict(found.parts)
         return found.parts
 

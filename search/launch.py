@@ -130,13 +130,28 @@ def _order(wanted: Wanted, recipe: Recipe, path: Path, count: int) -> dict[str, 
         raise ConfigurationError(f"gpus is {count}, but must be at least 1; one rank is one device")
     if wanted.meeting_s <= 0:
         raise ConfigurationError(f"meeting_s is {wanted.meeting_s}, but must be above 0; it is a number of seconds")
+    profile = _profile(wanted.hardware, path)
+    recipe = _priced(recipe, profile)
     folder = _default_folder(recipe) if wanted.folder is None else wanted.folder
     return {
         "recipe": recipe.to_json(),
         "folder": str(folder.resolve()),
         "strategy": _strategy(wanted.strategy, recipe, count),
-        "profile": _profile(wanted.hardware, path),
+        "profile": profile,
     }
+
+
+def _priced(recipe: Recipe, profile: str | None) -> Recipe:
+    """The recipe with its price as a number, so that a training goes on by the price that it began with, whatever machine it goes on on."""
+    if not isinstance(recipe.price, str):
+        return recipe
+    from hardware.profile import Profile
+    from search import build
+    from search.definition import StudyReference
+
+    network = build.drawn_network(replace(recipe, device="cpu"), StudyReference(recipe.study, recipe.study_sha256).load())
+    price = build.price_of(recipe, network.topology, None if profile is None else Profile.load(Path(profile)))
+    return replace(recipe, price=0.0 if price is None else price)
 
 
 def _planned_devices(wanted: Wanted, recipe: Recipe) -> int:

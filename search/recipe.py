@@ -21,6 +21,7 @@ TrialRole: TypeAlias = Literal["baseline_dense", "baseline_data_parallel", "sear
 Count: TypeAlias = Annotated[int, Ge(1)]
 Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 NotNegative: TypeAlias = Annotated[float, Ge(0), Lt(float("inf"))]
+Price: TypeAlias = NotNegative | Literal["machine"]
 
 
 BY_UNITS = ("model", "owt", "units")
@@ -33,8 +34,9 @@ class Recipe:
 
     initial: the seed topology. density: final connections as a share of the dense start network's. update_interval: steps
     between updates. drop_fraction: share of the live connections replaced at one update. price: of one more halo unit, in
-    median saliencies. schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of
-    evidence at every update. birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
+    median saliencies; ``machine``: as many as the connections that the machine computes in the time of sending it, by the profile.
+    schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of evidence at
+    every update. birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
     devices, strategy, partitioner, imbalance: how the final network is split; ``layouts``: of every space, where the strategy is
     ``mixed``, which is every one without a name. repartition: whether units are divided anew after every
     update, as far as it pays. threads: of the worker.
@@ -66,7 +68,7 @@ class Recipe:
     pattern: Literal[
         "unstructured", "source_group", "block_2x2", "block_4x4", "block_8x8", "block_1x8", "1_of_2", "2_of_4", "1_of_4", "fan_in"
     ] = "unstructured"  # fmt: skip
-    price: NotNegative = 0.0
+    price: Price = 0.0
     schedule: Literal["cubic", "linear", "one_shot", "iterative", "continuous", "cyclic"] = "cubic"
     schedule_begin: Share = 0.0
     schedule_end: Share = 0.6
@@ -205,6 +207,8 @@ def _rule(annotation: object) -> str:
     if get_origin(annotation) is Annotated:
         base, *bounds = get_args(annotation)
         return f"{'an integer ' if base is int else ''}{_interval(bounds)}"
+    if annotation == Price:
+        return f"{_rule(NotNegative)}, or 'machine'"
     if annotation not in (int, float, str, str | None):
         return "the layout of every space, 'whole', 'batch' or 'units', or nothing"
     return {int: "an integer", float: "a number", str: "text"}.get(annotation, "text or nothing")  # type: ignore[call-overload, no-any-return]

@@ -112,7 +112,7 @@ def _begin(rank: Rank, recipe: Recipe, order: Order, watch: Watch, files: TrialF
         session,
         Peers(rank.number, rank.count),
         order.strategy,
-        Divider(session.network, recipe, rank.count),
+        Divider(session.network, recipe, rank.count, profile),
         choose=by_density if profile is None else profile.kernel,
         device=rank.device,
         watch=watch,

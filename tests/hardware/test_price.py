@@ -10,11 +10,11 @@ from grow.topology import Connections, Space, Topology
 from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
 from hardware.presets import PRESETS, preset
-from hardware.price import connection_seconds, halo_unit_seconds, price_by_time
+from hardware.price import connection_seconds, halo_unit_seconds, machine_price, price_by_time
 from hardware.profile import Profile
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
-from tests.contracts.topologies import convolutional, mlp
+from tests.contracts.topologies import mlp
 
 WORK = Workload.of(sparse(mlp(20, 256, 256, 10), 0.1))
 HALVES = PARTITIONERS["contiguous"](WORK, 2)
@@ -24,6 +24,11 @@ def slower(profile: Profile, times: float) -> Profile:
     """The same machine with slower links. What was measured over the links no longer holds."""
     links = tuple(replace(link, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s / times) for link in profile.links)
     return replace(profile, links=links, collectives=(), halos=(), messages=())
+
+
+def latency_alone(profile: Profile) -> Profile:
+    """The same machine, on which every layer takes as long as the smallest."""
+    return replace(profile, kernels=tuple(replace(time, seconds=1e-5) for time in profile.kernels))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -58,9 +63,15 @@ def test_convolutions_have_a_price_too() -> None:
     assert 1 < price_by_time(work, PARTITIONERS["contiguous"](work, 2), preset(PRESETS[0]), 64) < np.inf
 
 
+def test_a_price_to_train_by_is_that_of_the_density_asked_for_finite_and_nothing_where_nothing_crosses() -> None:
+    profile, dense = preset(PRESETS[0]), Workload.of(mlp(20, 256, 256, 10))
+    assert machine_price(dense, 0.1, 2, profile, 256) == pytest.approx(price_by_time(WORK, HALVES, profile, 256), rel=0.01)
+    assert machine_price(dense, 0.1, 1, profile, 256) == machine_price(Workload.of(mlp(3, 8, 2)), 0.1, 2, profile, 256) == 0
+    assert machine_price(dense, 0.1, 2, latency_alone(profile), 256) == sum(layer.connections for layer in WORK.layers)
+
+
 def test_where_latency_is_all_a_halo_unit_is_worth_any_number_of_connections() -> None:
-    work = Workload.of(sparse(convolutional(), 0.5))
-    assert price_by_time(work, PARTITIONERS["contiguous"](work, 2), preset(PRESETS[0]), 8) == np.inf
+    assert price_by_time(WORK, HALVES, latency_alone(preset(PRESETS[0])), 256) > 1e6
 
 
 @pytest.mark.parametrize("work", [WORK, Workload.of(mlp(3, 8, 2))])

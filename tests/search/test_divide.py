@@ -10,6 +10,8 @@ import pytest
 from grow.history import History
 from grow.train import train
 from hardware.partition import Partition, imbalance
+from hardware.partitioners.local_search import LocalSearch
+from hardware.presets import preset
 from hardware.workload import Workload
 from search import build
 from search.divide import Divider
@@ -53,6 +55,22 @@ def test_parts_of_another_number_of_ranks_follow_edits_and_stay_balanced(recipe:
     assert max(part.max() for part in network.parts.values()) == 1  # its own labels are as they were
     work = Workload.of(network.topology)
     assert imbalance(work, Partition(again, 3), "fc1") <= 0.1
+
+
+def test_parts_of_another_number_of_ranks_know_what_the_links_between_them_cost(recipe: Recipe) -> None:
+    """Sixteen devices of two servers: halves that say much to each other come to one server."""
+    recipe = replace(recipe, partitioner="metis", initial="erk")
+    pytest.importorskip("pymetis")
+    profile = preset("infiniband-2x8")
+    costs = build.link_costs(profile, 16)
+    assert costs is not None
+    paid = []
+    for known in (profile, preset("pcie-2"), None):
+        network = build.session(build.material(recipe), None, History()).network
+        parts = Divider(network, recipe, 16, known)(network)
+        assert parts is not None
+        paid.append(LocalSearch(Workload.of(network.topology), Partition(dict(parts), 16), 0.1, costs).cost())
+    assert paid[0] < paid[1] == paid[2]  # two devices tell nothing of sixteen
 
 
 def test_repartition_after_every_update_keeps_the_parts_balanced(recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ REQUIRED: dict[str, object] = {"study": "digits", "network": "mlp", "data_sha256
 
 @given(
     density=st.floats(0, 1, exclude_min=True),
-    price=st.floats(0, 1e300),
+    price=st.floats(0, 1e300) | st.just("machine"),
     seed=st.integers(0, 2**32 - 1),
     devices=st.integers(2, 64),
     strategy=st.sampled_from(["data", "model", "owt", "units"]),
@@ -49,6 +49,8 @@ def test_a_recipe_carries_the_layouts_of_a_strategy_without_a_name() -> None:
         ("density", 0.0, "density is 0.0, but must be in (0, 1]"),
         ("density", float("nan"), "density is nan, but must be in (0, 1]"),
         ("density", "thin", "density is 'thin', but must be in (0, 1]"),
+        ("price", -1.0, "price is -1.0, but must be in [0, inf), or 'machine'"),
+        ("price", "cheap", "price is 'cheap', but must be in [0, inf), or 'machine'"),
         ("steps", 0, "steps is 0, but must be an integer in [1, inf)"),
         ("steps", 1.5, "steps is 1.5, but must be an integer in [1, inf)"),
         ("learning_rate", float("inf"), "learning_rate is inf, but must be in (0, inf)"),
@@ -83,6 +85,7 @@ def test_another_schema_is_refused() -> None:
 def test_settings_are_read_as_their_fields_type() -> None:
     assert parse_setting("steps=40") == ("steps", 40)
     assert parse_setting("density=1e-1") == ("density", 0.1)
+    assert [parse_setting(f"price={price}")[1] for price in ("24", "machine")] == [24.0, "machine"]
     assert parse_setting("optimizer=adamw") == ("optimizer", "adamw")
 
 

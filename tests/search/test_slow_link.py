@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from grow.history import History
@@ -14,6 +17,8 @@ from hardware.price import price_by_time
 from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
+from search.errors import ConfigurationError
+from search.launch import Wanted, _order, _prepare
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import mlp
 from tests.search.conftest import digits_recipe
@@ -43,15 +48,35 @@ def test_a_network_that_is_grown_for_the_slow_link_has_fewer_crossing_units() ->
     for bytes_per_s in (FAST, SLOW):
         recipe = digits_recipe(
             steps=40, update_interval=5, density=0.2, initial="erk", devices=2, strategy="units", partitioner="contiguous",
-            pattern="source_group", price=price_on(bytes_per_s),
+            pattern="source_group", price="machine",
         )  # fmt: skip
-        training = build.session(build.material(recipe), None, History())
+        training = build.session(build.material(recipe), machine(bytes_per_s), History())
         for _ in train(training):
             pass
         parts = training.network.parts
         assert parts is not None
         found.append(crossing_units(Workload.of(training.network.topology), Partition(parts, 2)))
     assert found[1] < found[0] / 2
+
+
+def test_a_training_goes_on_by_the_price_of_the_machine_that_it_began_on(tmp_path: Path) -> None:
+    recipe = digits_recipe(steps=40, density=0.2, devices=2, strategy="units", pattern="source_group", price="machine")
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    orders = []
+    for name, bytes_per_s in (("fast", FAST), ("slow", SLOW)):
+        machine(bytes_per_s).save(tmp_path / name)
+        orders.append(_order(Wanted(tmp_path, hardware=tmp_path / name), recipe, tmp_path / "recipe.json", 2))
+    fast, slow = (order["recipe"]["price"] for order in orders)
+    assert slow > 100 * fast > 0
+    _prepare(tmp_path / "out", orders[0]["recipe"], resume=False)
+    with pytest.raises(ConfigurationError, match="must hold a training of this recipe"):
+        _prepare(tmp_path / "out", orders[1]["recipe"], resume=True)
+
+
+def test_the_price_of_a_machine_that_is_not_known_is_refused() -> None:
+    recipe = digits_recipe(steps=40, devices=2, strategy="units", pattern="source_group", price="machine")
+    with pytest.raises(ConfigurationError, match="price is 'machine', but must be a number without a profile"):
+        build.session(build.material(recipe), None, History())
 
 
 def test_the_planner_leaves_the_second_device_where_the_link_costs_more_than_it_gives() -> None:
