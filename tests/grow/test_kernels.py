@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, fastest, suited
+from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, csr, fastest, suited
 from grow.kernels.compiled import Lines
 from grow.kernels.orders import by_rows
 from grow.kernels.radix import Circle, Tiles, circle_of, wiring_of
@@ -45,8 +45,8 @@ class TestCsr(KernelContract):
 
     def test_a_large_batch_is_computed_in_tiles_each_as_if_alone(self, kernel: Kernel) -> None:
         positions, values = torch.arange(0, 40 * 30, 3), torch.randn(400)
-        product, x = kernel.prepare(positions, (40, 30)), torch.randn(300, 30)
-        assert torch.equal(product(x, values, None), torch.cat([product(part, values, None) for part in x.split(128)]))
+        product, x = kernel.prepare(positions, (40, 30)), torch.randn(2 * csr.TILE + 9, 30)
+        assert torch.equal(product(x, values, None), torch.cat([product(part, values, None) for part in x.split(csr.TILE)]))
 
 
 class TestCompiled(KernelContract):
