@@ -151,14 +151,25 @@ class KernelContract:
         product(draw(2, shape[1]), weight, draw(shape[0]) if with_bias else None).relu_().sum().backward()
         assert weight.grad is not None
 
-    def test_every_declared_dtype_is_computed_in_that_dtype(self, kernel: Kernel) -> None:
+    def test_every_declared_dtype_is_computed_in_that_dtype_as_exactly_as_it_can_hold(self, kernel: Kernel) -> None:
         shape, positions = self.example[0], torch.tensor(self.example[1])
         for dtype in kernel.dtypes:
-            weight = stored(kernel, draw(len(positions)).to(dtype), positions, shape).requires_grad_()
-            y = kernel.prepare(positions, shape)(draw(2, shape[1]).to(dtype), weight, draw(shape[0]).to(dtype))
-            y.sum().backward()
-            assert weight.grad is not None
-            assert y.dtype == weight.grad.dtype == dtype
+            x, values, bias, upstream = (
+                draw(*size, seed=seed).to(dtype) for seed, size in enumerate(((5, shape[1]), (len(positions),), (shape[0],), (5, shape[0])))
+            )
+            leaves = [leaf.requires_grad_() for leaf in (x, stored(kernel, values, positions, shape), bias)]
+            y = kernel.product(positions, shape)(*leaves)
+            y.backward(upstream)
+            exact = [leaf.detach().double().requires_grad_() for leaf in (x, values, bias)]
+            dense = torch.zeros(shape[0] * shape[1], dtype=torch.float64).index_put((positions,), exact[1]).reshape(shape)
+            truth = exact[0] @ dense.T + exact[2]
+            truth.backward(upstream.double())
+            for ours, oracle in zip((y, *(leaf.grad for leaf in leaves)), (truth, *(leaf.grad for leaf in exact)), strict=True):
+                assert ours is not None
+                assert oracle is not None
+                assert ours.dtype == dtype
+                found = of_connections(kernel, ours, positions) if ours.shape == dense.shape != oracle.shape else ours
+                assert (found.double() - oracle).norm() <= 2 * torch.finfo(dtype).eps * oracle.norm()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_a_wide_layer_is_the_dense_one_and_a_second_run_repeats_every_bit(self, kernel: Kernel, dtype: torch.dtype) -> None:
