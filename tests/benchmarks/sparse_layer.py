@@ -123,7 +123,7 @@ def others(against: set[str], density: float) -> dict[str, Callable[[Tensor], nn
 
 
 def step_of(layer: nn.Module, units: int, batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Step:
-    """A training step of a layer with so many inputs and outputs."""
+    """A training step of a layer with so many inputs and outputs. ValueError for one that leaves a parameter of it as it is."""
     optimizer = torch.optim.SGD(layer.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     generator = torch.Generator(device).manual_seed(1)
     x, upstream = (torch.randn(batch, units, generator=generator, device=device, dtype=dtype) for _ in range(2))
@@ -135,6 +135,17 @@ def step_of(layer: nn.Module, units: int, batch: int, device: str = "cpu", dtype
         layer(x).backward(upstream)
         optimizer.step()
 
+    return training(layer, step)
+
+
+def training(module: nn.Module, step: Step) -> Step:
+    """The step, done once. ValueError where it gives a parameter no gradient: what it leaves out, others would be charged for."""
+    step()
+    idle = [name for name, parameter in module.named_parameters() if parameter.grad is None]
+    if idle:
+        raise ValueError(
+            f"gradient of {', '.join(idle)} is None, but must be there after a step; give the layer nn.Parameters that are trained"
+        )
     return step
 
 

@@ -37,10 +37,10 @@ def block_sparse(case: Case, dtype: torch.dtype) -> nn.Module:
     blocks = np.zeros((across, across), bool)
     blocks.flat[np.random.default_rng(0).choice(across**2, round(float(case["density"]) * across**2), replace=False)] = True
     index = np.flatnonzero(np.kron(blocks, np.ones((size, size), bool)))
-    layer = SparseLinear(torch.zeros(units, units, dtype=dtype), torch.zeros(units, dtype=dtype))
+    layer = SparseLinear(torch.empty(0, dtype=dtype), nn.Parameter(torch.zeros(units, dtype=dtype)))
     values = torch.randn(len(index)).to(dtype) / (float(case["density"]) * units) ** 0.5
     layer.restructure((units, units), index, f"block_{size}", nn.Parameter(values))
-    return layer.cuda()
+    return layer.to(str(case["device"]))
 
 
 def milliseconds(step: Step, repeats: int = 10) -> float:

@@ -29,9 +29,9 @@ from hardware.devices import discover
 from studies.models import lenet_5, lenet_300_100
 from studies.vision import vgg11
 from tests.benchmarks.rows import Case, add_options, row, selected, write
+from tests.benchmarks.sparse_layer import Step, training
 
 TURN_S = 0.2
-Step = Callable[[], object]
 
 
 def wide_mlp() -> nn.Module:
@@ -64,7 +64,7 @@ def sparse(module: nn.Module, case: Case, shape: tuple[int, ...], choose: Callab
 
 
 def step_of(network: nn.Module, x: Tensor, targets: Tensor) -> Step:
-    """A training step."""
+    """A training step of all parameters."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
     def step() -> None:
@@ -72,7 +72,7 @@ def step_of(network: nn.Module, x: Tensor, targets: Tensor) -> Step:
         functional.cross_entropy(network(x), targets).backward()
         optimizer.step()
 
-    return step
+    return training(network, step)
 
 
 def seconds(step: Step, repeats: int) -> float:
