@@ -43,7 +43,8 @@ from hardware.devices import discover
 from hardware.profile import Profile
 from tests.benchmarks import rows
 
-DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+DENSITIES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 0.65, 0.8, 0.95, 1.0)
+"""Those that a profile measures, and some between them, where it only estimates which kernel is fastest."""
 SHAPES = ((1024, 128), (4096, 512))
 TURN_S = 0.03
 LEARNING_RATE, MOMENTUM = 1e-4, 0.9
