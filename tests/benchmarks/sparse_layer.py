@@ -7,7 +7,9 @@ connections are drawn at random. Inputs and what flows back are row-major, as a 
 project with the kernel that the profile of this machine names for this case, as everywhere: measured now where the cache has none. Against
 
     dense        torch.nn.Linear and the same optimizer
-    csr          torch's own CSR tensors under autograd, same connections, same optimizer
+    csr          torch's own CSR tensors under torch's autograd, same connections, same optimizer: what one writes without the project;
+                 most of its time is its backward, where the gradient of the weight is a dense product
+    csr-kernel   the project's kernel csr, the same library's products with the transpose prepared once: what the chosen kernel itself wins
     sparseprop   SparseProp (Nikdan et al. 2023), same connections, same optimizer; where it is installed
 
 All are timed in turns in one run; a turn is a step or as many as take `TURN_S`. A ratio is that of the medians, above 1 where ours is
@@ -112,11 +114,12 @@ def dense(weight: Tensor) -> nn.Module:
     return layer
 
 
-def others(against: set[str], density: float) -> dict[str, Callable[[Tensor], nn.Module]]:
+def others(against: set[str], case: Case) -> dict[str, Callable[[Tensor], nn.Module]]:
     """What ours is compared with; sparse layers make no sense with all connections."""
     known: dict[str, Callable[[Tensor], nn.Module]] = {"dense": dense}
-    if density <= 0.1:
+    if case.density <= 0.1:
         known["csr"] = TorchCsr
+        known["csr-kernel"] = lambda weight: ours(case, weight, "csr")
         if importlib.util.find_spec("sparseprop"):
             theirs = importlib.import_module("sparseprop.modules.linear").SparseLinear
             known["sparseprop"] = lambda weight: theirs(weight, nn.Parameter(torch.zeros(weight.shape[0])))
@@ -171,7 +174,7 @@ def compared(case: Case, against: set[str], profile: Profile, rounds: int) -> It
     """One row of the result for everything that the case is compared with."""
     kernel = profile.kernel(KernelCase(case.units, case.units, case.density, case.batch, case.device))
     weight = case.weight()
-    layers = {"ours": ours(case, weight, kernel), **{name: make(weight) for name, make in others(against, case.density).items()}}
+    layers = {"ours": ours(case, weight, kernel), **{name: make(weight) for name, make in others(against, case).items()}}
     seconds = in_turns({name: step_of(layer, case.units, case.batch) for name, layer in layers.items()}, rounds)
     for name in list(layers)[1:]:
         ours_s, theirs_s = median(seconds["ours"]), median(seconds[name])

@@ -20,7 +20,7 @@ def trained(layer: nn.Module, units: int) -> list[bool]:
 def test_every_layer_that_is_compared_trains_its_weight_and_its_bias() -> None:
     case = Case(16, 4, 0.1)
     weight = case.weight()
-    compared = [ours(case, weight, "csr"), dense(weight), *(make(weight) for make in others(set(), case.density).values())]
+    compared = [ours(case, weight, "csr"), dense(weight), *(make(weight) for make in others(set(), case).values())]
     assert all(trained(layer, 16) == [True, True] for layer in compared)
     blocks = block_sparse({"units": 64, "batch": 4, "density": 0.5, "block": 32, "dtype": "tf32", "device": "cpu"}, torch.float32)
     assert trained(blocks, 64) == [True, True]
