@@ -65,7 +65,6 @@ def test_inference_moves_what_the_way_forward_of_training_moves_and_learns_nothi
     units, data = (measured[how] for how in INFERRED)
     assert (units.halo_bytes_per_step, units.sum_bytes_per_step) == (4 * 16 * 12, 2 * 4 * 16 * 4)
     assert (data.halo_bytes_per_step, data.sum_bytes_per_step) == (0, 0)  # every rank has the outputs of its own samples
-    assert units.samples_per_s > 0 < data.samples_per_s
 
 
 def test_bad_jobs_are_refused() -> None:
