@@ -1,5 +1,8 @@
 """The loops of the compiled kernel: machine code by numba, made at the first use and kept in numba's cache for the next process.
 
+What numba keeps are pickles: as code, they deserve the trust that Python's own .pyc files have, beside which they lie as a rule. Where
+others may write to their folder they are neither read nor written, and every process compiles for itself.
+
 The batch is cut into tiles whose values of one feature fill eight registers (AVX-512). A row of the output is summed up in registers,
 one multiply-add of a tile for each connection; nothing but the tiles that it reads goes through the caches. The two gradients are one pass
 over the columns: what flows back through a connection is read once and used for both.
@@ -16,6 +19,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import inspect
+import os
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +30,7 @@ from typing import Any, TypeAlias
 
 import torch
 from numba import cfunc, types
+from numba.core.caching import FunctionCache
 
 from grow.kernels import vectors
 from grow.kernels.vectors import PART_BYTES, dot, filled, load, multiply_add, store, transpose, zeros
@@ -109,13 +115,25 @@ def _compiled(function: Callable[..., None], *arguments: Any) -> Compiled:
     """Machine code of a function. Addresses are plain integers for the caller, which is the quickest that ctypes has."""
     signature = types.void(*arguments)
     function.__qualname__ += f"_{_sources()}"  # numba's cache goes by this name and by this file, but the code comes from others, too
-    try:
-        code = cfunc(signature, cache=True)(function)
-    except RuntimeError:  # no folder for a cache may be written to
-        code = cfunc(signature)(function)
+    code = cfunc(signature, cache=_may_be_kept(function))(function)
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * len(arguments))(code.address)
     call.code = code  # type: ignore[attr-defined]  # lives as long as what calls it
     return call
+
+
+def _may_be_kept(function: Callable[..., None]) -> bool:
+    """Whether the folder of numba's cache can be written by this user, and by nobody else: numba unpickles what lies there, and runs it.
+
+    The group that is this user's own may write, too, as it may to all else that this user makes where new folders are open to it.
+    """
+    try:
+        folder = os.stat(FunctionCache(function).cache_path)
+    except (OSError, RuntimeError):  # no folder may be written to
+        return False
+    if sys.platform == "win32":  # no such bits; folders within a profile are the user's alone
+        return True
+    others = folder.st_mode & (stat.S_IWOTH if folder.st_gid == os.getegid() else stat.S_IWGRP | stat.S_IWOTH)
+    return folder.st_uid == os.geteuid() and not others
 
 
 @cache

@@ -1,5 +1,8 @@
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +100,32 @@ class TestCompiled(KernelContract):
         assert loops.loops(torch.float32, 64).transposed.code.__qualname__.endswith(sources)
         monkeypatch.setattr(loops.inspect, "getsource", lambda module: "a helper" if module is loops.vectors else "the loops")
         assert loops._sources.__wrapped__() != sources
+
+    @pytest.mark.skipif(os.name == "nt", reason="folders have no such modes")
+    @pytest.mark.parametrize(
+        ("mode", "strange", "kept"),
+        [(0o755, "group", True), (0o775, "", True), (0o775, "group", False), (0o757, "", False), (0o700, "user", False)],
+    )
+    def test_machine_code_is_kept_and_read_only_where_nobody_else_may_write(
+        self, mode: int, strange: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loops = pytest.importorskip("grow.kernels.loops")
+        monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
+
+        def made() -> Callable[[int], None]:
+            def nothing(count: int) -> None:
+                pass
+
+            return nothing
+
+        loops._may_be_kept(made())  # makes the folder
+        (folder,) = tmp_path.iterdir()
+        folder.chmod(mode)
+        monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + (strange == "user"))
+        monkeypatch.setattr(os, "getegid", lambda: folder.stat().st_gid + (strange == "group"))
+        read = [loops._compiled(made(), loops.types.intp).code.cache_hits for _ in range(2)]
+        assert read == [0, int(kept)]
+        assert bool(list(folder.iterdir())) == kept
 
     def test_csr_computes_where_numba_is_missing(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compiled, "available", lambda: False)
