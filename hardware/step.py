@@ -2,8 +2,9 @@
 
 Every device computes the layers in network order, then the loss, then the layers backward, as PyTorch issues them. Before a layer of
 another layout come the messages of its transition; gradients that are partial are summed as soon as all devices have them, the
-small ones at the end. Where devices communicate while they compute (GPUs), a layer of ``units`` begins with its own columns before
-the halo is there, and computes more slowly while messages come and go; on one-core workers a device does one thing at a time.
+small ones at the end. Where devices communicate while they compute (GPUs), a dense layer of ``units`` that alone reads a value begins
+with its own columns before the halo is there, and every layer computes more slowly while messages come and go; on one-core workers a
+device does one thing at a time.
 
 A collective is one task where its time was measured (or where nothing overlaps), else it is messages: each holds the sender's way
 out, the receiver's way in and every link on its route.
@@ -172,7 +173,7 @@ class _Step:
         ended: Waits = []
         for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
             forward = self.prices.forward_s(local)
-            at_once = forward * (1 - local.remote_columns / local.columns) if self.prices.overlapping and local.columns else 0.0
+            at_once = forward * (1 - local.remote_columns / local.columns) if self._overlaps(local, transition) else 0.0
             if at_once and values is not own:
                 self._compute(f"{layer.layer} own units", "forward", at_once, r, own[r])
                 forward -= at_once
@@ -182,6 +183,11 @@ class _Step:
         for forward_sum, _ in self.norms.get(layer.layer, ()):
             ended = self._move(forward_sum.move, f"{forward_sum.names[0]} moments", ended)
         self.computed[layer.computes] = self._join([self.computed.get(layer.computes), ended])
+
+    def _overlaps(self, local: LocalLayer, transition: Transition | None) -> bool:
+        """Whether a layer begins before its halo is there: on GPUs a dense one does that is the only one to read what is exchanged."""
+        alone = transition is not None and len(transition.layers) == 1
+        return self.prices.overlapping and alone and local.columns > 0 and self.prices.layer(local)[1] == "dense"
 
     def _backward(self, layer: LayerWork, returned: dict[str, Waits]) -> None:
         """returned: per layer, what its gradient waits for."""

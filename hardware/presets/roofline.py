@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from hardware.devices import Device
-from hardware.profile import MASKED, SCHEMA_VERSION, Collective, CollectiveTime, HaloTime, KernelTime, MeasuredLink, Profile, table_name
+from hardware.profile import (
+    MASKED,
+    SCHEMA_VERSION,
+    Collective,
+    CollectiveTime,
+    HaloTime,
+    KernelTime,
+    MeasuredLink,
+    OperatorTime,
+    Profile,
+    table_name,
+)
 
 WIDTHS = (16, 64, 256, 1024, 4096, 16384)
 BATCHES = (16, 128, 1024, 8192)
@@ -25,6 +36,16 @@ SIZES = tuple(2**power for power in range(3, 31, 3))
 VALUE_BYTES, INDEX_BYTES = 4, 4
 LAUNCHES = 10
 """Kernels of a layer step: three products, sum of the bias gradient, activation both ways, and four of the optimizer."""
+ACCESSES = {
+    "max_pool": (1.75, 1.75),  # a quarter comes out, with places of 8 bytes
+    "avg_pool": (1.25, 1.25),
+    "batch_norm": (3.0, 5.0),  # moments first, then the values; back the same with two tensors
+    "layer_norm": (2.0, 5.0),
+    "curved": (2.0, 3.0),
+    "sum": (3.0, 3.0),
+    "dropout": (2.25, 2.25),  # with a mask of 1 byte
+}
+"""Values that an operator of `hardware.operators` reads and writes for each that goes in, forward and backward."""
 OPTIMIZER_ACCESSES = 5
 """SGD with momentum reads weight, gradient and momentum, and writes weight and momentum."""
 
@@ -92,6 +113,7 @@ class Machine:
             collectives=tuple(self._collectives()),
             step_overhead_s=self.step_overhead_s,
             halos=tuple(self._halos()),
+            operators=tuple(operator_times(chip)),
             sources=self.sources,
         )
 
@@ -143,6 +165,13 @@ def kernel_times(chip: Chip) -> Iterator[KernelTime]:
             for density in DENSITIES:
                 seconds = layer_seconds(chip, rows, columns, batch, density, unfolded=convolution)
                 yield KernelTime(table_name("csr", convolution=convolution), rows, columns, batch, density, seconds)
+
+
+def operator_times(chip: Chip) -> Iterator[OperatorTime]:
+    """The tables of all operators, which are bound by the memory: a launch and their accesses, each way."""
+    for (kind, (there, back)), values in product(ACCESSES.items(), SIZES):
+        forward, backward = (chip.launch_s + share * VALUE_BYTES * values / chip.memory_bytes_per_s for share in (there, back))
+        yield OperatorTime(kind, values, forward + backward, forward)
 
 
 def layer_seconds(chip: Chip, rows: int, columns: int, batch: int, density: float | None = None, *, unfolded: bool = False) -> float:

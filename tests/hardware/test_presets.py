@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hardware.operators import KINDS
 from hardware.presets import PRESETS, hardware, preset
 from hardware.presets.machines import H100, INFINIBAND, MACHINES, NVLINK
 from hardware.presets.roofline import layer_seconds
@@ -28,6 +29,14 @@ def test_large_products_run_at_their_share_of_the_peak_and_small_ones_at_the_lau
     flops = 3 * 2 * 4096 * 4096 * 8192
     assert profile.seconds("dense", 4096, 4096, 1.0, 8192) == pytest.approx(flops / (0.7 * 67e12), rel=0.03)
     assert profile.seconds("dense", 16, 16, 1.0, 16) == pytest.approx(10 * H100.launch_s, rel=0.01)
+
+
+def test_every_operator_takes_a_launch_and_its_way_through_the_memory() -> None:
+    profile = preset("nvlink-8")
+    for kind in KINDS:
+        both, forward = profile.operator_seconds(kind, 16)
+        assert (both, forward) == (pytest.approx(2 * H100.launch_s, rel=0.01), pytest.approx(H100.launch_s, rel=0.01))
+    assert profile.operator_seconds("curved", 2**30)[0] == pytest.approx(5 * 4 * 2**30 / 3.35e12, rel=0.01)
 
 
 def test_few_connections_pay_on_a_gpu_only_when_they_are_very_few() -> None:

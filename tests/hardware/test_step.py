@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from grow.axes import Segment
+from grow.topology import Space, Topology
 from hardware.cost import Simulation, simulate
 from hardware.devices import Device
 from hardware.layout import Layout, strategy
@@ -82,6 +84,20 @@ def test_on_gpus_a_layer_begins_with_its_own_units() -> None:
     halo = first + LATENCY_S + 64 * 10 * 4 / BANDWIDTH
     assert found["fc2 own units forward"] == pytest.approx(own)
     assert found["fc2 forward"] == pytest.approx(max(own, halo) + FLOP_S * 64 * 10 * 10 / 3)
+
+
+def test_what_is_not_executed_before_its_halo_is_there_is_not_simulated_so() -> None:
+    """Sparse products take all columns at once, and layers that read one value wait for it together."""
+    thin = Workload.of(sparse(mlp(10, 20, 20, 5), 0.04))
+    (first, second, last), parts = mlp(10, 20, 20, 5).layers, {**HALVES.parts, "s4": np.repeat([0, 1], 10)}
+    spaces = (*mlp(10, 20, 20, 5).spaces, Space("s4", 20, "hidden"))
+    other = replace(second, layer="other", target=(Segment("s4"),))
+    layers = (first, replace(second, value="s1"), replace(other, value="s1"), last)
+    shared = Workload.of(Topology(spaces, layers))
+    for work, partition in ((thin, HALVES), (shared, Partition(parts, 2))):
+        found = simulate(work, "model", partition, gpus(2), 64)
+        assert any("forward" in span.task.name for span in found.timeline.spans if span.task.kind == "communication")
+        assert not any("own units" in span.task.name for span in found.timeline.spans)
 
 
 @pytest.mark.parametrize("profile", [CPU, gpus()])
