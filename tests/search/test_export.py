@@ -1,8 +1,11 @@
 """A trial's network, taken home."""
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import search.export
 from search import load_run
 from search.cli.export import export as take_home
-from search.errors import ConfigurationError
+from search.errors import ConfigurationError, RunError
 from search.export import TOLERANCE, export, onnx_outputs
 
 Finished = tuple[Path, dict[str, Any], str]
@@ -73,11 +77,31 @@ def test_nothing_is_written_over_and_nothing_is_left_of_what_fails(digits: Finis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", [0, 2])
-def test_an_onnx_file_computes_the_same_in_onnxruntime_for_any_batch(trial: int, digits: Finished, tmp_path: Path) -> None:
+def test_an_onnx_file_computes_the_same_in_onnxruntime_for_any_batch(
+    trial: int, digits: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = load_run(digits[0])
     (checked,) = export(run, trial, "onnx", tmp_path / "out")
     assert "onnxruntime differ" in checked
     for batch in (1, 3, 17):
         x = torch.rand(batch, *run.example(trial).shape[1:])
         expected = run.network(trial).eval()(x).detach()
-        torch.testing.assert_close(torch.from_numpy(onnx_outputs(tmp_path / "out" / "network.onnx", x)), expected, rtol=1e-5, atol=1e-5)
+        found = torch.from_numpy(onnx_outputs(tmp_path / "out" / "network.onnx", x))
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(expected.abs().max())))
+    exact = onnx_outputs
+    monkeypatch.setattr(search.export, "onnx_outputs", lambda path, x: exact(path, x) * (1 + 5e-6))
+    with pytest.raises(RunError, match=r"network\.onnx differ .* must within 1e-06"):
+        export(run, trial, "onnx", tmp_path / "off")
+    assert not (tmp_path / "off").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_network_leaves_as_onnx_only_where_that_can_be_checked(
+    package: str, digits: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else found(name, *more))
+    with pytest.raises(ConfigurationError, match=f"{package} is not installed; install it with: pip install 'growprune.export.'"):
+        export(load_run(digits[0]), 2, "onnx", tmp_path / "out")
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert package in {re.split("[<>=]", wanted)[0] for wanted in extras["export"]}
