@@ -49,12 +49,12 @@ class Reached:
 
 @dataclass(frozen=True)
 class Peer:
-    """A trial that was trained to its end. initial: its seed topology. reached: by rung, from the first."""
+    """A trial that was trained to its end. initial: its seed topology. reached: by rung; a short training has not all."""
 
     number: int
     initial: str
     feasible: bool
-    reached: tuple[Reached, ...]
+    reached: Mapping[int, Reached]
     ended: Reached
 
 
@@ -71,7 +71,7 @@ def rung_steps(steps: int) -> dict[int, int]:
     """The steps at which a training of so many is judged, each with its rung; none at its end or before its first step.
 
     >>> rung_steps(100)
-    {30: 0, 50: 1, 70: 2}
+    {10: 0, 20: 1, 30: 2, 50: 3, 70: 4}
     """
     found = {round(share * steps): rung for rung, share in enumerate(RUNGS)}
     return {step: rung for step, rung in found.items() if 0 < step < steps}
@@ -92,7 +92,7 @@ def decide(mine: Reached, rung: int, initial: str, by: Yardstick) -> str | None:
 
 def _courses(rung: int, initial: str, peers: Sequence[Peer]) -> set[Reached]:
     """What became of peers from a rung on: of the error and the throughput that each had, the share and the multiple at its end."""
-    known = [(peer, peer.reached[rung]) for peer in peers if rung < len(peer.reached)]
+    known = [(peer, peer.reached[rung]) for peer in peers if rung in peer.reached]
     of_all = {
         (peer.initial, Reached((1 - peer.ended.accuracy) / (1 - at.accuracy), peer.ended.samples_per_s / at.samples_per_s))
         for peer, at in known
@@ -137,7 +137,12 @@ def _whole(files: TrialFolder) -> Yardstick | None:
         return None
 
 
-def reached(files: TrialFolder) -> tuple[Reached, ...]:
+def noted(rung: int, mine: Reached) -> dict[str, object]:
+    """What a line of metrics tells of a rung."""
+    return {"number": rung, **asdict(mine)}
+
+
+def reached(files: TrialFolder) -> dict[int, Reached]:
     """What a trial was at its rungs, as its metrics tell."""
     lines = [line["rung"] for line in read_lines(files.metrics) if isinstance(line.get("rung"), Mapping)]
-    return tuple(Reached(**line) for line in lines if isinstance(line, dict))
+    return {line["number"]: Reached(line["accuracy"], line["samples_per_s"]) for line in lines if isinstance(line, dict)}

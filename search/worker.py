@@ -24,7 +24,7 @@ from grow.train import DivergedError, Session, accuracy, evaluate, train
 from hardware.profile import Profile
 from search import build
 from search.build import Material
-from search.early_stopping import Reached, decide, read_yardstick, rung_steps
+from search.early_stopping import Reached, decide, noted, read_yardstick, rung_steps
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
@@ -116,7 +116,7 @@ def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Sign
             line = metrics(training, progress.loss, rate, evaluated=evaluated)
             if judged is not None and rung is not None:
                 mine = Reached(accuracy(training), build.throughput_so_far(training, recipe, profile))
-                line["rung"] = asdict(mine)
+                line["rung"] = noted(rung, mine)
                 behind = decide(mine, rung, recipe.initial, judged)
             append_line(files.metrics, line)
             if behind is not None:

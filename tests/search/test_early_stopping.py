@@ -17,12 +17,14 @@ from search.early_stopping import (
     Reached,
     Yardstick,
     decide,
+    noted,
     read_yardstick,
     rung_steps,
     write_yardstick,
 )
+from search.early_stopping import reached as reached_at
 from search.errors import RunNotFoundError
-from search.rundir import TrialFolder, read_lines
+from search.rundir import TrialFolder, append_line, read_lines
 from search.storage import FAILURE, read_trials
 from tests.search.conftest import STUDY, Grow
 from tests.search.test_interruption import kill, started, steps, until
@@ -34,7 +36,7 @@ LOWEST = 0.6
 reached = st.builds(Reached, st.integers(0, 20).map(lambda n: n / 20), st.integers(1, 9).map(float))
 kinds = st.sampled_from(["dense", "erk"])
 some = st.lists(st.tuples(kinds, st.booleans(), st.lists(reached, max_size=3), reached), max_size=8).map(
-    lambda found: tuple(Peer(number, kind, feasible, tuple(rungs), end) for number, (kind, feasible, rungs, end) in enumerate(found))
+    lambda found: tuple(Peer(n, kind, feasible, dict(enumerate(rungs)), end) for n, (kind, feasible, rungs, end) in enumerate(found))
 )
 
 
@@ -44,7 +46,7 @@ def judged(mine: Reached, kind: str, peers: tuple[Peer, ...]) -> str | None:
 
 @given(reached, kinds, some)
 def test_a_trial_goes_on_while_one_course_of_its_kind_leads_to_the_front(mine: Reached, kind: str, peers: tuple[Peer, ...]) -> None:
-    seen = [peer for peer in peers if len(peer.reached) > RUNG and peer.reached[RUNG].accuracy < 1]
+    seen = [peer for peer in peers if RUNG in peer.reached and peer.reached[RUNG].accuracy < 1]
 
     def end(peer: Peer) -> tuple[float, float]:
         there = peer.reached[RUNG]
@@ -76,14 +78,14 @@ def test_being_better_never_ends_a_trial_and_order_does_not_matter(
 
 @given(some)
 def test_who_is_where_a_member_of_the_front_was_goes_on(peers: tuple[Peer, ...]) -> None:
-    for peer in (peer for peer in peers if peer.feasible and peer.ended.accuracy >= LOWEST and len(peer.reached) > RUNG):
+    for peer in (peer for peer in peers if peer.feasible and peer.ended.accuracy >= LOWEST and RUNG in peer.reached):
         beaten = any(other.feasible and other.ended.accuracy > peer.ended.accuracy for other in peers)
         if not beaten and 0 < peer.reached[RUNG].accuracy < 1 and peer.ended.accuracy < 1:
             assert judged(peer.reached[RUNG], peer.initial, peers) is None
 
 
 def peer(number: int, initial: str, rung: Reached, ended: Reached) -> Peer:
-    return Peer(number, initial, ended.accuracy >= LOWEST, (rung,), ended)
+    return Peer(number, initial, ended.accuracy >= LOWEST, {0: rung}, ended)
 
 
 def test_by_hand() -> None:
@@ -113,9 +115,19 @@ def test_rungs_are_within_the_training() -> None:
         assert all(0 < step < count and step == round(RUNGS[rung] * count) for step, rung in rung_steps(count).items())
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 30])
+def test_what_a_short_training_was_is_known_by_rung_though_it_has_not_all(count: int, tmp_path: Path) -> None:
+    files, rungs = TrialFolder(tmp_path), rung_steps(count)
+    files.metrics.touch()
+    for step in range(1, count + 1):
+        told = {"rung": noted(rungs[step], Reached(step / count, float(step)))} if step in rungs else {}
+        append_line(files.metrics, {"step": step, **told})
+    assert reached_at(files) == {rung: Reached(step / count, float(step)) for step, rung in rungs.items()}
+
+
 def test_what_a_trial_is_judged_by_is_fixed_once(tmp_path: Path) -> None:
     files = TrialFolder(tmp_path)
-    by = Yardstick((Peer(3, "erk", True, (Reached(0.8, 30.0), Reached(0.85, 31.5)), Reached(0.9, 32.0)),), 0.89, 100)
+    by = Yardstick((Peer(3, "erk", True, {0: Reached(0.8, 30.0), 2: Reached(0.85, 31.5)}, Reached(0.9, 32.0)),), 0.89, 100)
     assert read_yardstick(files) is None
     write_yardstick(files, by)
     write_yardstick(files, replace(by, samples=50))
@@ -145,6 +157,8 @@ def test_a_run_with_early_stopping_says_who_ended_early_and_why_and_trains_the_o
         lines = read_lines(tmp_path / "runs" / "tiny-1" / "trials" / f"{trial['number']:04d}" / "metrics.jsonl")
         early = trial["number"] in ended
         assert lines[-1]["step"] in (rung_steps(30) if early else {30: None})
+        rungs = rung_steps(30)
+        assert {line["step"]: line["rung"]["number"] for line in lines if "rung" in line}.items() <= rungs.items()
         assert (trial["accuracy"] is None) == early
         assert (told[trial["number"]].values is None) == early
         assert not early or trial["failure"] == told[trial["number"]].user_attrs[FAILURE]
