@@ -129,11 +129,6 @@ class DeviceGraph:
         """All links, by pairs of devices."""
         return {(min(a, b), max(a, b)): link for a, b, link in self.graph.edges(data="link")}
 
-    def first(self, count: int) -> DeviceGraph:
-        """The graph of the first devices alone; routes keep what they amount to in the whole graph."""
-        pairs = combinations(range(count), 2)
-        return DeviceGraph(self.devices[:count], {pair: self.link(*pair) for pair in pairs})
-
 
 @dataclass(frozen=True)
 class Discovery:

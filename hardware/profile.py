@@ -449,13 +449,12 @@ class Profile:
 
     # ---- files ----
 
-    def for_devices(self, count: int) -> Profile:
-        """The profile as it plans for ``count`` devices. ValueError where the machine has fewer."""
+    def check_devices(self, count: int) -> None:
+        """ValueError where the machine has fewer than ``count`` devices."""
         if not 1 <= count <= len(self.devices):
             raise ValueError(
                 f"gpus is {count}, but must be in 1..{len(self.devices)}, the devices of {self.described}; ask for fewer with --gpus"
             )
-        return self
 
     def check(self) -> None:
         """ValueError where a figure cannot be: a time of nothing, a link without bandwidth, a graph that falls apart."""

@@ -77,14 +77,6 @@ def schedule(tasks: Sequence[Task], slowdown: float = 1.0) -> Timeline:
     return Timeline(tuple(Span(task, *state.times[number]) for number, task in enumerate(tasks)))
 
 
-def critical_path_s(tasks: Sequence[Task]) -> float:
-    """The longest chain of tasks: no schedule is shorter."""
-    ends: list[float] = []
-    for task in tasks:
-        ends.append(task.seconds + max((ends[number] for number in task.after), default=0.0))
-    return max(ends, default=0.0)
-
-
 def _check(tasks: Sequence[Task], slowdown: float) -> None:
     if slowdown < 1:
         raise ValueError(f"slowdown is {slowdown}, but must be at least 1; 1 means that nothing disturbs")

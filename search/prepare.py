@@ -66,7 +66,8 @@ def _machine(options: Options) -> Profile | None:
     """The machine that is planned for, where it is another one than this."""
     if options.hardware is None:
         return None
-    found = hardware(options.hardware).for_devices(options.devices_per_trial)
+    found = hardware(options.hardware)
+    found.check_devices(options.devices_per_trial)
     if found.word == "predicted":
         return None
     _say(f"planning for {found.described}, which is not this machine: throughput is simulated, and nothing is measured")

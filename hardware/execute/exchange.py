@@ -123,10 +123,10 @@ class Peers:
         if (self.count - 1) * tensor.numel() * tensor.element_size() <= DIRECT_BYTES:
             return self.gather(tensor).sum(0)
         total = tensor.clone(memory_format=torch.contiguous_format)
-        self.add_up(total)
+        self.all_reduce(total)
         return total
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over the ranks."""
         self.sum_bytes += tensor.numel() * tensor.element_size()
         distributed.all_reduce(tensor, group=self.group)

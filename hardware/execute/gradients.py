@@ -30,7 +30,7 @@ class GradientSum:
         assert gradient is not None
         parameter.grad = gradient = gradient.contiguous()
         if gradient.device.type == "cpu" and torch.get_num_threads() == 1:
-            self.peers.add_up(gradient)
+            self.peers.all_reduce(gradient)
             return
         self.peers.sum_bytes += gradient.numel() * gradient.element_size()
         work = distributed.all_reduce(gradient, group=self.peers.group, async_op=True)

@@ -63,7 +63,7 @@ class _Apply(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class CutSamples:
+class ScatterSamples:
     """whole -> batch: (B, ...) -> (B_r, ...). Backward: every rank gets the gradient of all samples."""
 
     peers: Peers
@@ -81,7 +81,7 @@ class CutSamples:
 
 
 @dataclass(frozen=True)
-class JoinSamples:
+class GatherSamples:
     """batch -> whole: (B_r, ...) -> (B, ...). Backward: the own part of a gradient that all ranks have."""
 
     peers: Peers
@@ -94,7 +94,7 @@ class JoinSamples:
 
     def backward(self, gradient: Tensor) -> Tensor:
         """The gradient of the own samples."""
-        return CutSamples(self.peers, self.batch, self.dim).forward(gradient)
+        return ScatterSamples(self.peers, self.batch, self.dim).forward(gradient)
 
 
 @dataclass(frozen=True)

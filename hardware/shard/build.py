@@ -31,7 +31,20 @@ from hardware.execute.exchange import HaloPlan, Peers, halo_plans
 from hardware.execute.gradients import GradientSum
 from hardware.execute.halo_linear import HaloLinear
 from hardware.execute.layer_norm import GlobalLayerNorm
-from hardware.execute.moves import Batch, Begin, Bias, CutSamples, Halo, JoinSamples, Kept, Moved, SumGradient, SumParts, ToSamples, ToUnits
+from hardware.execute.moves import (
+    Batch,
+    Begin,
+    Bias,
+    GatherSamples,
+    Halo,
+    Kept,
+    Moved,
+    ScatterSamples,
+    SumGradient,
+    SumParts,
+    ToSamples,
+    ToUnits,
+)
 from hardware.execute.overlap import OverlappedLayer
 from hardware.layout import Strategy
 from hardware.shard.held import Held
@@ -110,7 +123,7 @@ class Builder:
         given = next(node for node in nodes if node.op == "placeholder")
         first = self._insert(given, "begin", Begin(self.batch))
         if self.states[given] == "batch":
-            first = self._insert(first, "own_samples", Moved(CutSamples(self.peers, self.batch, 0)))
+            first = self._insert(first, "own_samples", Moved(ScatterSamples(self.peers, self.batch, 0)))
         given.replace_all_uses_with(first, delete_user_cb=lambda user: str(user.target) not in ("begin", "own_samples"))
         self.states[first] = self.states[given]
 
@@ -120,7 +133,7 @@ class Builder:
             pair = (self.states[other], self.states[node])
             dim = value_of(other).batch
             if pair == ("whole", "batch") and dim is not None:
-                node.replace_input_with(other, self._once(other, "batch", Moved(CutSamples(self.peers, self.batch, dim))))
+                node.replace_input_with(other, self._once(other, "batch", Moved(ScatterSamples(self.peers, self.batch, dim))))
             elif pair == ("whole", "units") and value_of(other).axes:
                 node.replace_input_with(other, self._once(other, "units", Moved(SumGradient(self.peers))))
 
@@ -177,9 +190,9 @@ class Builder:
         dim = dim or 0
         match pair:
             case ("whole", "batch"):
-                return self._once(source, "batch", Moved(CutSamples(self.peers, self.batch, dim))), everything
+                return self._once(source, "batch", Moved(ScatterSamples(self.peers, self.batch, dim))), everything
             case ("batch", "whole"):
-                return self._once(source, "whole", Moved(JoinSamples(self.peers, self.batch, dim))), everything
+                return self._once(source, "whole", Moved(GatherSamples(self.peers, self.batch, dim))), everything
             case ("whole", "units"):
                 return self._once(source, "units", Moved(SumGradient(self.peers))), everything
             case ("batch", "units"):

@@ -88,7 +88,9 @@ def plan(
     from hardware.presets import hardware as described
     from search import planning, report, timeline
 
-    elsewhere = None if hardware is None else described(hardware).for_devices(gpus)
+    elsewhere = None if hardware is None else described(hardware)
+    if elsewhere is not None:
+        elsewhere.check_devices(gpus)
     subject = planning.subject(planning.Drawn(network, shape, 0, initial, density, gpus), batch)
     if shape is None:
         print_error_line(f"the input of {network} is taken to be {'x'.join(map(str, subject.shape))}; name another with --input")

@@ -80,12 +80,6 @@ def test_a_message_takes_the_route_on_which_it_is_fastest() -> None:
     assert detour.route(0, 2) == [(0, 1), (1, 2)]
 
 
-def test_the_first_devices_keep_the_links_that_they_had() -> None:
-    link = Link(1e-5, 1e9)
-    star = DeviceGraph(WORKERS, {(0, 2): link, (1, 2): link})
-    assert star.first(2).links == {(0, 1): Link(2e-5, 1e9)}
-
-
 def test_devices_and_links_are_a_networkx_graph() -> None:
     link = Link(1e-5, 1e9)
     graph = DeviceGraph(WORKERS[:2], {(0, 1): link}).graph

@@ -31,7 +31,7 @@ LONG_CYCLES = 500_000_000
 def sums(rank: Rank) -> tuple[str, torch.Tensor, int]:
     peers = Peers(rank.number, rank.count)
     tensor = torch.arange(6.0, device=rank.device)
-    peers.add_up(tensor)
+    peers.all_reduce(tensor)
     return distributed.get_backend(), tensor.cpu(), peers.sum_bytes
 
 

@@ -324,9 +324,9 @@ def test_a_profile_of_what_cannot_be_is_refused(wrong: dict[str, Any], message: 
 
 
 def test_more_devices_than_were_profiled_are_refused() -> None:
-    assert made_up_profile().for_devices(4) == made_up_profile()
+    made_up_profile().check_devices(4)
     with pytest.raises(ValueError, match=r"gpus is 5, but must be in 1..4, the devices of 4 x cpu \(nowhere\)"):
-        made_up_profile().for_devices(5)
+        made_up_profile().check_devices(5)
 
 
 def test_another_machine_is_told_from_this_one() -> None:

@@ -3,7 +3,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from hardware.simulate import Task, critical_path_s, schedule
+from hardware.simulate import Task, schedule
+from tests.contracts.schedules import critical_path_s
 
 
 def spans(tasks: list[Task], slowdown: float = 1.0) -> list[tuple[float, float]]:

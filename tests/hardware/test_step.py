@@ -12,10 +12,10 @@ from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
 from hardware.profile import Overlap, Profile
 from hardware.share import Shares
-from hardware.simulate import critical_path_s
 from hardware.step import Prices, step_tasks
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
+from tests.contracts.schedules import critical_path_s
 from tests.contracts.topologies import branched, convolutional, mlp
 from tests.hardware.test_profile import BANDWIDTH, FLOP_S, LATENCY_S, OVERHEAD_S, made_up_profile
 
