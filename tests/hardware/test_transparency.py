@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +32,7 @@ from tests.contracts.modules import SAMPLES
 from tests.contracts.replicas import check_replicas, copies
 
 STEPS, FEW = 20, 4
-"""Steps under the strategies that have a name, and under other layouts."""
+"""Steps under the strategies that have a name and the first other layouts of every network, and under all further ones."""
 NAMED = ("model", "data")
 
 
@@ -53,6 +53,9 @@ class Case:
 
 class Sketch(Protocol):
     """What a case is made of: the same in every process."""
+
+    @property
+    def name(self) -> str: ...
 
     def case(self) -> Case: ...
 
@@ -380,7 +383,7 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 def check(ranks: int, cases: list[Case], kind: Kind = "cpu") -> None:
-    plan = [(case, place, STEPS if isinstance(strategy, str) else FEW) for case in cases for place, strategy in enumerate(case.strategies)]
+    plan = [(case, place, steps) for case, all_steps in zip(cases, steps_of(cases), strict=True) for place, steps in enumerate(all_steps)]
     outcomes = run_ranks(train_all, [(case.sketch, place, steps) for case, place, steps in plan], ranks=ranks, kind=kind)
     references: dict[tuple[int, int], Outcome] = {}
     for number, (case, place, steps) in enumerate(plan):
@@ -401,19 +404,40 @@ def check(ranks: int, cases: list[Case], kind: Kind = "cpu") -> None:
         assert sum(found[number].inferring for found in outcomes) == forward_halo_bytes(case, layouts, ranks), f"case {number}, {strategy}"
 
 
+def steps_of(cases: Sequence[Case]) -> Iterator[list[int]]:
+    """How many steps every strategy of every case is trained for."""
+    seen: set[str] = set()
+    for case in cases:
+        steps = []
+        for strategy in case.strategies:
+            steps.append(STEPS if isinstance(strategy, str) or case.sketch.name not in seen else FEW)
+            seen |= set() if isinstance(strategy, str) else {case.sketch.name}
+        yield steps
+
+
 def check_outcome(found: Outcome, expected: Outcome, dtype: torch.dtype, what: str) -> None:
     losses = [torch.tensor(outcome.loss, dtype=dtype) for outcome in (found, expected)]
     assert difference(*losses) < 1, what
     for mine, theirs in ((found.gradients, expected.gradients), (found.weights, expected.weights)):
         assert mine.keys() == theirs.keys(), what
         for name in mine:
-            assert difference(mine[name], theirs[name]) < 1, f"{what}, {name}"
+            assert alike(name, mine[name], theirs[name]), f"{what}, {name}"
     if found.logits.numel():
         assert difference(found.logits, expected.logits[slice(*found.samples)]) < 1, f"{what}, logits"
     assert found.state.keys() == expected.state.keys()
     for name, state in expected.state.items():
-        assert all(difference(found.state[name][key], value) < 1 for key, value in state.items()), f"{what}, state of {name}"
+        assert all(alike(name, found.state[name][key], value) for key, value in state.items()), f"{what}, state of {name}"
 
+
+def alike(name: str, one: Tensor, other: Tensor) -> bool:
+    """Whether gradients, values or state of a parameter differ by rounding alone."""
+    if one.dtype == torch.float32 and name.endswith(WITHOUT_GRADIENT):
+        return bool(max(one.abs().max(), other.abs().max()) < 1e-7)
+    return difference(one, other) < 1
+
+
+WITHOUT_GRADIENT = "attention.k.bias"
+"""What a key's bias adds to all scores of a query, the softmax takes out: it begins at zero and moves by rounding alone, without a norm."""
 
 DOUBLE, SINGLE = True, False
 
@@ -440,6 +464,10 @@ def two_rank_cases() -> list[Case]:
         make_case("attending", 2, DOUBLE, "sgd", 0.7, (*NAMED, "bub", "bbu", "ubw", "wuu")),
         make_case("mlp", 2, SINGLE, "sgd", 0.5, (*NAMED, "bub")),
         make_case("lenet", 2, SINGLE, "sgd", 0.6, (*NAMED, "owt")),
+        make_case("normed", 2, SINGLE, "sgd", 0.6, ("data", "owt")),
+        make_case("grouped", 2, SINGLE, "sgd", 0.6, ("model",)),
+        make_case("dropping", 2, SINGLE, "sgd", 0.6, ("owt",)),
+        make_case("attending", 2, SINGLE, "sgd", 0.7, NAMED),
     ]
 
 
