@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from search.changes import changes
 from search.compare import throughput
 from search.hypervolume import hypervolume
+from search.options import Options, RunRecord
+from search.rehearsal import configuration
 from search.results import RunDocument, document
 from search.rundir import RunFolder, last_line
 from tests.benchmarks.rows import add_options
@@ -47,7 +52,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", help="start network; the study's first one by default")
     parser.add_argument("--data-dir", help="as of grow run")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as of grow run")
-    parser.add_argument("--runs-dir", type=Path, help="keep the runs here; those that are there already are taken as they are")
+    parser.add_argument(
+        "--runs-dir", type=Path, help="keep the runs here; those that are there already are taken, if they are what is asked for"
+    )
     add_options(parser)
 
 
@@ -62,23 +69,43 @@ def folder_of_runs(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def searched(arguments: argparse.Namespace, runs: Path, study: str, seed: int, label: str, more: Sequence[str]) -> Outcome:
-    """Search with these further options, unless that is done already."""
+    """Search with these further options, unless that is done already: then it must be what this search would be."""
     name = f"{study}-{label}-{seed}"
-    if not (runs / name).exists():
-        given = ["--study", study, "--gpus", str(arguments.gpus), "--trials", str(arguments.trials), "--seed", str(seed), *more]
-        named = {"--hardware": arguments.hardware, "--network": arguments.network, "--data-dir": arguments.data_dir}
-        given += [part for option, value in named.items() if value is not None for part in (option, value)]
-        given += [part for setting in arguments.set for part in ("--set", setting)]
+    folder = RunFolder(runs / name)
+    given = ["--study", study, "--gpus", str(arguments.gpus), "--trials", str(arguments.trials), "--seed", str(seed), *more]
+    named = {"--hardware": arguments.hardware, "--network": arguments.network, "--data-dir": arguments.data_dir}
+    given += [part for option, value in named.items() if value is not None for part in (option, value)]
+    given += [part for setting in arguments.set for part in ("--set", setting)]
+    if not folder.path.exists():
         _grow(["run", *given, "--name", name, "--runs-dir", str(runs)])
-    elif document(RunFolder(runs / name))["state"] != "complete":
-        _grow(["resume", str(runs / name)])
-    return outcome(RunFolder(runs / name))
+        return outcome(folder)
+    other = differences(folder, json.loads(_grow(["run", *given, "--print-config", "--json"])))
+    if other:
+        raise SystemExit(
+            "\n".join((f"{folder.path} is of another search, but must be of this one; remove it, or choose --runs-dir:", *other))
+        )
+    if document(folder)["state"] != "complete":
+        _grow(["resume", str(folder.path)])
+    return outcome(folder)
 
 
-def _grow(arguments: Sequence[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "search.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+def differences(folder: RunFolder, asked: Mapping[str, Any]) -> list[str]:
+    """What a run is of: options that differ from what ``grow run --print-config --json`` says of those asked for, code and versions."""
+    record, options = RunRecord.read(folder), Options.read(folder)
+    recorded = json.loads(json.dumps(configuration(options, record.study_sha256, {})))
+    return [
+        f"{name} is {field['value']!r}, but {asked['configuration'][group][name]['value']!r} is asked for"
+        for group, fields in recorded.items()
+        for name, field in fields.items()
+        if any(field[part] != asked["configuration"][group][name][part] for part in ("value", "searched"))
+    ] + changes(folder, record, options)
+
+
+def _grow(arguments: Sequence[str]) -> bytes:
+    done = subprocess.run([sys.executable, "-m", "search.cli", *arguments], capture_output=True, check=False)
     if done.returncode not in (0, NO_USABLE_TRIAL):
         raise SystemExit(f"grow {' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stderr.decode()}")
+    return done.stdout
 
 
 def outcome(folder: RunFolder) -> Outcome:
