@@ -143,6 +143,6 @@ def noted(rung: int, mine: Reached) -> dict[str, object]:
 
 
 def reached(files: TrialFolder) -> dict[int, Reached]:
-    """What a trial was at its rungs, as its metrics tell."""
-    lines = [line["rung"] for line in read_lines(files.metrics) if isinstance(line.get("rung"), Mapping)]
-    return {line["number"]: Reached(line["accuracy"], line["samples_per_s"]) for line in lines if isinstance(line, dict)}
+    """What a trial was at its rungs, as its metrics tell; those that an earlier version wrote do not say which."""
+    told = [rung for line in read_lines(files.metrics) if isinstance(rung := line.get("rung"), dict) and "number" in rung]
+    return {rung["number"]: Reached(rung["accuracy"], rung["samples_per_s"]) for rung in told}
