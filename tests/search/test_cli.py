@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,20 +92,14 @@ def test_debug_shows_the_traceback(grow: Grow, tmp_path: Path) -> None:
     assert "Traceback" in grow("show", "nothing", "--debug", cwd=tmp_path).stderr
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    seconds = []
-    for _ in range(3):
-        begun = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "search.cli", "--help"], capture_output=True, text=True, check=True)
-        assert "grow run --study mnist --gpus 2" in done.stdout
-        seconds.append(time.monotonic() - begun)
-    assert min(seconds) < 0.4
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['grow', '--help']; from search.cli import main\n"
         "try: main()\n"
-        "except SystemExit: print(sorted({'torch', 'optuna', 'pandas', 'numpy'} & sys.modules.keys()))"
+        "except SystemExit: print(sorted({'torch', 'optuna', 'pandas', 'numpy', 'scipy', 'numba'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "grow run --study mnist --gpus 2" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 
