@@ -65,11 +65,15 @@ def predicted_s(profile: Profile, case: Case) -> float:
 def compare(
     profile: Profile, chosen: Sequence[Case], *, seconds_per_case: float = 1.0, rounds: int = 7, progress: Progress = lambda message: None
 ) -> list[Comparison]:
-    """Time some cases, in turns, with the kernels that the profile finds fastest, and predict them."""
-    found = []
-    for begin in range(0, len(chosen), TOGETHER):
-        some = chosen[begin : begin + TOGETHER]
-        progress(f"timing cases {begin + 1} to {begin + len(some)} of {len(chosen)}")
+    """Time some cases, in turns, with the kernels that the profile finds fastest, and predict them.
+
+    Cases of all kinds are timed together, those to fit to and those held out, so that a change of the machine's speed hits all alike.
+    """
+    found: dict[int, Comparison] = {}
+    groups = -(-len(chosen) // TOGETHER)
+    for group in range(groups):
+        some = chosen[group::groups]
+        progress(f"timing group {group + 1} of {groups}, {len(some)} of {len(chosen)} cases")
         timed = measure_throughput(
             job,
             [case.text for case in some],
@@ -79,10 +83,10 @@ def compare(
             rounds=rounds,
             choose=profile.kernel,
         )
-        for case, result in zip(some, timed, strict=True):
+        for place, (case, result) in enumerate(zip(some, timed, strict=True)):
             ends = (case.batch / result.highest_samples_per_s, case.batch / result.lowest_samples_per_s)
-            found.append(Comparison(case, predicted_s(profile, case), result.step_s, *ends))
-    return found
+            found[group + place * groups] = Comparison(case, predicted_s(profile, case), result.step_s, *ends)
+    return [found[number] for number in range(len(chosen))]
 
 
 def fit(profile: Profile, compared: Sequence[Comparison]) -> Coefficients:

@@ -111,9 +111,12 @@ def test_the_profile_chooses_the_kernel_that_it_measured_to_be_the_fastest() -> 
 
 
 @pytest.mark.slow
-def test_cases_are_timed_and_predicted() -> None:
+def test_cases_are_timed_in_groups_and_predicted_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hardware.calibrate.TOGETHER", 2)
     here = replace(PROFILE, key=key_of(PROFILE.devices))
     chosen = [Case("mlp-256x2", 0.3, 32, strategy, count) for strategy, count in (("single", 1), ("data", 2), ("model", 2))]
-    for found in compare(here, chosen, seconds_per_case=0.1, rounds=3):
+    compared = compare(here, chosen, seconds_per_case=0.1, rounds=3)
+    assert [found.case for found in compared] == chosen
+    for found in compared:
         assert 0 < found.lowest_s <= found.measured_s <= found.highest_s
         assert found.ratio == found.predicted_s / found.measured_s > 0
