@@ -41,6 +41,8 @@ class Structure:
         dense = KERNELS[kernel].storage == "dense"
         if index is None and not dense:
             index = np.arange(prod(shape))
+        if index is not None and dense and len(index) == prod(shape):
+            index = None  # as it is without the compressed kernel that it comes from, and in a checkpoint
         if index is None:
             return Structure(shape, kernel, None, None)
         positions = torch.from_numpy(np.ascontiguousarray(index)).to(device)

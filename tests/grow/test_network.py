@@ -550,3 +550,11 @@ def test_after_any_sequence_of_edits_the_network_is_sound_and_trains(sample: Sam
         train(network, optimizer, x, 1)
         assert_sound(network, optimizer)
         assert all(bool(parameter.isfinite().all()) for parameter in network.parameters())
+
+
+def test_a_complete_layer_forgets_the_positions_that_a_compressed_kernel_had() -> None:
+    network = Network(nn.Sequential(nn.Linear(3, 2)), torch.zeros(1, 3))
+    for kernel in ("csr", "dense"):
+        network.use_kernels(lambda case, kernel=kernel: kernel, 8)  # type: ignore[misc]
+    assert network.layers["0"].positions is None
+    assert network.topology.layers[0].index is None
