@@ -18,8 +18,9 @@ from pathlib import Path
 
 from search.definition import file_of
 from search.errors import ConfigurationError, RunNotFoundError
+from search.files import read_json, write_json
 from search.options import Options, RunRecord
-from search.rundir import RunFolder, read_json, write_json
+from search.rundir import RunFolder
 from search.trusted import trust, trusted
 
 PACKAGES = ("grow", "hardware", "search")

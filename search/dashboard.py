@@ -22,9 +22,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from search.errors import ConfigurationError, RunNotFoundError
+from search.files import write_text
 from search.page import network, report
 from search.page.front import draw_front
-from search.rundir import write_text
 
 if TYPE_CHECKING:
     from search.load import LoadedRun

@@ -26,7 +26,8 @@ from math import sqrt
 from pydantic import TypeAdapter, ValidationError
 
 from search.errors import RunNotFoundError
-from search.rundir import TrialFolder, read_json_if_valid, read_lines, write_json
+from search.files import read_json_if_valid, read_lines, write_json
+from search.rundir import TrialFolder
 
 RUNGS = (0.1, 0.2, 0.3, 0.5, 0.7)
 """Shares of a training after which it may end."""

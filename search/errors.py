@@ -71,6 +71,12 @@ class ChildError(Exception):
         self.exit_code = code if 0 < code <= 5 else 1
 
 
+def cause(error: BaseException) -> str:
+    """What the driver of a storage said, in one line."""
+    said = getattr(error.__cause__ or error, "orig", None) or error.__cause__ or error
+    return " ".join(str(said).split())
+
+
 def full(error: OSError) -> bool:
     """Whether an error says that the disk, the quota or the allowed size of a file is used up, or that the disk fails."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

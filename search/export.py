@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from grow.export import plain
 from grow.source import WEIGHTS, source, stored_tensors
 from search.errors import ConfigurationError, RunError
+from search.files import write_json, write_text
 from search.results import TrialDocument
-from search.rundir import write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from search.errors import ConfigurationError, RunError, RunNotFoundError, StoppedError, suggestion
+from search.files import read_json, write_json
 from search.process import Signals, noted_signals
 from search.recipe import Recipe
-from search.rundir import RunFolder, TrialFolder, read_json, write_json
+from search.rundir import RunFolder, TrialFolder
 
 if TYPE_CHECKING:
     from search.planning import Planned

@@ -28,7 +28,7 @@ from types import TracebackType
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from search.rundir import Owner
+from search.owner import Owner
 
 BEATS_PER_LEASE = 4
 """Signs of life in the length of a lease: three may be lost on the way."""

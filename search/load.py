@@ -17,9 +17,10 @@ import pandas as pd
 from grow.history import flat
 from search.definition import StudyDefinition, StudyReference
 from search.errors import ConfigurationError
+from search.files import JsonObject, read_json, read_lines
 from search.recipe import Recipe
 from search.results import RunDocument, TrialDocument, document
-from search.rundir import JsonObject, RunFolder, TrialFolder, find_run, read_json, read_lines
+from search.rundir import RunFolder, TrialFolder, find_run
 
 if TYPE_CHECKING:
     from torch import Tensor

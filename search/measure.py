@@ -15,9 +15,10 @@ from hardware.execute.measure import Job, measure_throughput
 from hardware.profile import Profile
 from search import build
 from search.errors import exit_code_of
+from search.files import read_json, write_json
 from search.process import die_with_parent
 from search.recipe import Recipe
-from search.rundir import RunFolder, TrialFolder, read_json, write_json
+from search.rundir import RunFolder, TrialFolder
 
 
 def measure(run: RunFolder, numbers: Sequence[int]) -> None:

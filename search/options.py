@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from search.errors import ConfigurationError, RunNotFoundError
-from search.rundir import RunFolder, read_json, write_json, write_text
+from search.files import read_json, write_json, write_text
+from search.rundir import RunFolder
 
 SCHEMA_VERSION = 1
 
@@ -87,6 +88,11 @@ class Options:
                 return TypeAdapter(cls).validate_python(tomllib.load(file))
         except (OSError, ValueError, RecursionError) as error:
             raise RunNotFoundError(f"{folder.config} is unreadable ({error}); the run is damaged, start a new one") from error
+
+
+def startup_of(trials: int) -> int:
+    """Trials before the sampler's model is used, in a run with this budget at its beginning."""
+    return max(4, trials // 4)
 
 
 def _require(name: str, value: object, holds: bool, rule: str, option: str | None = None) -> None:

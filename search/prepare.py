@@ -17,12 +17,12 @@ from hardware.presets import hardware
 from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
+from search.baselines import baseline
 from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
 from search.options import Options, Plan, RunRecord
 from search.process import die_with_parent
 from search.recipe import default, recipe
-from search.run import baseline
 from search.rundir import RunFolder
 from search.space import to_json
 

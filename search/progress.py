@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from search.rundir import JsonObject, RunFolder, last_line, read_json_if_valid
+from search.files import JsonObject, last_line, read_json_if_valid
+from search.rundir import RunFolder
 
 if TYPE_CHECKING:
     from rich.live import Live

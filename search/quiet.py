@@ -22,7 +22,7 @@ from typing import IO
 
 from hardware.cache import cache_folder
 from search.errors import ConfigurationError
-from search.process import Slot
+from search.slots import Slot
 
 TEMPORARY = Path("/tmp")
 """For who has no home to write to. Not the environment's, which is another one in another session."""

@@ -14,8 +14,8 @@ from search.errors import ChildError, ConfigurationError, StoppedError
 from search.options import Options, Plan, RunRecord
 from search.process import noted_signals, spawn, wait
 from search.recipe import default, settable
-from search.run import slots_of
 from search.rundir import RunFolder
+from search.slots import slots_of
 from search.space import Choice, Range, from_json
 
 DEFAULT = "default"

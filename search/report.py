@@ -10,8 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from search.files import read_lines
 from search.results import RunDocument, TrialDocument
-from search.rundir import RunFolder, read_lines
+from search.rundir import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

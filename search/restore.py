@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.errors import RunNotFoundError
-from search.rundir import JsonObject, RunFolder, TrialFolder, read_json_if_valid, read_lines, write_json
+from search.files import JsonObject, read_json_if_valid, read_lines, write_json
+from search.rundir import RunFolder, TrialFolder
 from search.storage import add_entry, entry_of, open_study, repair
 
 if TYPE_CHECKING:

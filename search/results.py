@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
+from search.files import JsonObject, read_json_if_valid, read_lines
 from search.hypervolume import Point, hypervolume, hypervolumes
 from search.options import Options, RunRecord, RunState
-from search.rundir import JsonObject, RunFolder, TrialFolder, owner, read_json_if_valid, read_lines
+from search.owner import owner
+from search.rundir import RunFolder, TrialFolder
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -18,8 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.errors import RunNotFoundError
 from search.leases import Leases
 from search.options import Options, RunRecord
+from search.owner import owner_noted
 from search.ownership import exclusively
-from search.rundir import RunFolder, owner_noted
+from search.rundir import RunFolder
 from search.storage import made_study, open_study, repair
 from search.storage_url import StorageUrl, close
 

@@ -24,9 +24,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from search.errors import RunNotFoundError
+from search.files import cut_torn_line
 from search.options import SamplerChoice
 from search.recipe import TrialRole
-from search.rundir import cut_torn_line
 from search.samplers import remembered, sampler
 from search.space import Choice, Range, suggest
 

@@ -40,8 +40,9 @@ from hardware.workload import Workload
 from search import build
 from search.divide import Divider
 from search.errors import ConfigurationError, RunLockedError
+from search.files import append_line, locked, read_lines, write_json, write_text
 from search.recipe import Recipe
-from search.rundir import TrialFolder, append_line, locked, read_lines, write_json, write_text
+from search.rundir import TrialFolder
 from search.worker import EVALUATIONS, METRICS, metrics
 
 LINE_EVERY_S = 5.0

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from search.errors import ConfigurationError
-from search.rundir import write_text
+from search.files import write_text
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

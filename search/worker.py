@@ -26,9 +26,10 @@ from search import build
 from search.build import Material
 from search.early_stopping import Reached, decide, noted, read_yardstick, rung_steps
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
+from search.files import append_line, locked, read_json, read_lines, write_json, write_text
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
-from search.rundir import RunFolder, TrialFolder, append_line, locked, read_json, read_lines, write_json, write_text
+from search.rundir import RunFolder, TrialFolder
 
 RESULT = "result"
 """What the last checkpoint of a trial holds beside the training: how it ended."""

@@ -40,7 +40,7 @@ def print_error_line(text: str) -> None:
 def conclude(folder: RunFolder, *, as_json: bool) -> int:
     """The end of `run` and `resume`: the front, and where to look further."""
     from search.report import pareto_tables, show
-    from search.run import reference
+    from search.rundir import reference
 
     found = document(folder)
     if as_json:

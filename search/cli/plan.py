@@ -71,7 +71,7 @@ def plan(
     """
     from search.cli.output import print_error_line, print_json, written
     from search.example import shape_of
-    from search.rundir import write_json
+    from search.files import write_json
 
     if gpus < 1 or batch < 1:
         name, value = ("gpus", gpus) if gpus < 1 else ("batch", batch)

@@ -23,9 +23,10 @@ def report(run: str, /, *, output: Path | None = None, runs_dir: Path = Path("ru
         Folder of all runs.
     """
     from search.errors import ConfigurationError
+    from search.files import write_text
     from search.load import LoadedRun
     from search.page import report as page
-    from search.rundir import find_run, write_text
+    from search.rundir import find_run
 
     folder = find_run(run, runs_dir)
     target = output or folder.path / "report" / "index.html"

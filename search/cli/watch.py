@@ -19,8 +19,7 @@ def watch(run: str, /, *, runs_dir: Path = Path("runs")) -> int:
     """
     from search.report import pareto_tables, show
     from search.results import document
-    from search.run import reference, resume_command
-    from search.rundir import find_run
+    from search.rundir import find_run, reference, resume_command
     from search.watch import watch as follow
 
     folder = find_run(run, runs_dir)

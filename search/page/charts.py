@@ -8,10 +8,10 @@ from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
 from search.compare import throughput
+from search.files import JsonObject
 from search.page import look
 from search.page.markup import Chart
 from search.results import CoveredDocument, RunDocument, TrialDocument
-from search.rundir import JsonObject
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

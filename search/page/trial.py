@@ -15,11 +15,11 @@ from hardware.profile import Profile
 from hardware.workload import Workload
 from search.compare import throughput
 from search.errors import RunNotFoundError
+from search.files import JsonObject, read_lines
 from search.page import charts, look, network
 from search.page.markup import Rows, details, figure, grid, paragraph, picture
 from search.report import percent
 from search.results import RunDocument, TrialDocument
-from search.rundir import JsonObject, read_lines
 
 if TYPE_CHECKING:
     from grow.network import Network

@@ -15,11 +15,12 @@ from typing import Any
 
 from search.changes import changes
 from search.compare import throughput
+from search.files import last_line
 from search.hypervolume import hypervolume
 from search.options import Options, RunRecord
 from search.rehearsal import configuration
 from search.results import RunDocument, document
-from search.rundir import RunFolder, last_line
+from search.rundir import RunFolder
 from tests.benchmarks.rows import add_options
 
 NO_USABLE_TRIAL = 3

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from search import run
 from search.cli import main
 from search.errors import DEBUG_VARIABLE
 from search.nursery import Nursery
 from search.process import Signals
+from search.run import parent
 
 
 class Commands:
@@ -35,7 +35,7 @@ class Commands:
             for name, value in {**self._environment, DEBUG_VARIABLE: ""}.items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["grow", *arguments])
-            patch.setattr(run, "Nursery", self._borrowed)
+            patch.setattr(parent, "Nursery", self._borrowed)
             with pytest.raises(SystemExit) as ended:
                 main()
         code = ended.value.code

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from search.changes import accept, changes, code_of, record_code, versions
-from search.options import Options, RunRecord
-from search.run import startup_of
-from search.rundir import RunFolder, create_run_folder, read_json, write_json, write_text
+from search.files import read_json, write_json, write_text
+from search.options import Options, RunRecord, startup_of
+from search.rundir import RunFolder, create_run_folder
 from search.storage import read_trials
 from tests.search.conftest import Grow
 

@@ -24,7 +24,8 @@ from search.early_stopping import (
 )
 from search.early_stopping import reached as reached_at
 from search.errors import RunNotFoundError
-from search.rundir import TrialFolder, append_line, read_lines
+from search.files import append_line, read_lines
+from search.rundir import TrialFolder
 from search.storage import FAILURE, read_trials
 from tests.search.conftest import STUDY, Grow
 from tests.search.test_interruption import kill, started, steps, until

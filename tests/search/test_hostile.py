@@ -18,11 +18,12 @@ from search import build
 from search.changes import record_code
 from search.definition import check_reference
 from search.errors import ConfigurationError, RunNotFoundError
+from search.files import read_json, read_lines, write_text
 from search.options import Options, RunRecord
 from search.recipe import Recipe
 from search.results import document
 from search.run import resume
-from search.rundir import RunFolder, create_run_folder, find_run, read_json, read_lines, write_text
+from search.rundir import RunFolder, create_run_folder, find_run
 from search.storage import open_study, read_trials, repair
 from tests.search.conftest import STUDY, digits_recipe
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from search import run
-from search.process import Slot, out_of_memory_kills
+from search.process import out_of_memory_kills
 from search.quiet import Hold
 from search.results import document
+from search.run import ends
+from search.run.jobs import Before, Job
+from search.run.outcomes import FAILURES_IN_A_ROW
 from search.rundir import RunFolder
+from search.slots import Slot
 from tests.search.conftest import STUDY, Grow
 
 HUNGRY = (
@@ -50,8 +53,8 @@ def test_failures_in_a_row_end_the_run_with_the_first_reason(grow: Grow, tmp_pat
     found = document(RunFolder(tmp_path / "runs" / "hopeless"))
     first = next(trial["failure"] for trial in found["trials"] if trial["state"] == "failed")
     assert done.returncode == 1
-    assert f"{run.FAILURES_IN_A_ROW} trials failed one after the other, the first one: {first}" in done.stderr.splitlines()[-1]
-    assert [trial["state"] for trial in found["trials"]].count("failed") == run.FAILURES_IN_A_ROW
+    assert f"{FAILURES_IN_A_ROW} trials failed one after the other, the first one: {first}" in done.stderr.splitlines()[-1]
+    assert [trial["state"] for trial in found["trials"]].count("failed") == FAILURES_IN_A_ROW
 
 
 KILLED, STOPPED = (-signal.SIGKILL, 137), (-signal.SIGTERM, 143, -signal.SIGINT, 130, -signal.SIGHUP, 1)
@@ -64,9 +67,9 @@ KILLED, STOPPED = (-signal.SIGKILL, 137), (-signal.SIGTERM, 143, -signal.SIGINT,
 def test_a_worker_that_the_system_killed_for_memory_ran_out_of_it(
     code: int, kills: int, ran_out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = run.Job(2, Slot("cpu", (0,)), None, run.Before("", 7, 0), Hold([], alone=False))  # type: ignore[arg-type]
-    monkeypatch.setattr(run, "out_of_memory_kills", lambda: 7 + kills)
-    assert run._ran_out_of_memory(job, code) is ran_out
+    job = Job(2, Slot("cpu", (0,)), None, Before("", 7, 0), Hold([], alone=False))  # type: ignore[arg-type]
+    monkeypatch.setattr(ends, "out_of_memory_kills", lambda: 7 + kills)
+    assert ends.ran_out_of_memory(job, code) is ran_out
 
 
 def test_memory_that_ran_out_elsewhere_on_the_host_is_not_this_runs(tmp_path: Path) -> None:

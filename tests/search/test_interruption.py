@@ -20,8 +20,9 @@ from torch import nn
 from grow import checkpoint
 from grow.network import Network
 from search import worker
+from search.files import read_json, read_lines
 from search.process import said
-from search.rundir import RunFolder, read_json, read_lines
+from search.rundir import RunFolder
 from search.storage import read_trials
 from tests.search.conftest import Grow
 

@@ -20,8 +20,10 @@ from search.cli.compare import compare as compare_runs
 from search.cli.show import show
 from search.compare import compare
 from search.errors import ConfigurationError, RunError, RunNotFoundError
+from search.files import read_json, read_lines, write_json
 from search.hypervolume import hypervolume
-from search.rundir import RunFolder, RunLock, read_json, read_lines, write_json
+from search.owner import RunLock
+from search.rundir import RunFolder
 from search.watch import watch
 from tests.search.test_run import contents
 

@@ -11,8 +11,9 @@ from typing import TextIO
 
 import pytest
 
+from search.files import append_line, write_json
 from search.progress import LiveProgress, PlainProgress, open_progress
-from search.rundir import RunFolder, append_line, create_run_folder, write_json
+from search.rundir import RunFolder, create_run_folder
 
 CURSOR_UP = "\x1b[1A"
 COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-7](;|m)")

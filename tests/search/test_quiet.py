@@ -15,11 +15,10 @@ from optuna.samplers import TPESampler
 
 from search import quiet
 from search.errors import ConfigurationError
+from search.files import read_lines
 from search.options import Options, Plan
-from search.process import Slot, slots
 from search.quiet import Hold, devices_of, lock_folder
-from search.run import slots_of
-from search.rundir import read_lines
+from search.slots import Slot, slots, slots_of
 from tests.search.conftest import Grow
 from tests.search.test_interruption import STUDY
 

@@ -7,8 +7,9 @@ import pytest
 
 from search import restore, storage
 from search.errors import RunNotFoundError
+from search.files import append_line, write_json
 from search.options import SamplerChoice
-from search.rundir import RunFolder, append_line, write_json
+from search.rundir import RunFolder
 from tests.search.test_storage import RANGES, proposal
 
 

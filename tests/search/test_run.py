@@ -10,7 +10,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search.rundir import read_lines
+from search.files import read_lines
 from tests.search.conftest import Grow
 
 Finished = tuple[Path, dict[str, Any], str]

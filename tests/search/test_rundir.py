@@ -10,22 +10,9 @@ from pathlib import Path
 import pytest
 
 from search.errors import ConfigurationError, RunLockedError, RunNotFoundError
-from search.rundir import (
-    Owner,
-    RunFolder,
-    RunLock,
-    append_line,
-    create_run_folder,
-    cut_torn_line,
-    find_run,
-    last_line,
-    locked,
-    owner,
-    read_json,
-    read_lines,
-    run_folders,
-    write_json,
-)
+from search.files import append_line, cut_torn_line, last_line, locked, read_json, read_lines, write_json
+from search.owner import Owner, RunLock, owner
+from search.rundir import RunFolder, create_run_folder, find_run, run_folders
 
 
 @pytest.fixture
@@ -89,7 +76,8 @@ def test_a_taken_name_is_an_error_with_the_remedy(run: RunFolder) -> None:
 
 def test_a_run_that_is_killed_while_it_is_made_is_none_and_its_name_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from search.rundir import create_run_folder, write_json\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from search.files import write_json; from search.rundir import create_run_folder\n"
         "def fill(folder, name): write_json(folder.record, {}); os.kill(os.getpid(), signal.SIGKILL)\n"
         "create_run_folder(Path(sys.argv[1]), 'one', '', fill)"
     )
@@ -146,7 +134,7 @@ def test_a_live_owner_keeps_others_out_and_lets_go(run: RunFolder) -> None:
 
 def test_the_lock_of_a_killed_process_is_taken_over(run: RunFolder) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from search.rundir import RunFolder, RunLock;"
+        "import sys, time; from pathlib import Path; from search.owner import RunLock; from search.rundir import RunFolder;"
         "lock = RunLock(RunFolder(Path(sys.argv[1]))); print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE) as holder:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from search.rundir import RunFolder, read_json, write_json
+from search.files import read_json, write_json
+from search.rundir import RunFolder
 from tests.benchmarks.searches import differences
 from tests.search.conftest import Grow
 

@@ -14,9 +14,10 @@ import psycopg
 import pytest
 
 from search.errors import ConfigurationError
+from search.files import read_json, read_lines
 from search.options import Options, RunRecord
 from search.run import resume
-from search.rundir import RunFolder, read_json, read_lines
+from search.rundir import RunFolder
 from search.shared import follow
 from search.storage import Proposal, add_running, made_study, read_trials, tell_complete, tell_failed, tell_infeasible
 from search.storage_url import StorageUrl, close, storage_url

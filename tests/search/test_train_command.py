@@ -24,8 +24,8 @@ from grow.train import accuracy, train
 from hardware.execute.ranks import Rank
 from hardware.execute.watch import Watch
 from search import build
+from search.files import read_lines
 from search.recipe import Recipe
-from search.rundir import read_lines
 from search.train import train as train_on_rank
 from tests.search.conftest import Grow, digits_recipe
 

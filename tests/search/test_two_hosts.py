@@ -22,8 +22,8 @@ from hardware.price import price_by_time
 from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
+from search.files import read_lines
 from search.recipe import Recipe
-from search.rundir import read_lines
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import mlp
 from tests.search.test_train_command import assert_same_edits, await_checkpoint, started

@@ -1,0 +1,56 @@
+"""The end of a run: baselines and front are timed alone on the devices, and the test accuracy of the front is read, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from search.baselines import DATA_PARALLEL, DENSE
+from search.options import Options, Plan
+from search.process import POLL_S, wait
+from search.progress import Progress
+from search.quiet import Hold, devices_of
+from search.run.parent import Parent
+from search.run.state import note, set_state
+from search.slots import slots
+from search.storage import pareto, read_trials
+
+
+def close(parent: Parent, options: Options, plan: Plan, view: Progress) -> None:
+    """Measure what is to be measured, and let the run be complete."""
+    members = pareto(read_trials(parent.folder.journal))
+    timed = [] if plan.elsewhere is not None else sorted({DENSE, DATA_PARALLEL, *members})
+    _measure(parent, timed, members, devices_of(slots(plan.kind, options.gpus)), view)
+    set_state(parent.folder, "complete")
+
+
+def _measure(parent: Parent, timed: Sequence[int], tested: Sequence[int], devices: Sequence[str], view: Progress) -> None:
+    """Time final networks alone on the devices, and read the test accuracy of some, as far as that is not done yet."""
+    folder = parent.folder
+    time_them = [n for n in timed if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).measured.exists()]
+    test_them = [n for n in tested if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).test.exists()]
+    if not time_them and not test_them:
+        return
+    numbers = ", ".join(map(str, sorted({*time_them, *test_them})))
+    view.say(f"measuring trials {numbers} on the devices" if time_them else f"reading the test accuracy of trials {numbers}")
+    arguments = [str(folder.path), "--time", *map(str, time_them), "--test", *map(str, test_them)]
+    with _alone_on(devices if time_them else [], parent, view), view.aside():
+        code = wait(parent.nursery.start("search.measure", arguments), parent.signals)
+    parent.check_ended(code, "measuring")
+    note(folder, "measured", timed=time_them, tested=test_them)
+
+
+@contextmanager
+def _alone_on(devices: Sequence[str], parent: Parent, view: Progress) -> Iterator[None]:
+    """Wait until nothing trains on some devices, and keep it so."""
+    hold = Hold(devices, alone=True)
+    try:
+        if not hold.ready():
+            view.say(f"waiting until nothing else trains on {', '.join(devices)}")
+        while not hold.ready():
+            parent.signals.check()
+            time.sleep(POLL_S)
+        yield
+    finally:
+        hold.release()
