@@ -17,11 +17,12 @@ from grow.controller import Accept, Edit, Grow, InsertLayer, Merge, Policy, Prun
 from grow.criteria import Criterion
 from grow.criteria.gradient import GRADIENT
 from grow.criteria.units import choose_units
+from grow.editing.connecting import LastPathError
 from grow.evidence import Evidence, gather
 from grow.evidence.gather import DATA_FREE
 from grow.history import Event, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
-from grow.network import LastPathError, Network
+from grow.network import Network
 from grow.patterns import Choice
 from grow.rounds import exponential, rounds_needed
 from grow.scoring import to_grow, to_prune

@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from grow.axes import Axes, ConnectionsAxis, IntArray, Moves, Value, reindex
-from grow.editing.carry import Index, evened_parts, moved_topology
+from grow.axes import Axes, ConnectionsAxis, IntArray, Value
+from grow.editing.adding import drawn, inserted, split
+from grow.editing.carry import Index, evened_parts
+from grow.editing.connecting import grown, pruned, replaced
 from grow.editing.folding import folded
 from grow.editing.insertion import (
     Insertion,
@@ -30,13 +32,13 @@ from grow.editing.insertion import (
     new_layers,
     place_of,
 )
-from grow.editing.planned import BiasChange, PlannedEdit, planned, slots_of
-from grow.editing.positions import as_index, checked, joined, places, random_columns, random_rows, split_shares
+from grow.editing.planned import PlannedEdit, planned
+from grow.editing.removing import merged, removed, without_constants
 from grow.editing.restoring import checked_parts, restored
-from grow.editing.units import Births, Merge, born_columns, born_rows, check_merges, constant_input, inherit, merge_columns
+from grow.editing.units import Births, Merge
 from grow.follow import Follower, Record
 from grow.kernels import KERNELS, KernelCase, suited, unfit
-from grow.layers import SparseConv2d, SparseLayer, SparseLinear, expand
+from grow.layers import SparseConv2d, SparseLayer, SparseLinear
 from grow.optim import check_editable
 from grow.topology import Connections, Space, Topology, unconnected
 from grow.trace import trace
@@ -48,10 +50,6 @@ LEAVES = ("weight", "bias")
 FloatArray: TypeAlias = NDArray[np.float64]
 Place: TypeAlias = Callable[[Topology, Mapping[str, IntArray]], Mapping[str, IntArray]]
 """Topology after an edit, and the part of every hidden unit, -1 for new ones -> the part of every hidden unit."""
-
-
-class LastPathError(ValueError):
-    """An edit that would leave no path through a hidden space."""
 
 
 class Network(nn.Module):
@@ -256,70 +254,24 @@ class Network(nn.Module):
         New weights are zero, so that the output stays as it is, unless ``values`` gives one per position. ValueError if a
         position is outside the weight or exists already.
         """
-        index = {}
-        for name, new in positions.items():
-            layer = self.topology.layer(name)
-            new = checked(layer, new)
-            if not len(new):
-                continue
-            slots, found = places(layer, new)
-            if found.any():
-                raise ValueError(
-                    f"position {new[found][0]} of layer {name!r} exists already, but must be absent; grow absent connections only"
-                )
-            index[name] = as_index(joined(layer.positions(), new, slots), layer.possible)
-        plan = planned(self, {}, index)
-        for name, given in (values or {}).items():
-            new = np.asarray(positions.get(name, ()), np.int64)
-            if given.shape != new.shape:
-                raise ValueError(f"values of layer {name!r} has shape {tuple(given.shape)}, but must have one per position, {new.shape}")
-            order = np.argsort(new)
-            plan.write(name, new[order], given[torch.from_numpy(order).to(given.device)])
-        self._carry_out(plan)
+        self._carry_out(grown(self, positions, values))
 
     def prune_connections(self, positions: Mapping[str, IntArray]) -> None:
         """Remove the connections at flat positions of the named layers, with their weights and optimizer state.
 
         ValueError if a position does not exist, or if a hidden space would be left without any unit that is connected on both sides.
         """
-        index: dict[str, Index] = {}
-        for name, old in positions.items():
-            layer = self.topology.layer(name)
-            old = checked(layer, old)
-            if not len(old):
-                continue
-            slots, found = places(layer, old)
-            if not found.all():
-                raise ValueError(f"position {old[~found][0]} of layer {name!r} does not exist, but must; prune existing connections only")
-            kept = np.ones(layer.count, bool)
-            kept[slots] = False
-            index[name] = layer.positions()[kept]
-        plan = planned(self, {}, index)
-        for space, dead in unconnected(plan.topology).items():
-            if len(dead) == plan.topology.units[space]:
-                raise LastPathError(f"space {space!r} would keep 0 connected units, but must keep at least 1; prune fewer connections")
-        self._carry_out(plan)
+        self._carry_out(pruned(self, positions))
 
     def set_connections(self, index: Mapping[str, Index]) -> None:
         """Give the named layers exactly these connections; weights of connections that are kept stay, new ones are zero."""
-        wanted: dict[str, Index] = {}
-        for name, positions in index.items():
-            layer = self.topology.layer(name)
-            wanted[name] = None if positions is None else as_index(np.sort(checked(layer, positions)), layer.possible)
-        self._carry_out(planned(self, {}, wanted))
+        self._carry_out(replaced(self, index))
 
     # ------------------------------------------------------------------ edits of units
 
     def remove_units(self, space: str, units: IntArray | Sequence[int]) -> None:
         """Remove units of a hidden space, with every tensor entry that belongs to them. At least one unit must remain."""
-        removed = np.unique(np.asarray(units, np.int64))
-        count = self._hidden(space)
-        if len(removed) and not 0 <= removed[0] <= removed[-1] < count:
-            missing = removed[0] if removed[0] < 0 else removed[-1]
-            raise ValueError(f"unit {missing} of space {space!r} does not exist, but must be in 0..{count - 1}")
-        if len(removed) >= count:
-            raise ValueError(f"{len(removed)} units of space {space!r} are to be removed, but it has {count} and must keep at least 1")
-        self._carry_out(planned(self, {space: np.setdiff1d(np.arange(count), removed)}, {}))
+        self._carry_out(removed(self, space, units))
 
     def add_units(self, space: str, count: int, generator: torch.Generator, fan_in: int, fan_out: int) -> None:
         """Add units to a hidden space without changing the output.
@@ -327,26 +279,7 @@ class Network(nn.Module):
         Each new unit reads ``fan_in`` random connections per layer that computes it (drawn as torch draws a layer of that
         fan-in), and is read through ``fan_out`` random connections of weight zero per layer that reads it.
         """
-        old = self._hidden(space)
-        if count < 1:
-            raise ValueError(f"count is {count}, but must be at least 1")
-        moves = {space: np.concatenate([np.arange(old), np.full(count, -1)])}
-        carried = moved_topology(self.topology, moves, {})
-        fresh = np.arange(old, old + count)
-        index: dict[str, Index] = {}
-        drawn: dict[str, IntArray] = {}
-        for layer in carried.producers(space):
-            drawn[layer.layer] = random_rows(carried, layer, space, fresh, fan_in, generator)
-        readers = {layer.layer: random_columns(carried, layer, space, fresh, fan_out, generator) for layer in carried.consumers(space)}
-        for layer in carried.layers:
-            new = [found[layer.layer] for found in (drawn, readers) if layer.layer in found]
-            if new:
-                index[layer.layer] = as_index(np.unique(np.concatenate([layer.positions(), *new])), layer.possible)
-        plan = planned(self, moves, index)
-        for name, positions in drawn.items():
-            bound = 1 / min(fan_in, prod(plan.topology.layer(name).shape[1:])) ** 0.5
-            plan.write(name, positions, (torch.rand(len(positions), generator=generator) * 2 - 1) * bound)
-        self._carry_out(plan)
+        self._carry_out(drawn(self, space, count, generator, fan_in, fan_out))
 
     def split_units(self, space: str, units: IntArray | Sequence[int], generator: torch.Generator | None = None) -> None:
         """Split units in two without changing the output: the copy has the same fan-in, both share the fan-out.
@@ -354,33 +287,7 @@ class Network(nn.Module):
         Each gets half of every outgoing weight, or random shares with ``generator``: twins that share evenly get the same gradient for
         ever. Chen, Goodfellow, Shlens 2015 (Net2Wider), arXiv 1511.05641, who disturb the copies instead.
         """
-        chosen = np.asarray(units, np.int64)
-        old = self._hidden(space)
-        if len(np.unique(chosen)) != len(chosen) or (len(chosen) and not 0 <= chosen.min() <= chosen.max() < old):
-            raise ValueError(f"units is {chosen.tolist()}, but must be distinct units of space {space!r}, in 0..{old - 1}")
-        twins = {space: np.concatenate([np.arange(old), chosen])}
-        moves = {space: np.concatenate([np.arange(old), np.full(len(chosen), -1)])}
-        copied = moved_topology(self.topology, twins, {})  # copies have their twins' connections
-        plan = planned(self, moves, {layer.layer: layer.index for layer in copied.layers})
-        both = np.concatenate([chosen, np.arange(old, old + len(chosen))])
-        divided = {layer.layer: split_shares(plan.topology, layer, space, both, generator) for layer in plan.topology.consumers(space)}
-        layers, counts = self.layers, self.topology.units
-
-        def twin(name: str, tensor: Tensor) -> Tensor:
-            path, _, leaf = name.rpartition(".")
-            layer = layers.get(path) if leaf == "weight" else None
-            if layer is None:
-                return reindex(tensor, self._axes[name], Moves(twins, {}), counts)
-            dense = tensor if layer.storage == "dense" else expand(tensor, layer.positions, layer.weight_shape)
-            after = plan.topology.layer(path)
-            result = reindex(dense, self._axes[name], Moves(twins, {}), counts)
-            if path in divided:
-                columns, shares = divided[path]
-                result = result.index_copy(1, columns.to(result.device), result[:, columns.to(result.device)] * shares.to(result))
-            return result if layer.storage == "dense" else result.reshape(-1)[torch.from_numpy(after.positions()).to(result.device)]
-
-        plan.revalue({name: twin for name in plan.tensors})
-        self._carry_out(plan)
+        self._carry_out(split(self, space, units, generator))
 
     def merge_units(self, space: str, merges: Sequence[Merge]) -> None:
         """Remove units of a hidden space in favour of others: what was read of them is read of those that stand in.
@@ -389,74 +296,14 @@ class Network(nn.Module):
         connections that this needs come into being. Constants go into the biases. The output stays as far as the factors are true
         for what the layers read. ValueError also where a constant has no bias to go to, or meets zero padding.
         """
-        count = self._hidden(space)
-        check_merges(space, count, merges)
-        if len(merges) >= count:
-            raise ValueError(f"{len(merges)} units of space {space!r} are to be removed, but it has {count} and must keep at least 1")
-        moves = {space: np.setdiff1d(np.arange(count), [merge.unit for merge in merges])}
-        before, carried = self.topology, moved_topology(self.topology, moves, {})
-        readers = before.consumers(space)
-        for layer in readers:
-            self._check_constants(layer.layer, merges)
-        inherited = {
-            layer.layer: inherit(before, layer, carried.layer(layer.layer).shape, space, merges, moves)
-            for layer in readers
-            if layer.index is not None
-        }
-        index = {}
-        for name, found in inherited.items():
-            after = carried.layer(name)
-            index[name] = as_index(np.union1d(after.positions(), found.heirs), after.possible)
-        biases = frozenset(f"{layer.layer}.bias" for layer in readers if any(merge.constants.get(layer.layer) for merge in merges))
-        plan = planned(self, moves, index, touched=biases)
-
-        def merged(name: str, tensor: Tensor) -> Tensor:
-            path = name.removesuffix(".weight")
-            layer = before.layer(path)
-            if path not in inherited:
-                return plan.carries[name](merge_columns(tensor, layer, before, space, merges), 0.0)
-            found, result = inherited[path], plan.carries[name](tensor, 0.0)
-            given = tensor.reshape(-1)[torch.from_numpy(slots_of(layer, self.layers[path].storage, found.sources)).to(tensor.device)]
-            heirs = torch.from_numpy(slots_of(plan.topology.layer(path), KERNELS[plan.kernels[path]].storage, found.heirs))
-            result.view(-1).index_add_(0, heirs.to(tensor.device), given * torch.from_numpy(found.factors).to(tensor))
-            return result
-
-        plan.revalue({f"{layer.layer}.weight": merged for layer in readers}, dict.fromkeys(biases, self._raised(plan, {space: merges})))
-        self._carry_out(plan)
+        self._carry_out(merged(self, space, merges))
 
     def insert_units(self, space: str, births: Births) -> None:
         """Add units with given weights to a hidden space; their entries in batch norms and optimizers are fresh.
 
         The output changes as the given weights make it: not at all where the incoming or the outgoing ones are zero.
         """
-        old = self._hidden(space)
-        if births.count < 1:
-            raise ValueError(f"count is {births.count}, but must be at least 1")
-        before, moves = self.topology, {space: np.concatenate([np.arange(old), np.full(births.count, -1)])}
-        carried = moved_topology(before, moves, {})
-        new: dict[str, list[tuple[IntArray, Tensor]]] = {}
-        for lines, layers, place in (
-            (births.incoming, before.producers(space), born_rows),
-            (births.outgoing, before.consumers(space), born_columns),
-        ):
-            for name, given in lines.items():
-                if name not in {layer.layer for layer in layers}:
-                    raise ValueError(f"births name the layer {name!r}, but must name one of {', '.join(c.layer for c in layers)}")
-                positions = place(before, carried, name, space, moves, given)
-                exists = np.ones(positions.shape, bool) if given.exists is None else given.exists
-                new.setdefault(name, []).append((positions[exists], given.values[torch.from_numpy(exists).to(given.values.device)]))
-        index = {}
-        for name, found in new.items():
-            after = carried.layer(name)
-            index[name] = as_index(np.union1d(after.positions(), np.concatenate([positions for positions, _ in found])), after.possible)
-        plan = planned(self, moves, index)
-        for name, found in new.items():
-            for positions, values in found:
-                order = np.argsort(positions)
-                plan.write(name, positions[order], values.detach()[torch.from_numpy(order).to(values.device)])
-        for name, bias in births.bias.items():
-            plan.write_bias(name, space, bias)
-        self._carry_out(plan)
+        self._carry_out(inserted(self, space, births))
 
     def remove_unconnected_units(self, kept: Collection[str] = ()) -> dict[str, int]:
         """Remove hidden units that lost their last path from the input or to the output; how many, by space. Not in ``kept`` spaces.
@@ -464,49 +311,12 @@ class Network(nn.Module):
         The constant output of a unit without fan-in is folded into the bias of the layers that read it. Where that is not
         exact (zero padding, a layer without bias), the unit stays. Outputs in evaluation mode stay as they are.
         """
-        removed: dict[str, int] = {}
+        count: dict[str, int] = {}
         while dead := folded(self, {space: units for space, units in unconnected(self.topology).items() if space not in kept}):
-            self._remove_constants(dead)
+            self._carry_out(without_constants(self, dead))
             for space, merges in dead.items():
-                removed[space] = removed.get(space, 0) + len(merges)
-        return removed
-
-    def _remove_constants(self, dead: Mapping[str, Sequence[Merge]]) -> None:
-        """Remove units of some spaces, all at once, that are constants, and let the biases of the layers that read them take these over."""
-        before = self.topology
-        moves = {space: np.setdiff1d(np.arange(before.units[space]), [merge.unit for merge in merges]) for space, merges in dead.items()}
-        given = {layer for merges in dead.values() for merge in merges for layer, constant in merge.constants.items() if constant}
-        biases = frozenset(f"{layer}.bias" for layer in given)
-        plan = planned(self, moves, {}, touched=biases)
-        plan.revalue({}, dict.fromkeys(biases, self._raised(plan, dead)))
-        self._carry_out(plan)
-
-    def _raised(self, plan: PlannedEdit, merges: Mapping[str, Sequence[Merge]]) -> BiasChange:
-        """Biases with the constants of merged units, by space, carried through an edit."""
-        before = self.topology
-
-        def raised(name: str, bias: Tensor, weight: Tensor) -> Tensor:
-            path = name.removesuffix(".bias")
-            module, layer = self.layers[path], before.layer(path)
-            dense = weight if module.storage == "dense" else expand(weight, module.positions, module.weight_shape)
-            for space, found in merges.items():
-                bias = bias + constant_input(dense, layer, before, space, found)
-            return plan.carries[name](bias, 0.0)
-
-        return raised
-
-    def _hidden(self, space: str) -> int:
-        found = self.topology.space(space)
-        if found.role != "hidden":
-            raise ValueError(f"space {space!r} is the {found.role}, but must be hidden; input and output are fixed")
-        return found.units
-
-    def _check_constants(self, path: str, merges: Sequence[Merge]) -> None:
-        layer, given = self.layers[path], [merge.unit for merge in merges if merge.constants.get(path)]
-        if given and layer.bias is None:
-            raise ValueError(f"layer {path!r} has no bias, but must have one to take the constant of unit {given[0]}")
-        if given and any(getattr(layer, "padding", ())):
-            raise ValueError(f"layer {path!r} has zero padding, but must have none to take the constant of unit {given[0]}")
+                count[space] = count.get(space, 0) + len(merges)
+        return count
 
     # ------------------------------------------------------------------ new layers
 

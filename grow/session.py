@@ -13,7 +13,7 @@ from grow.allocate import Allocation
 from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
 from grow.births import BIRTHS, Birth
-from grow.checkpoint import Checkpoint
+from grow.checkpoint_file import Checkpoint
 from grow.controller import AnyPolicy, AnyState
 from grow.criteria import Criterion
 from grow.criteria.units import FAN_IN_NORM, UnitCriterion

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grow.axes import IntArray
+from grow.editing.editable import Editable
 from grow.editing.units import Merge
 from grow.layers import SparseConv2d, SparseLinear
 from grow.topology import Connections, columns_of, read_units
 from grow.watch import layer_inputs
 
-if TYPE_CHECKING:
-    from grow.network import Network
 
-
-def folded(network: Network, dead: Mapping[str, IntArray]) -> dict[str, list[Merge]]:
+def folded(network: Editable, dead: Mapping[str, IntArray]) -> dict[str, list[Merge]]:
     """Those of the given units by space whose removal the readers' biases can make up for, as the constants that they are.
 
     One pass through the network tells all constants: folding those of one space leaves the others as they are.
@@ -29,7 +26,7 @@ def folded(network: Network, dead: Mapping[str, IntArray]) -> dict[str, list[Mer
     return {space: _merges(network, space, units, inputs) for space, units in _foldable(network, dead, inputs).items()}
 
 
-def _foldable(network: Network, dead: Mapping[str, IntArray], inputs: Mapping[str, Tensor]) -> dict[str, IntArray]:
+def _foldable(network: Editable, dead: Mapping[str, IntArray], inputs: Mapping[str, Tensor]) -> dict[str, IntArray]:
     """Of the given units by space, those that no layer reads, and those whose constant the readers' biases can take."""
     chosen = {}
     for space, units in dead.items():
@@ -43,24 +40,24 @@ def _foldable(network: Network, dead: Mapping[str, IntArray], inputs: Mapping[st
     return {space: units for space, units in chosen.items() if len(units)}
 
 
-def _constants(network: Network, layer: Connections, space: str, units: IntArray, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def _constants(network: Editable, layer: Connections, space: str, units: IntArray, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Per unit: what the layer reads of it in evaluation mode, over samples, repeats and positions, flattened."""
     columns = columns_of(network.topology, layer, space, units)
     read = inputs[layer.layer] if len(layer.shape) > 2 else inputs[layer.layer].movedim(-1, 1)
     return [read[:, torch.from_numpy(group).to(read.device)].flatten() for group in columns]
 
 
-def _inputs(network: Network, paths: Collection[str]) -> dict[str, Tensor]:
+def _inputs(network: Editable, paths: Collection[str]) -> dict[str, Tensor]:
     """What layers read, in evaluation mode, for the example and a sample of noise."""
     example, noise = network.example.to(network.device), torch.randn(network.example.shape, generator=torch.Generator().manual_seed(0))
     if example.is_floating_point():
         example = example.to(next(network.module.parameters()).dtype)
     else:  # tokens: which numbers exist is not known, but those of the example in another order do
         noise = example.reshape(-1).flip(0).reshape(example.shape)
-    return layer_inputs(network, {path: network.layers[path] for path in paths}, torch.cat([example, noise.to(example)]))
+    return layer_inputs(network.module, {path: network.layers[path] for path in paths}, torch.cat([example, noise.to(example)]))
 
 
-def _merges(network: Network, space: str, units: IntArray, inputs: Mapping[str, Tensor]) -> list[Merge]:
+def _merges(network: Editable, space: str, units: IntArray, inputs: Mapping[str, Tensor]) -> list[Merge]:
     """Units without a path, as the constants that they are."""
     constants: dict[int, dict[str, float]] = {int(unit): {} for unit in units}
     for layer in network.topology.consumers(space):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -30,14 +30,12 @@ from grow.editing.carry import (
     same_index,
     touches,
 )
+from grow.editing.editable import Editable
 from grow.follow import Follower
 from grow.kernels import KERNELS, Storage
 from grow.kernels.base import any_structure
 from grow.layers import Structure, mask_at
 from grow.topology import Connections, Topology, rows_of
-
-if TYPE_CHECKING:
-    from grow.network import Network
 
 Carry: TypeAlias = Callable[[Tensor, float], Tensor]
 """A tensor of before an edit, and the value of what is new -> the tensor after it."""
@@ -56,7 +54,7 @@ class PlannedEdit:
     moves: old unit of every new one, by space; None where the whole network is replaced.
     """
 
-    network: Network
+    network: Editable
     topology: Topology
     kernels: dict[str, str]
     carries: dict[str, Carry] = field(default_factory=dict)
@@ -161,7 +159,7 @@ class PlannedEdit:
 
 
 def planned(
-    network: Network,
+    network: Editable,
     moves: Mapping[str, IntArray],
     index: Mapping[str, Index],
     kernels: Mapping[str, str] | None = None,
@@ -212,7 +210,7 @@ def slots_of(layer: Connections, storage: Storage, positions: IntArray) -> IntAr
     return np.searchsorted(layer.positions(), positions) if storage == "compressed" else positions
 
 
-def _carrier(network: Network, name: str, moves: Mapping[str, IntArray], plan: PlannedEdit) -> Carry | None:
+def _carrier(network: Editable, name: str, moves: Mapping[str, IntArray], plan: PlannedEdit) -> Carry | None:
     """How a tensor and what is shaped like it go through the edit: (tensor, value of what is new) -> tensor; None if unchanged."""
     path, _, leaf = name.rpartition(".")
     axes, units = network.dense_axes[name], network.topology.units

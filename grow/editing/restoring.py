@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,17 +10,15 @@ from torch import Tensor
 
 from grow.axes import ConnectionsAxis, IntArray, axis_length
 from grow.editing.carry import Index, moved_topology
+from grow.editing.editable import Editable
 from grow.editing.planned import PlannedEdit
 from grow.editing.positions import as_index, checked
 from grow.kernels import KERNELS
 from grow.topology import Topology
 
-if TYPE_CHECKING:
-    from grow.network import Network
-
 
 def restored(
-    network: Network,
+    network: Editable,
     units: Mapping[str, int],
     index: Mapping[str, Index],
     kernels: Mapping[str, str],
@@ -84,7 +81,7 @@ def _topology(present: Topology, units: Mapping[str, int], index: Mapping[str, I
     return shapes.with_index(given)
 
 
-def _shape(network: Network, name: str, present: tuple[int, ...], after: Topology, kernels: Mapping[str, str]) -> tuple[int, ...]:
+def _shape(network: Editable, name: str, present: tuple[int, ...], after: Topology, kernels: Mapping[str, str]) -> tuple[int, ...]:
     """The shape that a tensor must have in a topology, as it is stored."""
     path, _, leaf = name.rpartition(".")
     if leaf == "weight" and path in network.layers:
@@ -93,7 +90,7 @@ def _shape(network: Network, name: str, present: tuple[int, ...], after: Topolog
     return shape_with(network, name, present, after.units)
 
 
-def shape_with(network: Network, name: str, present: tuple[int, ...], units: Mapping[str, int]) -> tuple[int, ...]:
+def shape_with(network: Editable, name: str, present: tuple[int, ...], units: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that a tensor must have where spaces have so many units."""
     return tuple(
         axis_length(axis, units) if axis and not isinstance(axis, ConnectionsAxis) else size

@@ -70,6 +70,14 @@ class Inheritance:
     factors: NDArray[np.float64]  # (M,)
 
 
+def hidden_units(topology: Topology, space: str) -> int:
+    """How many units a space has. ValueError unless it is hidden."""
+    found = topology.space(space)
+    if found.role != "hidden":
+        raise ValueError(f"space {space!r} is the {found.role}, but must be hidden; input and output are fixed")
+    return found.units
+
+
 def check_merges(space: str, count: int, merges: Sequence[Merge]) -> None:
     """ValueError unless every merge removes another unit of the space in favour of units that stay."""
     removed = {merge.unit for merge in merges}

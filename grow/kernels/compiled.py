@@ -12,81 +12,26 @@ Legend: B batch, O / I target / source entries, E connections, T samples of a ti
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grow.kernels import csr
 from grow.kernels.base import Convolve, Geometry, Kernel, Product
+from grow.kernels.lines import Lines, loops_of, run
 from grow.kernels.opaque import opaque
 from grow.kernels.orders import by_columns, by_rows
+from grow.kernels.windows import Convolution
 
 if TYPE_CHECKING:
     from grow.kernels.loops import Loops
 
 READS_TO_COPY = 64
 """Reads of a feature that make up for a copy of it."""
-
-PANEL_COLUMNS = 1024
-"""Columns whose tiles fit half of a core's own cache, usually 1 MiB."""
-
-PANEL_CONNECTIONS = 64
-"""Connections of a row in a panel that make up for its sum being written and read once more."""
-
-
-@dataclass(frozen=True, eq=False)
-class Lines:
-    """The connections of each row of a matrix: ``starts`` (rows * panels + 1,) into their ``others`` (E,), the columns that they read."""
-
-    starts: Tensor
-    others: Tensor
-    panels: int = 1
-
-    @staticmethod
-    def of(starts: Tensor, others: Tensor, width: int) -> Lines:
-        """Lines of rows that start so (rows + 1,), and read these of ``width`` columns (E,), in ascending order within each row."""
-        rows = len(starts) - 1
-        panels = max(1, min(-(-width // PANEL_COLUMNS), len(others) // (PANEL_CONNECTIONS * rows)))
-        if panels == 1:
-            return Lines(starts, others)
-        row = torch.arange(rows).repeat_interleave(starts.diff())
-        ends = torch.bincount(row * panels + others // -(-width // panels), minlength=rows * panels).cumsum(0)
-        return Lines(torch.cat([ends.new_zeros(1), ends]).int(), others, panels)
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return (len(self.starts) - 1) // self.panels
-
-    @cached_property
-    def addresses(self) -> tuple[int, int, int]:
-        """Panels, and where the indices lie."""
-        return self.panels, self.starts.data_ptr(), self.others.data_ptr()
-
-    @cached_property
-    def whole(self) -> list[tuple[int, int]]:
-        """All rows in one part."""
-        return [(0, self.rows)]
-
-    def parts(self) -> list[tuple[int, int]]:
-        """First and last row of one part for each of torch's threads, equal in connections."""
-        threads = torch.get_num_threads()
-        return self.whole if threads == 1 else _parts(self, threads)
-
-
-def _parts(lines: Lines, threads: int) -> list[tuple[int, int]]:
-    rows = lines.rows
-    work = lines.starts[:: lines.panels].numpy() + np.arange(rows + 1)  # an empty row costs something too
-    bounds = np.searchsorted(work, np.linspace(0, work[-1], threads + 1)[1:-1]).tolist()
-    return [(first, last) for first, last in zip([0, *bounds], [*bounds, rows], strict=True) if first < last]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,29 +175,6 @@ def _like_input(dx: Tiles, row_major: bool, loops: Loops) -> Tensor:
     return gradient
 
 
-def loops_of(dtype: torch.dtype, batch: int) -> Loops:
-    """The loops for a dtype that the kernel declares, and a batch."""
-    from grow.kernels.loops import loops  # numba takes longer to import than all else
-
-    return loops(dtype, batch)
-
-
-def run(loop: Callable[..., None], lines: Lines, *arguments: int) -> None:
-    """Run a loop over all lines, a part on each of torch's threads."""
-    parts = lines.parts()
-    if len(parts) == 1:
-        loop(*parts[0], *arguments)
-    else:
-        for done in [_pool(os.getpid(), len(parts)).submit(loop, *part, *arguments) for part in parts]:
-            done.result()
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this very process: a fork inherits none."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="grow-kernel")
-
-
 @cache
 def available() -> bool:
     """Whether numba is here and can compile for this machine."""
@@ -352,8 +274,6 @@ def prepare_convolution(positions: Tensor, geometry: Geometry) -> Convolve | Non
     """Convolution with the values (E,) of the connections at sorted flat positions; None but for stride 1 on the CPU."""
     if geometry.stride != (1, 1) or positions.device.type != "cpu" or not available():
         return None
-    from grow.kernels.windows import Convolution
-
     return Convolution(positions, geometry)
 
 

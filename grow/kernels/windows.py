@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grow.kernels.base import Geometry
-from grow.kernels.compiled import Lines, loops_of, run
+from grow.kernels.lines import Lines, loops_of, run
 from grow.kernels.orders import by_columns, by_rows
 
 if TYPE_CHECKING:

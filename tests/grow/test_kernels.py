@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from grow.kernels import KERNELS, Kernel, KernelCase, UnfitStructureError, compiled, csr, fastest, suited
-from grow.kernels.compiled import Lines
+from grow.kernels.lines import Lines
 from grow.kernels.orders import by_rows
 from grow.kernels.radix import Circle, Tiles, circle_of, wiring_of
 from grow.network import Network
