@@ -22,6 +22,7 @@ from grow.axes import IntArray
 from grow.kernels import KERNELS, Product, Storage
 from grow.kernels.base import Convolve, Geometry
 from grow.kernels.dense import masked
+from grow.kernels.linear import linear
 
 UNPREPARED = "products are prepared outside of the graph; call network.compile() in place of torch.compile(network)"
 
@@ -163,7 +164,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """X (B, ..., I) -> (B, ..., O)."""
         if self.storage == "dense":
-            return functional.linear(x, masked(self.weight, self.mask), self.bias)
+            return linear(x, masked(self.weight, self.mask), self.bias)
         if x.dim() == 2:
             return self.multiply(x)
         return self.multiply(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.weight_shape[0])

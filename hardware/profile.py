@@ -526,13 +526,16 @@ def machine() -> dict[str, str]:
 
 
 def kernels() -> str:
-    """The kernels that are measured here, with the version of what compiles them: where that is missing, another one takes their place."""
+    """The kernels that are measured here, with what computes or compiles them: another one takes the place of those that miss it."""
+    from grow.kernels.linear import library
     from hardware.sweep.grid import COMPILERS, QUICK
 
     found = []
     for name in QUICK.all_kernels:
         compiler = COMPILERS.get(name)
-        if compiler is None:
+        if name == "dense":
+            found.append(f"{name} ({library()})")
+        elif compiler is None:
             found.append(name)
         elif find_spec(compiler) is not None:
             found.append(f"{name} ({compiler} {version(compiler)})")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from grow.kernels.base import Kernel, Product
+from grow.kernels.linear import linear
 
 MASK_VALUES = 2**17
 """Values of a mask that are applied at a time: they fit half of a core's own cache, usually 1 MiB."""
@@ -58,13 +58,13 @@ def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
 def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
     """Product with a dense weight (O, I)."""
     if positions is None:
-        return functional.linear
+        return linear
     mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool, device=positions.device)
     mask[positions] = True
     mask = mask.reshape(shape)
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return functional.linear(x, masked(weight, mask), bias)
+        return linear(x, masked(weight, mask), bias)
 
     return product
 

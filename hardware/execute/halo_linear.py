@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grow.kernels.linear import input_gradient, linear, weight_gradient
 from grow.layers import SparseLinear
 from hardware.execute.moves import Halo
 
@@ -29,7 +30,7 @@ class _Product(torch.autograd.Function):
         ctx.layer, ctx.halo = layer, halo
         if layer.storage == "dense":
             ctx.save_for_backward(values, weight)
-            return nn.functional.linear(values, weight, bias)
+            return linear(values, weight, bias)
         leaves = [tensor.detach().requires_grad_(needed) for tensor, needed in _needed((values, weight, bias), ctx.needs_input_grad)]
         with torch.enable_grad():
             y = layer.product()(leaves[0], leaves[1], leaves[2] if bias is not None else None)
@@ -48,9 +49,9 @@ class _Product(torch.autograd.Function):
             inner, grad_weight, grad_bias = (next(found) if needed else None for needed in (of_x, of_weight, of_bias))
             return None if inner is None else halo.backward(inner), grad_weight, grad_bias, None, None
         values, weight = ctx.saved_tensors
-        inner = upstream @ weight if of_x else None  # (B, S + H)
+        inner = input_gradient(upstream, weight) if of_x else None  # (B, S + H)
         returning = None if inner is None else halo.set_out(inner)
-        grad_weight = upstream.t() @ values if of_weight else None
+        grad_weight = weight_gradient(upstream, values) if of_weight else None
         if grad_weight is not None and layer.mask is not None:
             grad_weight *= layer.mask
         grad_bias = upstream.sum(0) if of_bias else None
