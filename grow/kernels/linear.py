@@ -80,8 +80,13 @@ def _large(first: Tensor, second: Tensor, multiplications: int) -> bool:
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """Left (M, K), right (N, K) -> (M, N)."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(_packed(left), _packed(right), bias, "none", [], "")
     return found
+
+
+def _packed(matrix: Tensor) -> Tensor:
+    """The matrix in memory of its own, by rows or by columns: of others oneDNN takes each number singly."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 class _Linear(torch.autograd.Function):
