@@ -14,7 +14,7 @@ there are too few.
 
 Peers are fixed when a trial first begins, so that the decision is the same however often its worker is killed, and depends on nothing
 but what was told by then: one after the other, trials end alike in every run. A bet, not a bound: a trial that would have done better
-than all of its kind from a rung on is lost.
+than all of its kind from a rung on is lost. The sampler is told how far the best of the courses stayed below the accuracy that is wanted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from search.rundir import TrialFolder
 RUNGS = (0.1, 0.2, 0.3, 0.5, 0.7)
 """Shares of a training after which it may end."""
 
-OF_ITS_KIND, OF_ANY_KIND = 4, 3
+OF_ITS_KIND, OF_ANY_KIND = 8, 3
 """Different courses that a trial is judged by at least: of peers with its seed topology, else of all. The two baselines took the same."""
 
 
@@ -78,8 +78,16 @@ def rung_steps(steps: int) -> dict[int, int]:
     return {step: rung for step, rung in found.items() if 0 < step < steps}
 
 
-def decide(mine: Reached, rung: int, initial: str, by: Yardstick) -> str | None:
-    """Why a training that began from a seed topology ends at a rung, None where it goes on."""
+@dataclass(frozen=True)
+class Ending:
+    """Why a training ends at a rung. accuracy: the best that a course from there leads to."""
+
+    reason: str
+    accuracy: float
+
+
+def decide(mine: Reached, rung: int, initial: str, by: Yardstick) -> Ending | None:
+    """How a training that began from a seed topology ends at a rung, None where it goes on."""
     courses = _courses(rung, initial, by.peers)
     error = max(0.0, 1 - mine.accuracy - _chance(mine.accuracy, by.samples))
     ends = [Reached(1 - error * course.accuracy, mine.samples_per_s * course.samples_per_s) for course in courses]
@@ -88,7 +96,8 @@ def decide(mine: Reached, rung: int, initial: str, by: Yardstick) -> str | None:
     if not courses or poor + behind < len(courses):
         return None
     where = f"{poor} below the accuracy wanted, {behind} behind other trials"
-    return f"no way to the front after {RUNGS[rung]:.0%} of the training: of {len(courses)} courses from there, {where}"
+    reason = f"no way to the front after {RUNGS[rung]:.0%} of the training: of {len(courses)} courses from there, {where}"
+    return Ending(reason, max(end.accuracy for end in ends))
 
 
 def _courses(rung: int, initial: str, peers: Sequence[Peer]) -> set[Reached]:

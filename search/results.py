@@ -242,7 +242,7 @@ def trial_state(trial: FrozenTrial) -> TrialState:
     """The state of a trial."""
     from optuna.trial import TrialState as Optuna
 
-    from search.storage import broken, feasible
+    from search.storage import MEMORY, broken, feasible
 
     match trial.state:
         case Optuna.COMPLETE:
@@ -250,7 +250,7 @@ def trial_state(trial: FrozenTrial) -> TrialState:
         case Optuna.FAIL:
             return "failed"
         case Optuna.PRUNED:
-            return "infeasible" if broken(trial) else "stopped_early"
+            return "infeasible" if MEMORY in broken(trial) else "stopped_early"
         case _:
             return "running"
 

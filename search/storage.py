@@ -232,8 +232,14 @@ def _attribute(study: optuna.Study, number: int, name: str, value: object) -> No
     optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id).set_user_attr(name, value)
 
 
-def tell_stopped_early(study: optuna.Study, number: int, reason: str) -> None:
-    """Enter that a trial fell behind others and was not trained to its end; it has no values."""
+def tell_stopped_early(study: optuna.Study, number: int, reason: str, shortfall: float | None = None) -> None:
+    """Enter that a trial fell behind others and was not trained to its end; it has no values.
+
+    shortfall: accuracy that it lacked by the best of the courses that it was judged by, None where that is not known. Without it, a
+    sampler would take what was hopeless for feasible, and draw alike where few trials are.
+    """
+    if shortfall is not None:
+        _constrain(study, number, {TOLERANCE: shortfall})
     _attribute(study, number, FAILURE, reason)
     study.tell(number, state=TrialState.PRUNED)
 

@@ -24,7 +24,7 @@ from grow.train import DivergedError, Session, accuracy, evaluate, train
 from hardware.profile import Profile
 from search import build
 from search.build import Material
-from search.early_stopping import Reached, decide, noted, read_yardstick, rung_steps
+from search.early_stopping import Ending, Reached, decide, noted, read_yardstick, rung_steps
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.files import append_line, locked, read_json, read_lines, write_json, write_text
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
@@ -77,7 +77,7 @@ def _work(path: Path) -> None:
         if behind is None:
             result = {"state": "complete", **asdict(build.figures(training, recipe, profile))}
         else:
-            result = {"state": "stopped_early", "failure": behind, "step": training.step}
+            result = {"state": "stopped_early", "failure": behind.reason, "step": training.step, "expected_accuracy": behind.accuracy}
         checkpoint.save_session(files.checkpoint, training, {RESULT: result})  # with the final partition
         write_json(files.result, result)
 
@@ -103,7 +103,7 @@ def begin(material: Material, profile: Profile, files: TrialFolder, saved: Check
     return training
 
 
-def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Signals, profile: Profile) -> str | None:
+def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Signals, profile: Profile) -> Ending | None:
     """Train to the end, with metrics and checkpoints on the way; or until no way leads to the front any more: then why."""
     judged = read_yardstick(files)
     rungs = {} if judged is None else rung_steps(recipe.steps)

@@ -94,7 +94,7 @@ class Outcomes:
             case "infeasible":
                 tell_infeasible(self._study, number, str(result["failure"]))
             case "stopped_early":
-                tell_stopped_early(self._study, number, str(result["failure"]))
+                tell_stopped_early(self._study, number, str(result["failure"]), self._shortfall(result))
             case _:
                 accuracy = number_in(result, "accuracy")
                 lowest = accuracy - self._options.tolerance / 100 if number == DENSE else self._trials.lowest_accuracy()
@@ -102,6 +102,11 @@ class Outcomes:
                 if number == DENSE:
                     self._fix_reference(lowest)
                 tell_complete(self._study, number, accuracy, self._throughput(number, result), lowest, _memory(result))
+
+    def _shortfall(self, result: Mapping[str, object]) -> float | None:
+        """Accuracy that a trial which ended early would have lacked; None in a result that an earlier version wrote."""
+        lowest = self._trials.lowest_accuracy()
+        return None if lowest is None or "expected_accuracy" not in result else lowest - number_in(result, "expected_accuracy")
 
     def _throughput(self, number: int, result: Mapping[str, object]) -> float:
         if self._options.throughput == "predicted":

@@ -25,7 +25,8 @@ def measured(arguments: argparse.Namespace, runs: Path, case: Case) -> dict[str,
     study, sampler, ours, random = str(case["study"]), str(case["sampler"]), [], []
     for seed in range(arguments.seeds):
         for found, choice in ((ours, sampler), (random, "random")):
-            found.append(searches.searched(arguments, runs, study, seed, choice, ["--sampler", choice, "--no-early-stopping"]))
+            run = searches.searched(arguments, runs, study, seed, choice, ["--sampler", choice, "--no-early-stopping"])
+            found.append(searches.outcome(run))
         sys.stderr.write(f"{study}, seed {seed}: {sampler} {ours[-1]}, random {random[-1]}\n")
         assert ours[-1].reference == random[-1].reference
     ratios = [mine.hypervolume / theirs.hypervolume for mine, theirs in zip(ours, random, strict=True)]

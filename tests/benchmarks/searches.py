@@ -10,16 +10,17 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from search.changes import changes
 from search.compare import throughput
-from search.files import last_line
+from search.files import last_line, read_json
 from search.hypervolume import hypervolume
-from search.options import Options, RunRecord
+from search.options import Options, RunRecord, startup_of
 from search.rehearsal import configuration
-from search.results import RunDocument, document
+from search.results import document
 from search.rundir import RunFolder
 from tests.benchmarks.rows import add_options
 
@@ -31,11 +32,12 @@ NO_USABLE_TRIAL = 3
 class Outcome:
     """What became of a search.
 
-    samples: training samples of all trials together, of those that were stopped up to there; stopped: how many were. reference: the lowest
-    accuracy within the tolerance and no samples/s, fixed by trial 0; hypervolume: beyond it, samples/s; beyond_dense: beyond the dense
-    start network's throughput on one device too, which every search has for nothing.
+    trials: how many. samples: training samples of all of them together, of those that were stopped up to there; stopped: how many were.
+    reference: the lowest accuracy within the tolerance and no samples/s, fixed by trial 0; hypervolume: beyond it, samples/s; beyond_dense:
+    beyond the dense start network's throughput on one device too, which every search has for nothing.
     """
 
+    trials: int
     samples: int
     stopped: int
     reference: tuple[float, float]
@@ -69,17 +71,18 @@ def folder_of_runs(arguments: argparse.Namespace) -> Iterator[Path]:
         yield Path(folder)
 
 
-def searched(arguments: argparse.Namespace, runs: Path, study: str, seed: int, label: str, more: Sequence[str]) -> Outcome:
-    """Search with these further options, unless that is done already: then it must be what this search would be."""
+def searched(arguments: argparse.Namespace, runs: Path, study: str, seed: int, label: str, more: Sequence[str]) -> RunFolder:
+    """Search with these further options, unless that is done already: then it must be what this search would be, or go on from it."""
     name = f"{study}-{label}-{seed}"
     folder = RunFolder(runs / name)
-    given = ["--study", study, "--gpus", str(arguments.gpus), "--trials", str(arguments.trials), "--seed", str(seed), *more]
+    trials = str(_trials_of(folder, arguments.trials))
+    given = ["--study", study, "--gpus", str(arguments.gpus), "--trials", trials, "--seed", str(seed), *more]
     named = {"--hardware": arguments.hardware, "--network": arguments.network, "--data-dir": arguments.data_dir}
     given += [part for option, value in named.items() if value is not None for part in (option, value)]
     given += [part for setting in arguments.set for part in ("--set", setting)]
     if not folder.path.exists():
         _grow(["run", *given, "--name", name, "--runs-dir", str(runs)])
-        return outcome(folder)
+        return folder
     other = differences(folder, json.loads(_grow(["run", *given, "--print-config", "--json"])))
     if other:
         raise SystemExit(
@@ -87,7 +90,31 @@ def searched(arguments: argparse.Namespace, runs: Path, study: str, seed: int, l
         )
     if document(folder)["state"] != "complete":
         _grow(["resume", str(folder.path)])
-    return outcome(folder)
+    return folder
+
+
+def _trials_of(folder: RunFolder, asked: int) -> int:
+    """The budget that a search may have: what is asked for, or more where it began with that and was given more."""
+    if not folder.path.exists() or RunRecord.read(folder).startup != startup_of(asked):
+        return asked
+    return max(asked, Options.read(folder).trials)
+
+
+def extended(folder: RunFolder, samples: float) -> None:
+    """Let a search go on while a whole training more stays within so many training samples, those of its former trials included."""
+    while (more := affordable(folder, samples)) > 0:
+        _grow(["resume", str(folder.path), "--add", str(more)])
+
+
+def affordable(folder: RunFolder, samples: float) -> int:
+    """How many whole trainings more stay within so many training samples."""
+    return max(0, int((samples - sum(_taken(folder))) // _whole(folder)))
+
+
+def trials_within(folder: RunFolder, samples: float) -> int:
+    """How many of a search's trials began while a whole training more stayed within so many training samples."""
+    left = [samples - before for before in accumulate(_taken(folder), initial=0)]
+    return next((number for number, rest in enumerate(left) if rest < _whole(folder)), len(left) - 1)
 
 
 def differences(folder: RunFolder, asked: Mapping[str, Any]) -> list[str]:
@@ -109,25 +136,33 @@ def _grow(arguments: Sequence[str]) -> bytes:
     return done.stdout
 
 
-def outcome(folder: RunFolder) -> Outcome:
-    """What became of the search in a folder."""
+def outcome(folder: RunFolder, trials: int | None = None) -> Outcome:
+    """What became of the search in a folder, by its end or after so many trials."""
     found = document(folder)
-    reference, word = found["reference"], found["objective"]
+    reference, word, first = found["reference"], found["objective"], found["trials"][:trials]
     dense = throughput(found["trials"][0], word)
     assert reference is not None
     assert dense is not None
-    members = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
-    points = [(trial["accuracy"] or 0.0, throughput(trial, word) or 0.0) for trial in members]
+    points = [(trial["accuracy"] or 0.0, throughput(trial, word) or 0.0) for trial in first if trial["state"] == "complete"]
     lowest = reference["accuracy"]
     return Outcome(
-        samples=sum(_samples(folder, found, number) for number in range(len(found["trials"]))),
-        stopped=sum(trial["state"] == "stopped_early" for trial in found["trials"]),
+        trials=len(first),
+        samples=sum(_taken(folder)[:trials]),
+        stopped=sum(trial["state"] == "stopped_early" for trial in first),
         reference=(lowest, reference["samples_per_s"]),
         hypervolume=hypervolume(points, (lowest, reference["samples_per_s"])),
         beyond_dense=hypervolume(points, (lowest, dense)),
     )
 
 
-def _samples(folder: RunFolder, found: RunDocument, number: int) -> int:
-    last = last_line(folder.trial(number).metrics)
-    return 0 if last is None else int(str(last["step"])) * int(str(found["trials"][number]["recipe"]["batch_size"]))
+def _taken(folder: RunFolder) -> list[int]:
+    """Training samples that each trial has seen."""
+    found = (folder.trial(number) for number in range(len(document(folder)["trials"])))
+    lines = ((read_json(files.recipe), last_line(files.metrics)) for files in found)
+    return [0 if last is None else int(str(last["step"])) * int(str(recipe["batch_size"])) for recipe, last in lines]
+
+
+def _whole(folder: RunFolder) -> int:
+    """Training samples of a trial that goes to its end; steps and batch must not be searched."""
+    recipe = read_json(folder.trial(0).recipe)
+    return int(str(recipe["steps"])) * int(str(recipe["batch_size"]))

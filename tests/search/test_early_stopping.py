@@ -13,6 +13,7 @@ from search.early_stopping import (
     OF_ANY_KIND,
     OF_ITS_KIND,
     RUNGS,
+    Ending,
     Peer,
     Reached,
     Yardstick,
@@ -24,9 +25,9 @@ from search.early_stopping import (
 )
 from search.early_stopping import reached as reached_at
 from search.errors import RunNotFoundError
-from search.files import append_line, read_lines
+from search.files import append_line, read_json, read_lines
 from search.rundir import TrialFolder
-from search.storage import FAILURE, read_trials
+from search.storage import FAILURE, TOLERANCE, read_trials
 from tests.search.conftest import STUDY, Grow
 from tests.search.test_interruption import kill, started, steps, until
 
@@ -36,12 +37,12 @@ LOWEST = 0.6
 
 reached = st.builds(Reached, st.integers(0, 20).map(lambda n: n / 20), st.integers(1, 9).map(float))
 kinds = st.sampled_from(["dense", "erk"])
-some = st.lists(st.tuples(kinds, st.booleans(), st.lists(reached, max_size=3), reached), max_size=8).map(
+some = st.lists(st.tuples(kinds, st.booleans(), st.lists(reached, max_size=3), reached), max_size=16).map(
     lambda found: tuple(Peer(n, kind, feasible, dict(enumerate(rungs)), end) for n, (kind, feasible, rungs, end) in enumerate(found))
 )
 
 
-def judged(mine: Reached, kind: str, peers: tuple[Peer, ...]) -> str | None:
+def judged(mine: Reached, kind: str, peers: tuple[Peer, ...]) -> Ending | None:
     return decide(mine, RUNG, kind, Yardstick(peers, LOWEST, SAMPLES))
 
 
@@ -98,16 +99,18 @@ def test_by_hand() -> None:
     told = "no way to the front after 10% of the training: of 3 courses from there, "
     assert decide(Reached(0.4, 10.0), 0, "dense", end) is None  # as the growing one: 0.88, where it is the best
     assert decide(Reached(0.0, 90.0), 0, "dense", end) is None  # at 0.8 by 45 samples/s
-    assert decide(Reached(0.0, 30.0), 0, "dense", end) == told + "2 below the accuracy wanted, 1 behind other trials"
-    assert (
-        decide(Reached(0.0, 30.0), 0, "dense", replace(end, lowest_accuracy=0.9))
-        == told + "3 below the accuracy wanted, 0 behind other trials"
-    )
+    behind = decide(Reached(0.0, 30.0), 0, "dense", end)
+    assert behind is not None
+    assert behind.reason == told + "2 below the accuracy wanted, 1 behind other trials"
+    assert behind.accuracy == pytest.approx(0.8)  # by the course of the growing one
+    poor = decide(Reached(0.0, 30.0), 0, "dense", replace(end, lowest_accuracy=0.9))
+    assert poor == Ending(told + "3 below the accuracy wanted, 0 behind other trials", behind.accuracy)
     assert decide(Reached(0.0, 1.0), 1, "dense", end) is None  # nobody was seen at that rung
     assert decide(Reached(0.0, 1.0), 0, "dense", replace(end, peers=(dense, again, pruned))) is None  # two courses are too few
-    more = tuple(peer(n, "dense", Reached(0.6, 10.0), Reached(0.7 + n / 100, 10.0)) for n in (4, 5))
+    more = tuple(peer(n, "dense", Reached(0.6, 10.0), Reached(0.7 + n / 100, 10.0)) for n in range(4, 4 + OF_ITS_KIND - 2))
     kin = replace(end, peers=(*end.peers, *more))
     assert decide(Reached(0.0, 90.0), 0, "dense", kin) is not None  # its own kind never was so poor and did so well
+    assert decide(Reached(0.0, 90.0), 0, "dense", replace(end, peers=kin.peers[:-1])) is None  # too few of its own kind
     assert decide(Reached(0.0, 90.0), 0, "minimal", kin) is None
 
 
@@ -162,6 +165,9 @@ def test_a_run_with_early_stopping_says_who_ended_early_and_why_and_trains_the_o
         assert {line["step"]: line["rung"]["number"] for line in lines if "rung" in line}.items() <= rungs.items()
         assert (trial["accuracy"] is None) == early
         assert (told[trial["number"]].values is None) == early
+        if early:  # what it lacked by the best of the courses that it was judged by, so that no sampler takes it for feasible
+            expected = read_json(tmp_path / "runs" / "tiny-1" / "trials" / f"{trial['number']:04d}" / "result.json")["expected_accuracy"]
+            assert told[trial["number"]].constraints == {TOLERANCE: found["reference"]["accuracy"] - expected}
         assert not early or trial["failure"] == told[trial["number"]].user_attrs[FAILURE]
         assert not early or f"trial {trial['number']} stopped early: no way to the front after " in done.stderr
 

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from search import storage
 from search.options import SamplerChoice
+from search.results import trial_state
 from search.space import Choice, Float, Integer, Range
 
 RANGES: dict[str, Range] = {"density": Float(0.0, 1.0), "momentum": Float(0.0, 1.0)}
@@ -89,6 +90,22 @@ def test_a_trial_that_ran_out_of_memory_is_infeasible_has_no_values_and_stops_no
     assert (told.state, told.values, storage.broken(told)) == (TrialState.PRUNED, None, [storage.MEMORY])
     assert not storage.feasible(told)
     assert told.params.keys() == asked(study, 7, choice).params.keys()
+
+
+def test_what_ended_early_for_want_of_accuracy_draws_no_others_to_it(tmp_path: Path) -> None:
+    study = storage.open_study(tmp_path / "study.journal", "run")
+    for number in range(12):
+        storage.add_running(study, "search", asked(study, number, "random"))
+        density = float(study.trials[number].params["density"])
+        if density > 0.6:
+            storage.tell_stopped_early(study, number, "no way to the front", density)
+        else:
+            storage.tell_complete(study, number, 0.5, 1.0, 0.5 + density)
+    ended = [trial for trial in study.trials if trial.values is None]
+    assert 2 < len(ended) < 10
+    assert {trial_state(trial) for trial in ended} == {"stopped_early"}
+    drawn = [storage.ask(study.trials, RANGES, {}, seed=seed, startup=5).params["density"] for seed in range(20)]
+    assert mean(float(str(density)) for density in drawn) < 0.4  # none is feasible, but those that are nearly so are not dense
 
 
 def test_memory_beyond_the_devices_is_a_broken_constraint(tmp_path: Path) -> None:
