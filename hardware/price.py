@@ -16,8 +16,7 @@ from statistics import median
 import numpy as np
 
 from hardware.partition import Partition
-from hardware.profile import Profile, table_name
-from hardware.share import KERNELS
+from hardware.profile import Profile
 from hardware.workload import LayerWork, Workload
 
 HALO_SHARE = 0.05
@@ -33,8 +32,8 @@ DENSEST = 0.5
 def price_by_time(work: Workload, partition: Partition, profile: Profile, batch: int) -> float:
     """Connections whose forward and backward pass takes as long as the exchange of one halo unit: median over the layers that exchange.
 
-    Connections are computed by the sparse kernel: the time of a dense product does not depend on how many there are. Infinite where one
-    connection more takes no time, since latency is all. ValueError where no hidden space reads another, so that nothing can cross.
+    Connections are computed by the fastest sparse kernel: the time of a dense product does not depend on how many there are. Infinite
+    where one connection more takes no time, since latency is all. ValueError where no hidden space reads another: nothing can cross.
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}, but must be at least 1; name the samples of one step")
@@ -72,10 +71,12 @@ def halo_unit_seconds(profile: Profile, parts: int, own: float, values: float) -
 
 
 def connection_seconds(profile: Profile, layer: LayerWork, parts: int, batch: int) -> float:
-    """Time that one more connection of a layer takes in a step on one of the parts."""
-    rows, columns = layer.rows / parts, layer.columns * layer.taps
+    """Time that one more connection of a layer takes in a step on one of the parts, with the sparse kernel that is the fastest there."""
+    rows, columns = round(layer.rows / parts), layer.columns * layer.taps
     density = min(layer.connections / (layer.rows * columns), DENSEST)
-    sparse = profile.measured([kernel for kernel in KERNELS if kernel != "dense"], convolution=layer.convolution)
-    name, samples = table_name(sparse[0], convolution=layer.convolution), batch * layer.target_values
-    less, more = (profile.seconds(name, round(rows), columns, factor * density, samples, parts) for factor in (1.0, MORE))
-    return max(more - less, 0.0) / ((MORE - 1) * density * round(rows) * columns)
+    local = layer.case(rows, layer.columns, layer.connections // parts, batch, profile.devices[0].kind, parts)
+    case = replace(local, density=density, unfit=local.unfit | {"dense"})
+    less_s, kernel = profile.fastest(case)
+    more_s = profile.timings(kernel, replace(case, density=MORE * density))
+    assert more_s is not None
+    return max(more_s - less_s, 0.0) / ((MORE - 1) * density * rows * columns)

@@ -13,7 +13,7 @@ import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -363,13 +363,6 @@ class Profile:
             kernel = table_name("dense", convolution=kernel.startswith("conv "))
         counts = [count for name, count in self._contention_tables if name == kernel and count <= devices]
         return self._contention_tables[kernel, max(counts)].within(size_bytes) if counts else 1.0
-
-    def measured(self, kernels: Sequence[str], *, convolution: bool) -> list[str]:
-        """Those of the kernels that have a table; ValueError if none has."""
-        found = [name for name in kernels if table_name(name, convolution=convolution) in self._kernel_tables]
-        if not found:
-            raise ValueError(f"kernels is {', '.join(kernels)}, but must name one that was measured; measure it with `grow profile`")
-        return found
 
     def timings(self, kernel: str, case: KernelCase) -> float | None:
         """What ``grow.kernels.fastest`` asks; None for what was not measured."""

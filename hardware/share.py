@@ -15,8 +15,6 @@ from hardware.partition import Partition, readers
 from hardware.profile import Profile
 from hardware.workload import LayerWork, Reads, Workload
 
-KERNELS = ("dense", "compiled", "csr")
-"""Those for connections anywhere, of which a profile has what its devices compute with."""
 POSITION_BYTES, MASK_BYTES, INDEX_BYTES = 8, 1, 4
 """Of a connection's flat position, of an entry of a mask, and of a row, a column or a place in an order."""
 

@@ -295,7 +295,7 @@ class Repartition:
 
 def repartitioned(recipe: Recipe, work: Workload, old: Mapping[str, IntArray], parts: int, costs: FloatArray | None = None) -> Partition:
     """The recipe's partition after an edit, given the parts of before, -1 for new units."""
-    price = moving_price(recipe.batch_size, recipe.update_interval, 2 if recipe.optimizer.startswith("adam") else 1)
+    price = moving_price(recipe.batch_size, recipe.update_interval, optim.MOMENTS[recipe.optimizer])
     return repartition(work, old, parts, PARTITIONERS[recipe.partitioner], recipe.imbalance, recipe.seed, costs, price=price)
 
 

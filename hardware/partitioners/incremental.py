@@ -23,8 +23,8 @@ from hardware.workload import IntArray, Workload
 def moving_price(batch: int, steps: float, state: int = 1) -> float:
     """What moving one connection costs, in copies of one value per sample, if the partition is kept for so many steps.
 
-    A connection is moved with its weight and ``state`` values of the optimizer (1 for momentum, 2 for Adam); a copy goes forward and
-    comes back, for every sample of every step. ``steps`` of 0 means that nothing is worth moving.
+    A connection is moved with its weight and ``state`` values of the optimizer (see `grow.optim.MOMENTS`); a copy goes forward and comes
+    back, for every sample of every step. ``steps`` of 0 means that nothing is worth moving.
 
     >>> moving_price(batch=256, steps=100) == 2 / (2 * 256 * 100)
     True

@@ -29,6 +29,22 @@ def trained(optimizer: torch.optim.Optimizer, parameter: Tensor, steps: list[Ten
     return parameter.detach()
 
 
+@pytest.mark.parametrize("name", optim.MOMENTS)
+def test_an_optimizer_keeps_as_many_tensors_of_a_parameters_size_as_is_said_once_connections_have_grown(name: optim.Name) -> None:
+    network = Network(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), torch.zeros(1, 4))
+    network.prune_connections({"0": np.array([0, 5])})
+    optimizer = optim.make(name, network.parameters(), 0.01)
+    network.attach(optimizer)
+    for grown in ([], [5]):
+        network.grow_connections({"0": np.array(grown, np.int64)})
+        network(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+    weight = network.layers["0"].weight
+    assert (
+        sum(isinstance(value, Tensor) and value.shape == weight.shape for value in optimizer.state[weight].values()) == optim.MOMENTS[name]
+    )
+
+
 @pytest.mark.parametrize("name", ADAMS)
 def test_nothing_grown_means_torchs_own_update_bit_for_bit(name: str) -> None:
     stock, ours = ADAMS[name]

@@ -11,7 +11,7 @@ from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
 from hardware.presets import PRESETS, preset
 from hardware.price import connection_seconds, halo_unit_seconds, machine_price, price_by_time
-from hardware.profile import Profile
+from hardware.profile import KernelTime, Profile
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import mlp
@@ -46,6 +46,21 @@ def test_it_is_the_ratio_of_two_times() -> None:
     profile = preset(PRESETS[0])
     found = halo_unit_seconds(profile, 2, 128, 64) / connection_seconds(profile, WORK.layer("fc2"), 2, 64)
     assert price_by_time(WORK, HALVES, profile, 64) == pytest.approx(found)
+
+
+@pytest.mark.parametrize(("times", "fastest"), [(3.0, 1.0), (1 / 3, 1 / 3)])
+def test_connections_are_priced_by_the_fastest_of_the_sparse_kernels(times: float, fastest: float) -> None:
+    """Another kernel than csr, which takes so many times as long as that."""
+
+    def csr(times: float, name: str = "csr") -> tuple[KernelTime, ...]:
+        found = (time for time in profile.kernels if "csr" in time.kernel)
+        return tuple(replace(time, kernel=time.kernel.replace("csr", name), seconds=times * time.seconds) for time in found)
+
+    profile = preset("pcie-2")
+    rest = tuple(time for time in profile.kernels if "csr" not in time.kernel)
+    both = replace(profile, kernels=(*profile.kernels, *csr(times, "compiled")))
+    alone = replace(profile, kernels=(*rest, *csr(fastest)))
+    assert price_by_time(WORK, HALVES, both, 256) == pytest.approx(price_by_time(WORK, HALVES, alone, 256))
 
 
 def test_a_feature_map_costs_all_its_values() -> None:

@@ -7,15 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from grow import optim
 from grow.history import History
 from grow.train import train
 from hardware.partition import Partition, imbalance
+from hardware.partitioners.incremental import moved_values
 from hardware.partitioners.local_search import LocalSearch
 from hardware.presets import preset
 from hardware.workload import Workload
 from search import build
 from search.divide import Divider
 from search.recipe import Recipe
+from tests.contracts.topologies import mlp
 from tests.search.conftest import digits_recipe
 
 
@@ -71,6 +74,21 @@ def test_parts_of_another_number_of_ranks_know_what_the_links_between_them_cost(
         assert parts is not None
         paid.append(LocalSearch(Workload.of(network.topology), Partition(dict(parts), 16), 0.1, costs).cost())
     assert paid[0] < paid[1] == paid[2]  # two devices tell nothing of sixteen
+
+
+@pytest.mark.parametrize("optimizer", optim.MOMENTS)
+def test_a_unit_moves_where_the_copies_saved_are_worth_its_weights_with_all_that_the_optimizer_keeps_of_them(
+    recipe: Recipe, optimizer: optim.Name
+) -> None:
+    """Two units of 21 values each are read on the other part alone, and trade places, or their readers of 22 values do."""
+    ring = np.arange(4)
+    layers = mlp(20, 4, 4, 20).with_index({"fc1": None, "fc2": 5 * ring, "fc3": None})
+    work, old = Workload.of(layers), {"s1": np.array([0, 0, 1, 1]), "s2": np.array([1, 0, 0, 1])}
+    moved = 21 * (1 + optim.MOMENTS[optimizer])  # values, for one value there and one back, of every sample of every step
+    for steps, stays in ((moved // 2 - 1, True), (moved // 2 + 1, False)):
+        asked = replace(recipe, optimizer=optimizer, batch_size=1, update_interval=steps)
+        after = build.repartitioned(asked, work, old, 2)
+        assert (moved_values(work, old, after) == 0) == stays
 
 
 def test_repartition_after_every_update_keeps_the_parts_balanced(recipe: Recipe) -> None:
