@@ -42,7 +42,7 @@ def obtain(
         progress(f"the cached profile of {stale.made_at} is stale, since {stale.differences()[0]}")
     from hardware import sweep
 
-    found = sweep.measure(devices, dtype, full=full, progress=progress)
+    found = sweep.measure(devices, dtype, grid=sweep.FULL if full else sweep.QUICK, progress=progress)
     keep(found, progress)
     return found
 

@@ -57,20 +57,20 @@ class Measured:
 
 
 def measure(
-    devices: tuple[Device, ...], dtype: str = "float32", *, full: bool = False, progress: Progress = lambda message: None
+    devices: tuple[Device, ...], dtype: str = "float32", *, grid: Grid = QUICK, progress: Progress = lambda message: None
 ) -> Profile:
-    """Measure these devices of this machine: in seconds, or in minutes at many more points."""
+    """Measure these devices of this machine at the points of ``grid``: QUICK in seconds, FULL in minutes."""
     from hardware.execute.ranks import run_ranks
 
     progress(f"measuring {len(devices)} x {devices[0].name}: kernels, links, collectives")
     begun = time.monotonic()
-    grid, patience_s = (FULL, 3600.0) if full else (QUICK, 300.0)
+    patience_s = 3600.0 if grid == FULL else 300.0
     first = run_ranks(measure_rank, dtype, grid, ranks=len(devices), kind=devices[0].kind, timeout_s=patience_s)[0]
     progress(f"measured in {time.monotonic() - begun:.1f} s")
     return _profile(key_of(devices, dtype), devices, [""] * len(devices), dtype, first)
 
 
-def measure_joined(rank: Rank, device: Device, host: str, dtype: str = "float32", *, full: bool = False) -> Profile | None:
+def measure_joined(rank: Rank, device: Device, host: str, dtype: str = "float32", *, grid: Grid = QUICK) -> Profile | None:
     """Measure the devices of ranks that something else started, on one host or several: the profile on rank 0, None on the others.
 
     ``host`` tells this rank's host from others. Kernels are those of rank 0's device. No single machine has such a profile, so what
@@ -81,7 +81,7 @@ def measure_joined(rank: Rank, device: Device, host: str, dtype: str = "float32"
     rank.store.set(f"device/{rank.number}", json.dumps({"host": host, "device": asdict(device)}))
     told = [json.loads(rank.store.get(f"device/{number}")) for number in range(rank.count)]
     devices = tuple(Device(**each["device"]) for each in told)
-    found = measure_rank(rank, dtype, FULL if full else QUICK)
+    found = measure_rank(rank, dtype, grid)
     distributed.barrier()
     if rank.number:
         return None

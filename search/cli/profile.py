@@ -89,7 +89,7 @@ def _joined(device: DeviceChoice, *, full: bool) -> Profile | None:
     from hardware.devices import discover, gpus
     from hardware.execute.meeting import Meeting, join, own_address
     from hardware.execute.ranks import RankError
-    from hardware.sweep import measure_joined
+    from hardware.sweep import FULL, QUICK, measure_joined
     from search.errors import RunError
     from search.train import settle
 
@@ -102,7 +102,7 @@ def _joined(device: DeviceChoice, *, full: bool) -> Profile | None:
     except RankError as error:
         raise RunError(str(error)) from error
     host = f"{platform.node()} at {own_address(meeting)}"
-    found = measure_joined(rank, replace(here, id=f"{host}/{here.id}") if kind == "cpu" else here, host, full=full)
+    found = measure_joined(rank, replace(here, id=f"{host}/{here.id}") if kind == "cpu" else here, host, grid=FULL if full else QUICK)
     settle()
     return found
 

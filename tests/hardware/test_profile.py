@@ -29,6 +29,7 @@ from hardware.profile import (
     touched_bytes,
 )
 from hardware.simulate import Task, schedule
+from hardware.sweep import Grid
 from hardware.tables import KernelTable
 
 LAYER_S, FLOP_S, CSR_FLOP_S, OVERHEAD_S = 1e-5, 1e-10, 1e-9, 1e-4
@@ -251,7 +252,7 @@ def test_what_is_cached_is_not_measured_again_and_another_machine_is(tmp_path: P
     made = made_up_profile()
     asked: list[int] = []
 
-    def measure(devices: tuple[Device, ...], dtype: str, *, full: bool, progress: object) -> Profile:
+    def measure(devices: tuple[Device, ...], dtype: str, *, grid: Grid, progress: object) -> Profile:
         asked.append(len(devices))
         return replace(made, devices=devices, key=key_of(devices, dtype))
 

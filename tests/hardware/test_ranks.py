@@ -52,14 +52,12 @@ def test_results_come_back_in_the_order_of_the_ranks(capfd: pytest.CaptureFixtur
     [
         ("raise", "rank 1 of 2 failed with ValueError: density is 1.3", 60),
         ("die", "rank 1 of 2 was killed by SIGKILL", 60),
-        pytest.param("hang", "rank [01] of 2 .*", 6, marks=pytest.mark.slow),
+        pytest.param("hang", "rank [01] of 2 did not finish within timeout_s, 6 s", 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_failure_names_rank_and_reason_and_leaves_no_process(how: str, reason: str, timeout_s: float) -> None:
-    start = time.monotonic()
     with pytest.raises(RankError, match=reason) as raised:
         run_ranks(misbehave, how, ranks=2, timeout_s=timeout_s)
-    assert time.monotonic() - start < 30
     assert ("misbehave" in "".join(getattr(raised.value, "__notes__", []))) == (how == "raise")
 
 

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from hardware.devices import discover
+from hardware.sweep import Grid, measure
 from search.definition import StudyReference
 from search.recipe import Recipe
 from tests.search.in_process import Commands
@@ -37,6 +39,25 @@ tiny = StudyDefinition.from_samples(
     settings={"steps": 30, "batch_size": 64, "optimizer": "sgd", "initial": "dense", "update_interval": 5},
 )
 """
+
+
+FEW = Grid(
+    kernels=("dense", "csr", "compiled"),
+    rows=(16, 128),
+    columns=(64, 256),
+    batches=(32, 128),
+    densities=(0.1, 0.3, 0.5),
+    conv_rows=(4, 8),
+    conv_columns=(25, 50),
+    conv_batches=(64, 128),
+    wide_columns=100,
+    wide_batch=256,
+    sizes=(8, 2**12, 2**15, 2**18),
+    exchanged_bytes=2**15,
+    repeats=6,
+    budget_s=0.005,
+)
+"""About what layers of the study digits are: a machine is known by it in a fifth of the time."""
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +91,7 @@ def grow(commands: Commands) -> Grow:
 
 
 @pytest.fixture(scope="session")
-def digits(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+def digits(commands: Commands, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     """A finished run of the study digits, made once and only read: its folder, its JSON, and what it said on stderr."""
     folder = shared(tmp_path_factory) / "digits"
     folder.mkdir(exist_ok=True)
@@ -78,6 +99,8 @@ def digits(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> tupl
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
+            known = measure(discover("auto", 2).devices, grid=FEW)
+            known.save(Path(environment["XDG_CACHE_HOME"]) / "grow" / "profiles" / f"{known.key}.json")
             budget = ("--gpus", "2", "--trials", "4", "--tolerance", "100", "--set", "steps=60")
             done = commands("run", "--study", "digits", *budget, "--json", cwd=folder)
             assert done.returncode == 0, done.stderr

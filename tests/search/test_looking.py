@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -224,9 +223,7 @@ def test_a_watched_run_is_followed_to_its_end_and_never_touched(
             write_json(run / "run.json", {**record, "state": end})
             if end == "running":
                 (run / "run.lock").write_text(json.dumps(json.loads((run / "run.lock").read_text()) | {"started": 1}))
-            begun = time.monotonic()
             stdout, stderr = process.communicate(timeout=30)
-    assert time.monotonic() - begun < 10
     assert process.returncode == code
     assert sum("started" in line for line in lines) == sum("complete" in line for line in lines) == 4
     assert ("Pareto front" in stdout) == (code == 0)

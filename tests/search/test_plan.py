@@ -77,7 +77,6 @@ def test_candidates_are_timed_on_networks_that_the_ranks_draw_themselves() -> No
     here = replace(profile, devices=tuple(replace(device, kind="cpu") for device in profile.devices))
     seconds = planning._clock(subject, here, 1.0, candidates)
     assert len(seconds) == len(candidates)
-    assert all(0 < step_s < 10 for step_s in seconds)
     again = planning.timed_job(unpack(pack(planning.Timed.of(subject, candidates[0])))).network
     assert again.topology.connections == subject.network.topology.connections
     assert all(torch.equal(tensor, subject.network.state_dict()[name]) for name, tensor in again.state_dict().items())
