@@ -72,7 +72,7 @@ class Candidates:
             if not len(local):
                 continue
             flat = score(evidence).reshape(-1)
-            chosen = flat if len(local) == len(flat) else flat[torch.from_numpy(local).to(flat.device)]
+            chosen = flat if len(local) == len(flat) else flat.index_select(0, torch.from_numpy(local).to(flat.device))
             yield positions, chosen.to(torch.float32).cpu().numpy()
 
     def above(

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from grow.axes import ConnectionsAxis
 from grow.checkpoint_file import Checkpoint, CheckpointError, last_whole, latest, read, write
 from grow.editing.insertion import Insertion
+from grow.kernels import Picked
 from grow.network import Network
 from grow.session import Session
 
@@ -99,6 +100,7 @@ def restore(network: Network, checkpoint: Checkpoint, optimizer: torch.optim.Opt
         with torch.random.fork_rng():
             take_on(copy.deepcopy(network))
     take_on(network)
+    network.picked = {site["layer"]: Picked(**site["picked"]) for site in meta["layers"] if site.get("picked") is not None}
     if optimizer is not None:
         _restore_optimizer(network, optimizer, checkpoint)
 
@@ -194,7 +196,13 @@ def describe(network: Network) -> dict[str, object]:
         "insertions": [asdict(insertion) for insertion in network.insertions],
         "units": dict(network.topology.units),
         "layers": [
-            {"layer": path, "shape": list(layer.weight_shape), "kernel": layer.kernel, "connections": layer.connections}
+            {
+                "layer": path,
+                "shape": list(layer.weight_shape),
+                "kernel": layer.kernel,
+                "connections": layer.connections,
+                "picked": asdict(network.picked[path]) if path in network.picked else None,
+            }
             for path, layer in network.layers.items()
         ],
         "axes": {

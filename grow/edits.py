@@ -44,7 +44,7 @@ _PHASES = ("train", "prune", "tidy", "units", "grow", "shed", "merge", "insert")
 
 
 def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -> None:
-    """Edit the network as decided, choose kernels anew, and note the event. ``accuracy``: what was reported, for the event."""
+    """Edit the network as decided, and note the event. ``accuracy``: what was reported, for the event."""
     network, before = session.network, session.network.topology
     session.optimizer.zero_grad()  # stale already: edits need not carry them
     loss_before = probe(session)
@@ -53,8 +53,6 @@ def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -
     after = network.topology
     if after is before and what != "accept":
         return
-    if session.methods.timings is not None and after is not before:
-        choose_kernels(network, session.methods.timings, session.task.batch_size)
     if _leaves_output(session, decision):
         session.probed = (session.step, network.topology, loss_before)
     units = {space: abs(count - before.units.get(space, 0)) for space, count in after.units.items() if count != before.units.get(space, 0)}
@@ -86,13 +84,16 @@ def _leaves_output(session: Session, decision: Edit) -> bool:
     return False
 
 
-def choose_kernels(network: Network, timings: Timings, batch: int) -> None:
-    """Compute every layer by its fastest kernel."""
+def choose_kernels(network: Network, timings: Timings, batch: int, within: float | None = None) -> None:
+    """Compute every layer by its fastest kernel.
+
+    within: layers that have changed by no larger a share since theirs was picked keep it; None: none does.
+    """
 
     def choose(case: KernelCase) -> str:
         return fastest(case, timings, KERNELS) if case.density < 1 else "dense"
 
-    network.use_kernels(choose, batch)
+    network.use_kernels(choose, batch, within)
 
 
 def birth_degrees(topology: Topology, space: str) -> tuple[int, int]:

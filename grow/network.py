@@ -37,7 +37,7 @@ from grow.editing.removing import merged, removed, without_constants
 from grow.editing.restoring import checked_parts, restored
 from grow.editing.units import Births, Merge
 from grow.follow import Follower, Record
-from grow.kernels import KERNELS, KernelCase, suited, unfit
+from grow.kernels import KERNELS, KernelCase, Picked, suited, unfit
 from grow.layers import SparseConv2d, SparseLayer, SparseLinear
 from grow.optim import check_editable
 from grow.topology import Connections, Space, Topology, unconnected
@@ -70,6 +70,7 @@ class Network(nn.Module):
         self.example = example.detach().clone()
         self.parts: dict[str, IntArray] | None = None
         self.ways: FloatArray | None = None
+        self.picked: dict[str, Picked] = {}
         self._place: Place | None = None
         self._spaces, self._sites, self._fills = traced.spaces, traced.sites, traced.fills
         self._axes = dict(traced.axes)
@@ -79,6 +80,7 @@ class Network(nn.Module):
         self._records: list[Record] = []
         self._topology: Topology | None = None
         self._layers: dict[str, SparseLinear | SparseConv2d] | None = None
+        self._owners: dict[str, tuple[nn.Module, str]] | None = None  # modules of the tensors that have axes
 
     def forward(self, x: Tensor) -> Tensor:
         """The module's output."""
@@ -120,7 +122,7 @@ class Network(nn.Module):
     def __getstate__(self) -> dict[str, object]:
         """A graph that is copied loses what its nodes carry."""
         values = [node.meta.get(VALUE) for node in self.module.graph.nodes]
-        return {**self.__dict__, "_compiled_call_impl": None, "_layers": None, "_values": values}
+        return {**self.__dict__, "_compiled_call_impl": None, "_layers": None, "_owners": None, "_values": values}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Nodes come back in their order, some under other names."""
@@ -216,8 +218,10 @@ class Network(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of the module that have axes, by name."""
-        found = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        return {name: found[name] for name in self._axes}
+        if self._owners is None:
+            paths = (name.rpartition(".") for name in self._axes)
+            self._owners = {f"{path}{dot}{leaf}": (self.module.get_submodule(path), leaf) for path, dot, leaf in paths}
+        return {name: getattr(owner, leaf) for name, (owner, leaf) in self._owners.items()}
 
     def _attach_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         check_editable(optimizer)
@@ -360,7 +364,8 @@ class Network(nn.Module):
         for path, layer in layers.items():
             self.module.add_submodule(path, layer.train(self.module.training))
         inserted_nodes(self.module, place, insertion)
-        self._sites, self._axes, self._spaces, self._layers = sites, axes, after.spaces, None
+        self._sites, self._axes, self._spaces = sites, axes, after.spaces
+        self._layers = self._owners = None
         for optimizer in self._optimizers:
             optimizer.param_groups[0]["params"].extend(new.values())
         for follower, name, tensor in followed:
@@ -371,11 +376,18 @@ class Network(nn.Module):
 
     # ------------------------------------------------------------------ kernels
 
-    def use_kernels(self, choose: Callable[[KernelCase], str], batch: int) -> None:
-        """Let ``choose`` pick the kernel of every layer for this batch; weights and optimizer state are converted bit for bit."""
-        kernels = {}
+    def use_kernels(self, choose: Callable[[KernelCase], str], batch: int, within: float | None = None) -> None:
+        """Let ``choose`` pick the kernel of every layer for this batch; weights and optimizer state are converted bit for bit.
+
+        within: layers whose density, rows and columns have changed by no larger a share since their kernel was picked keep it; None: none
+        does.
+        """
+        kernels, picked, dtype = {}, dict(self.picked), next(self.module.parameters()).dtype
         for layer in self.topology.layers:
             columns, steps = prod(layer.shape[1:]), batch * layer.target_values
+            now, last = (layer.density, layer.shape[0], columns), self.picked.get(layer.layer)
+            if within is not None and last is not None and last.holds(self.layers[layer.layer].kernel, now, within):
+                continue
             own = suited(self.layers[layer.layer].positions, (layer.shape[0], columns), KERNELS.values())
             others, convolution = unfit(own, KERNELS.values()), len(layer.shape) > 2
             product = layer.shape[0], columns, layer.density, steps, self.device.type, convolution, others, own
@@ -383,9 +395,12 @@ class Network(nn.Module):
             kernels[layer.layer] = choose(KernelCase(*product, prod(layer.shape[2:]), layer.padded, learns))
             if kernels[layer.layer] not in KERNELS:
                 raise ValueError(f"kernel is {kernels[layer.layer]!r}, but must be one of {', '.join(KERNELS)}")
-        dtype = next(self.module.parameters()).dtype
-        known = {name: kernel if dtype in KERNELS[kernel].dtypes else "dense" for name, kernel in kernels.items()}
-        self._carry_out(planned(self, {}, {}, known))
+            if dtype not in KERNELS[kernels[layer.layer]].dtypes:
+                kernels[layer.layer] = "dense"
+            picked[layer.layer] = Picked(kernels[layer.layer], *now)
+        if any(self.layers[name].kernel != kernel for name, kernel in kernels.items()):
+            self._carry_out(planned(self, {}, {}, kernels))
+        self.picked = picked
 
     # ------------------------------------------------------------------ starting points
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from grow.axes import IntArray
-from grow.editing.carry import moved_positions
+from grow.editing.carry import moved_positions, ranks
 from grow.evidence import Evidence
 from grow.network import Network
 from grow.patterns import Choice
@@ -124,7 +124,7 @@ def weights_of(network: Network, choice: Choice) -> dict[str, Tensor]:
     found = {}
     for name, positions in choice.items():
         layer = network.layers[name]
-        dense = layer.storage == "dense"
-        at = positions if dense else np.searchsorted(network.topology.layer(name).positions(), positions)
-        found[name] = layer.weight.detach().reshape(-1)[torch.from_numpy(at).to(network.device)]
+        held = network.topology.layer(name)
+        at = positions if layer.storage == "dense" else ranks(held.positions(), held.possible, positions)
+        found[name] = layer.weight.detach().reshape(-1).index_select(0, torch.from_numpy(at).to(network.device))
     return found

@@ -243,10 +243,15 @@ def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
     return _units_of(layer.source, _columns(layer, layer.index), topology, space)
 
 
+def flagged(layer: Connections) -> bool:
+    """Whether a flag for every possible connection is cheaper than a division or a search for every existing one."""
+    return layer.possible <= FLAGGED * layer.count
+
+
 def _columns(layer: Connections, index: IntArray) -> NDArray[np.bool_]:
     """Which columns have a connection, (I,)."""
     taps, found = prod(layer.shape[2:]), np.zeros(layer.shape[1], bool)
-    if layer.possible <= FLAGGED * len(index):  # a division takes as long as so many flags
+    if flagged(layer):
         flags = np.zeros(layer.possible, bool)
         flags[index] = True
         found[:] = flags.reshape(layer.shape[0], layer.shape[1], taps).any((0, 2))

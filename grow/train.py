@@ -27,6 +27,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+CHANGED = 0.2
+"""By what share a layer must have changed for its kernel to be chosen anew."""
+
+
 class DivergedError(ArithmeticError):
     """The loss is no longer a number."""
 
@@ -50,7 +54,11 @@ def train(session: Session) -> Iterator[Progress]:
 
 
 def next_training(session: Session) -> Train | Stop:
-    """Decide and edit until it is time to train, or to stop; after edits the units are divided anew, if the methods say how."""
+    """Decide and edit until it is time to train, or to stop.
+
+    After edits, kernels are chosen anew for layers that have changed by more than `CHANGED`, and units are divided anew, if the methods
+    say how.
+    """
     if isinstance(session.learning_rate, ReduceLROnPlateau):
         raise ValueError(
             "learning_rate is a ReduceLROnPlateau, but must be a scheduler that goes by the step alone; pass a function of the step, "
@@ -63,8 +71,11 @@ def next_training(session: Session) -> Train | Stop:
         if isinstance(decision, (Train, Stop)):
             break
         carry_out(session, decision, told.accuracy)
-    if session.methods.divide is not None and session.network.topology is not before:
-        session.methods.divide(session.network)
+    if session.network.topology is not before:
+        if session.methods.timings is not None:
+            choose_kernels(session.network, session.methods.timings, session.task.batch_size, CHANGED)
+        if session.methods.divide is not None:
+            session.methods.divide(session.network)
     return decision
 
 

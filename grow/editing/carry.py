@@ -19,7 +19,7 @@ from grow.axes import IntArray, axis_moves, spread
 from grow.kernels import Storage
 from grow.layers import SparseConv2d, SparseLinear, expand
 from grow.optim import BIRTH, PerConnectionStep
-from grow.topology import Connections, Topology
+from grow.topology import FLAGGED, Connections, Topology
 
 Index: TypeAlias = IntArray | None
 """Sorted flat positions (E,) of a layer's connections; None when all exist."""
@@ -44,6 +44,10 @@ def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntAr
     rows, columns = line_moves(before, layer, moves)
     if layer.index is None and rows.min(initial=0) >= 0 and columns.min(initial=0) >= 0:
         return None
+    if _in_order(rows) and _in_order(columns):
+        moved = moved_positions(before, layer, replace(layer, shape=shape), moves, layer.positions())
+        left = moved[moved >= 0]
+        return None if len(left) == prod(shape) else left  # what was missing may have gone with its units
     taps = prod(layer.shape[2:])
     entries = spread(columns, taps)
     height, width = layer.shape[0], layer.shape[1] * taps
@@ -56,6 +60,12 @@ def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntAr
     if present.nnz == prod(shape):
         return None  # what was missing has gone with its units; a checkpoint could not tell such an index from none
     return np.sort(present.row.astype(np.int64) * present.shape[1] + present.col)
+
+
+def _in_order(lines: IntArray) -> bool:
+    """Whether the old ones among some lines keep their order, and none is there twice."""
+    old = lines[lines >= 0]
+    return bool((old[1:] > old[:-1]).all())
 
 
 def line_moves(before: Topology, layer: Connections, moves: Mapping[str, IntArray]) -> tuple[IntArray, IntArray]:
@@ -132,6 +142,22 @@ def carried_state(
     return carried
 
 
+def ranks(index: IntArray, possible: int, positions: IntArray) -> IntArray:
+    """Where some positions stand among sorted ones (E,) of so many possible, -1 for those that are not among them, or are -1.
+
+    >>> ranks(np.array([2, 5]), 8, np.array([-1, 2, 4, 5])).tolist()
+    [-1, 0, -1, 1]
+    """
+    if possible <= FLAGGED * len(index):
+        table = np.full(possible + 1, -1)  # the last entry is that of -1
+        table[index] = np.arange(len(index))
+        return table[positions]
+    if not len(index):
+        return np.full(len(positions), -1)
+    found = np.searchsorted(index, positions).clip(max=len(index) - 1)
+    return np.where(index[found] == positions, found, -1)
+
+
 class WeightCarrier:
     """Carries whatever is shaped like a layer's weight to its new structure and storage."""
 
@@ -145,18 +171,18 @@ class WeightCarrier:
             assert layer.mask is not None
             held = held & layer.mask.reshape(-1)[torch.from_numpy(np.where(held, old_positions, 0)).to(present.device)].cpu().numpy()
         elif before is not None:
-            found = np.searchsorted(before, old_positions).clip(max=max(0, len(before) - 1))
-            held = held & (before[found] == old_positions) if len(before) else np.zeros(len(held), bool)
-            slots = found
+            slots = ranks(before, prod(layer.weight_shape), old_positions)
+            held = held & (slots >= 0)
         self.adds = not held.all()
-        self._kept = torch.from_numpy(held).to(present.device)
+        self._new = torch.from_numpy(~held).to(present.device)
         self._slots = torch.from_numpy(np.where(held, slots, 0)).to(present.device)  # where they stand in the layer's storage
 
     def __call__(self, tensor: Tensor, fill: float) -> Tensor:
         """``fill`` where a connection is new, 0 where none exists. As large as what is stored, before or after, never larger."""
         flat = tensor.reshape(-1)
-        new = flat.new_full((1,), fill)
-        values = torch.where(self._kept, flat[self._slots], new) if len(flat) else new.expand(len(self._slots)).clone()
+        values = flat.index_select(0, self._slots) if len(flat) else flat.new_empty(len(self._slots))
+        if self.adds:
+            values.masked_fill_(self._new, fill)
         if self._storage == "compressed":
             return values
         return expand(values, self._present, self._after.shape)

@@ -12,7 +12,7 @@ from grow.axes import IntArray
 from grow.editing.carry import Index
 from grow.editing.editable import Editable
 from grow.editing.planned import PlannedEdit, planned
-from grow.editing.positions import as_index, checked, joined, places
+from grow.editing.positions import as_index, checked, joined, parted
 from grow.topology import unconnected
 
 
@@ -28,10 +28,7 @@ def grown(network: Editable, positions: Mapping[str, IntArray], values: Mapping[
         new = checked(layer, new)
         if not len(new):
             continue
-        slots, found = places(layer, new)
-        if found.any():
-            raise ValueError(f"position {new[found][0]} of layer {name!r} exists already, but must be absent; grow absent connections only")
-        index[name] = as_index(joined(layer.positions(), new, slots), layer.possible)
+        index[name] = as_index(joined(layer, new), layer.possible)
     plan = planned(network, {}, index)
     for name, given in (values or {}).items():
         new = np.asarray(positions.get(name, ()), np.int64)
@@ -50,12 +47,7 @@ def pruned(network: Editable, positions: Mapping[str, IntArray]) -> PlannedEdit:
         old = checked(layer, old)
         if not len(old):
             continue
-        slots, found = places(layer, old)
-        if not found.all():
-            raise ValueError(f"position {old[~found][0]} of layer {name!r} does not exist, but must; prune existing connections only")
-        kept = np.ones(layer.count, bool)
-        kept[slots] = False
-        index[name] = layer.positions()[kept]
+        index[name] = parted(layer, old)
     plan = planned(network, {}, index)
     for space, dead in unconnected(plan.topology).items():
         if len(dead) == plan.topology.units[space]:

@@ -9,12 +9,11 @@ from math import prod
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from grow.axes import IntArray
 from grow.editing.carry import Index
-from grow.topology import Connections, Topology, columns_of, rows_of
+from grow.topology import Connections, Topology, columns_of, flagged, rows_of
 
 
 def as_index(positions: IntArray, possible: int) -> Index:
@@ -34,24 +33,31 @@ def checked(layer: Connections, positions: IntArray) -> IntArray:
     return ordered
 
 
-def places(layer: Connections, positions: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """How many connections lie before each of some positions, and whether there is one at it."""
-    if layer.index is None:
-        return positions, np.ones(len(positions), bool)
-    if not len(layer.index):
-        return np.zeros(len(positions), np.int64), np.zeros(len(positions), bool)
-    before = np.searchsorted(layer.index, positions)
-    return before, layer.index[before.clip(max=len(layer.index) - 1)] == positions
-
-
-def joined(index: IntArray, new: IntArray, before: IntArray) -> IntArray:
-    """Sorted positions (E,) with others among them, sorted and distinct from them; before: how many of the former lie before each."""
-    places = before + np.arange(len(new))
-    both = np.empty(len(index) + len(new), np.int64)
-    old = np.ones(len(both), bool)
-    old[places] = False
-    both[places], both[old] = new, index
+def joined(layer: Connections, new: IntArray) -> IntArray:
+    """Positions of the layer's connections and of new ones, which are sorted and distinct. ValueError where one of them exists."""
+    both = np.sort(np.concatenate([layer.positions(), new]), kind="stable")  # two sorted runs are merged in linear time
+    twice = np.flatnonzero(both[1:] == both[:-1])
+    if len(twice):
+        raise ValueError(
+            f"position {both[twice[0]]} of layer {layer.layer!r} exists already, but must be absent; grow absent connections only"
+        )
     return both
+
+
+def parted(layer: Connections, old: IntArray) -> IntArray:
+    """Positions of the layer's connections but for old ones, which are sorted and distinct. ValueError where one does not exist."""
+    index = layer.positions()
+    if flagged(layer):
+        flags = np.zeros(layer.possible, bool)
+        flags[old] = True
+        stays = ~flags[index]
+    else:
+        stays = np.isin(index, old, assume_unique=True, invert=True)
+    left = index[stays]
+    if len(left) + len(old) != len(index):
+        missing = np.setdiff1d(old, index, assume_unique=True)[0]
+        raise ValueError(f"position {missing} of layer {layer.layer!r} does not exist, but must; prune existing connections only")
+    return left
 
 
 def random_rows(topology: Topology, layer: Connections, space: str, units: IntArray, fan_in: int, generator: torch.Generator) -> IntArray:

@@ -125,7 +125,7 @@ class Evidence:
 
         def existing(values: Tensor) -> Tensor:
             flat = values.reshape(-1)
-            return flat if layer.storage == "compressed" or layer.positions is None else flat[layer.positions]
+            return flat if layer.storage == "compressed" or layer.positions is None else flat.index_select(0, layer.positions)
 
         found = {need: existing(values) for need, values in self.stored.get(name, {}).items()}
         generator = torch.Generator().manual_seed(self.seeds[name])

@@ -2,7 +2,7 @@
 
 from grow.kernels.base import Kernel, KernelCase, Product, Storage, UnfitStructureError
 from grow.kernels.blocks import BLOCKS
-from grow.kernels.choose import Timings, fastest, suited, unfit
+from grow.kernels.choose import Picked, Timings, fastest, suited, unfit
 from grow.kernels.columns import COLUMNS
 from grow.kernels.compiled import COMPILED
 from grow.kernels.condensed import CONDENSED
@@ -12,4 +12,6 @@ from grow.kernels.radix import RADIX
 
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (DENSE, CSR, COLUMNS, RADIX, COMPILED, CONDENSED, *BLOCKS)}
 
-__all__ = ["KERNELS", "Kernel", "KernelCase", "Product", "Storage", "Timings", "UnfitStructureError", "fastest", "suited", "unfit"]
+__all__ = [
+    "KERNELS", "Kernel", "KernelCase", "Picked", "Product", "Storage", "Timings", "UnfitStructureError", "fastest", "suited", "unfit",
+]  # fmt: skip

@@ -83,10 +83,13 @@ class Kernel:
     """The structures, of those that fit, for which the kernel is fast and its times are measured; None: all."""
     convolution: Callable[[Tensor, Geometry], Convolve | None] | None = None
     """Positions and geometry of a convolution -> one that needs no patches, where the kernel has such."""
+    prepare_graph: Callable[[Tensor | None, tuple[int, int]], Product] | None = None
+    """In place of ``prepare`` for a graph under compilation, which can prepare nothing by itself; None: the same."""
 
-    def product(self, positions: Tensor | None, shape: tuple[int, int]) -> Product:
+    def product(self, positions: Tensor | None, shape: tuple[int, int], graph: bool = False) -> Product:
         """What ``prepare`` gives; ValueError for an x or a bias that does not fit the weight, instead of what lies behind their end."""
-        product = self.prepare(positions, shape)
+        prepare = self.prepare_graph if graph and self.prepare_graph is not None else self.prepare
+        product = prepare(positions, shape)
 
         def checked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             refuse_unfit(x, weight, bias, shape[1])

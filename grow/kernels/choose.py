@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor
@@ -11,6 +12,32 @@ from grow.kernels.base import Kernel, KernelCase, any_structure
 
 Timings: TypeAlias = Callable[[str, KernelCase], float | None]
 """Kernel name and case -> seconds of forward, both gradients and the optimizer's step together; None where nothing was measured."""
+
+ROUNDING = 1e-9
+"""Of shares, relative: 0.12 is not more than a fifth above 0.1."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The kernel that was picked for a layer, and what the layer was like then."""
+
+    kernel: str
+    density: float
+    rows: int
+    columns: int
+
+    def holds(self, kernel: str, now: tuple[float, int, int], within: float) -> bool:
+        """Whether a layer that is computed by ``kernel`` is still what it was picked for: density, rows and columns within a share.
+
+        One that has all its connections is another case than one that lacks some, however few.
+
+        >>> picked = Picked("csr", 0.1, 64, 64)
+        >>> picked.holds("csr", (0.12, 64, 64), 0.2), picked.holds("csr", (0.121, 64, 64), 0.2), picked.holds("dense", (0.1, 64, 64), 0.2)
+        (True, False, False)
+        """
+        then = (self.density, self.rows, self.columns)
+        near = all(abs(new - old) <= within * old * (1 + ROUNDING) for new, old in zip(now, then, strict=True))
+        return kernel == self.kernel and near and (now[0] == 1) == (self.density == 1)
 
 
 def suited(positions: Tensor | None, shape: tuple[int, int], kernels: Iterable[Kernel]) -> frozenset[str]:

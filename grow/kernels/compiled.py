@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,32 +36,41 @@ READS_TO_COPY = 64
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """The connections of W (O, I) by rows and by columns; ``order`` (E,) takes the columns' order to the rows'."""
+    """The connections of W (O, I) by rows and by columns.
+
+    Columns are found when they are first asked for, since only the gradient of what is read needs them, or are ``known``.
+    """
 
     shape: tuple[int, int]
     rows: Lines
-    columns: Lines
-    order: Tensor
     no_bias: Tensor  # (O,) float64 zeros: no other dtype is wider
+    known: tuple[Lines, Tensor] | None = None
 
     @staticmethod
     def of(positions: Tensor, shape: tuple[int, int]) -> Structure:
         """Structure of sorted flat positions (E,)."""
         starts, columns = by_rows(positions, shape)
-        column_starts, rows, order = by_columns(starts, columns, shape[1])
-        lines = Lines.of(starts, columns, shape[1]), Lines.of(column_starts, rows, shape[0])
-        return Structure(shape, *lines, order, torch.zeros(shape[0], dtype=torch.float64))
+        return Structure(shape, Lines.of(starts, columns, shape[1]), torch.zeros(shape[0], dtype=torch.float64))
+
+    @cached_property
+    def by_columns(self) -> tuple[Lines, Tensor]:
+        """Columns, and what takes their order to the rows', (E,)."""
+        if self.known is not None:
+            return self.known
+        starts, rows, order = by_columns(self.rows.starts[:: self.rows.panels], self.rows.others, self.shape[1])
+        return Lines.of(starts, rows, self.shape[0]), order
 
     def tensors(self) -> list[Tensor]:
         """All that it consists of, but its shape."""
-        return [self.rows.starts, self.rows.others, self.columns.starts, self.columns.others, self.order, self.no_bias]
+        columns, order = self.by_columns
+        return [self.rows.starts, self.rows.others, columns.starts, columns.others, order, self.no_bias]
 
     @staticmethod
     def restored(tensors: list[Tensor], shape: tuple[int, int]) -> Structure:
         """The structure of this shape that consists of these tensors."""
         starts, others = tensors[0:4:2], tensors[1:4:2]
         rows, columns = (Lines(at, to, (len(at) - 1) // count) for at, to, count in zip(starts, others, shape, strict=True))
-        return Structure(shape, rows, columns, *tensors[4:])
+        return Structure(shape, rows, tensors[5], (columns, tensors[4]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +136,12 @@ def _gradients(
     dx = _empty(len(upstream), structure.shape[1], values, loops.tile) if of_x else None
     dvalues = torch.zeros_like(values) if of_values else None
     if dx is not None and dvalues is not None:
-        lines, order = structure.columns, structure.order.data_ptr()
+        lines, order = structure.by_columns
         places = (*x.place, *dy.place, *dx.place, dvalues.data_ptr())
-        run(loops.gradients, lines, dy.count, *lines.addresses, order, values.data_ptr(), *places)
+        run(loops.gradients, lines, dy.count, *lines.addresses, order.data_ptr(), values.data_ptr(), *places)
     elif dx is not None:
-        lines, taken = structure.columns, values[structure.order]
+        lines, order = structure.by_columns
+        taken = values[order]
         run(loops.multiply, lines, dy.count, *lines.addresses, taken.data_ptr(), structure.no_bias.data_ptr(), *dy.place, *dx.place)
     elif dvalues is not None:
         lines = structure.rows
@@ -255,13 +265,15 @@ class GraphProduct(torch.autograd.Function):
         return *(gradient if asked else None for gradient, asked in zip(found, needed, strict=True)), None
 
 
-def prepare(positions: Tensor | None, shape: tuple[int, int]) -> Product:
-    """Product with values (E,)."""
+def prepare(positions: Tensor | None, shape: tuple[int, int], whole: bool = False) -> Product:
+    """Product with values (E,). whole: nothing is left to be prepared by the first gradient."""
     if positions is None:
         raise ValueError("the compiled kernel was given no positions, but needs the layer's connections; store the layer compressed")
     if positions.device.type != "cpu" or not available():
         return csr.prepare(positions, shape)
     structure = Structure.of(positions, shape)
+    if whole:
+        _ = structure.by_columns
 
     def product(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         kind = GraphProduct if torch.compiler.is_compiling() else CompiledProduct
@@ -277,4 +289,11 @@ def prepare_convolution(positions: Tensor, geometry: Geometry) -> Convolve | Non
     return Convolution(positions, geometry)
 
 
-COMPILED = Kernel("compiled", "compressed", frozenset({torch.float64, torch.float32}), prepare, convolution=prepare_convolution)
+COMPILED = Kernel(
+    "compiled",
+    "compressed",
+    frozenset({torch.float64, torch.float32}),
+    prepare,
+    convolution=prepare_convolution,
+    prepare_graph=partial(prepare, whole=True),
+)

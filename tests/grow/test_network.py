@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grow import optim
 from grow.axes import IntArray, axis_length
-from grow.kernels import KERNELS
+from grow.kernels import KERNELS, KernelCase
 from grow.layers import expand
 from grow.network import Network
 from grow.optim import BIRTH
@@ -419,6 +419,36 @@ def test_kernels_are_chosen_by_the_case_of_each_layer() -> None:
         (3, 6, 1.0, 10),
     ]
     assert [layer.kernel for layer in network.layers.values()] == ["dense", "dense", "csr", "dense"]
+
+
+def test_a_kernel_is_chosen_again_only_where_a_layer_has_changed_by_more_than_a_share() -> None:
+    network, seen = SAMPLES["perceptron"].network(), []
+    name, other = list(network.layers)[:2]
+    possible = network.topology.layer(name).possible
+
+    def asked(count: int) -> list[int]:
+        """Connections of the layers that are asked for, once the first one has so many."""
+        network.set_connections({name: np.arange(possible)[:count]})
+        seen.clear()
+        network.use_kernels(lambda case: seen.append(round(case.density * case.rows * case.columns)) or "csr", batch=10, within=0.2)
+        return list(seen)
+
+    def csr(case: KernelCase) -> str:
+        return "csr"
+
+    network.set_connections({name: np.arange(possible)[: possible // 2]})
+    network.use_kernels(csr, batch=10, within=0.2)
+    most = int(1.2 * (possible // 2))
+    assert asked(most) == []  # a fifth more
+    assert asked(possible // 2 - 1) == []
+    assert asked(most + 1) == [most + 1]
+    assert asked(most) == []  # it counts from where the kernel was chosen, not from where the connections were
+    assert asked(possible) == [possible]
+    network.use_kernels(csr, batch=10)  # whatever has changed
+    network.remove_units(network.topology.hidden[0].name, [0, 1])
+    seen.clear()
+    network.use_kernels(lambda case: seen.append(case.columns) or "csr", batch=10, within=0.2)
+    assert network.topology.layer(other).shape[1] in seen  # as dense as it was, but smaller
 
 
 def test_a_dtype_that_a_kernel_does_not_declare_is_computed_dense() -> None:

@@ -16,6 +16,7 @@ from grow import allocate, checkpoint, controller, edits, schedules
 from grow.criteria import CRITERIA
 from grow.editing.insertion import Insertion
 from grow.history import History
+from grow.kernels import KernelCase
 from grow.network import Network
 from grow.optim import make
 from grow.task import Classification, Samples
@@ -85,6 +86,42 @@ def test_training_ends_at_the_wanted_number_of_connections_and_has_learnt(price:
     assert topology.connections == round(0.2 * (8 * 32 + 32 * 32 + 32 * 3))
     assert not unconnected(topology)
     assert evaluate(session.network, session.task.validation(), session.task.correct) > 0.55  # chance is a third
+
+
+def by_density(kernel: str, case: KernelCase) -> float | None:
+    """Times by which csr is worth its while below a density of 0.5."""
+    return {"dense": 0.5, "csr": case.density}.get(kernel)
+
+
+def test_kernels_follow_the_density_and_a_resumed_training_keeps_those_that_were_not_due(tmp_path: Path) -> None:
+    def started() -> Session:
+        session = make_session(History(), "adam")
+        session.methods = replace(session.methods, timings=by_density)
+        edits.choose_kernels(session.network, by_density, 50)
+        return session
+
+    session = started()
+    found = {path: {layer.kernel} for path, layer in session.network.layers.items()}
+    for progress in train(session):
+        if progress.step == 45:
+            checkpoint.save_session(tmp_path, session)
+            picked = session.network.picked
+            assert any(  # the rule has been at work, and what it goes by is no function of the network
+                seen.density != session.network.topology.layer(path).density for path, seen in picked.items()
+            )
+        for path, layer in session.network.layers.items():
+            found[path].add(layer.kernel)
+            assert (layer.kernel == "csr") <= (layer.density < 0.5 * 1.2)
+            assert (layer.kernel == "dense") <= (layer.density > 0.5 * 0.8)
+    assert {"dense", "csr"} in found.values()
+    resumed = started()
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    checkpoint.restore_session(resumed, saved)
+    assert resumed.network.picked == picked
+    finish(resumed)
+    assert digest(resumed) == digest(session)
+    assert resumed.network.picked == session.network.picked
 
 
 def test_every_edit_leaves_one_event_and_the_events_add_up() -> None:
