@@ -1,6 +1,7 @@
 """What is killed or stopped goes on where it was, in real processes."""
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -20,8 +21,9 @@ from torch import nn
 from grow import checkpoint
 from grow.network import Network
 from search import worker
+from search.errors import StoppedError
 from search.files import read_json, read_lines
-from search.process import said
+from search.process import noted_signals, said
 from search.rundir import RunFolder
 from search.storage import read_trials
 from tests.search.conftest import Grow
@@ -43,7 +45,7 @@ circle = StudyDefinition.from_samples(
     settings={"steps": 12, "batch_size": 50, "update_interval": 3, "checkpoint_interval": 4, "learning_rate": 0.02},
 )
 """
-TRIALS = 16
+TRIALS = 10
 """Enough for the sampler's model to be at work."""
 
 
@@ -59,7 +61,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
     killed = tmp_path / "runs" / "killed"
     # The parent alone, while it trains: its worker ends by itself, and another process can take the run over, but no earlier.
     with started([*options, "--name", "killed"], environment, tmp_path) as parent:
-        until(lambda: steps(killed) > 60, parent)
+        until(lambda: steps(killed) > 36, parent)
         live = grow("resume", "killed", cwd=tmp_path)
         assert (live.returncode, str(parent.pid) in live.stderr) == (5, True)
         children = psutil.Process(parent.pid).children()
@@ -71,9 +73,9 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
         journal.write(b'{"op_code":')
     # Then a worker, which its parent replaces, and then all of them.
     with started(["resume", "killed"], environment, tmp_path) as parent:
-        until(lambda: steps(killed) > 100, parent)
+        until(lambda: steps(killed) > 64, parent)
         kill(parent, "worker")
-        until(lambda: steps(killed) > 150, parent)
+        until(lambda: steps(killed) > 90, parent)
         kill(parent, "all")
         _, stderr = parent.communicate(timeout=30)
     assert "taking over from process" in stderr.decode()
@@ -218,6 +220,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_noted_and_ends_with_its_own_code_what_looks_for_it(number: signal.Signals, code: int) -> None:
+    with noted_signals() as signals:
+        signals.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(StoppedError) as stopped:
+            signals.check()
+    assert stopped.value.exit_code == code
+
+
+@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(
     number: signal.Signals, code: int, environment: dict[str, str], tmp_path: Path
 ) -> None:
