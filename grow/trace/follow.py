@@ -19,15 +19,15 @@ from grow.attention import AttentionError, without_torch_attention
 from grow.axes import Axes
 from grow.layers import SparseLayer
 from grow.topology import Space
-from grow.trace import functions, views
+from grow.trace import functions, pieces, views
 from grow.trace.atoms import Layout, along, group_of
 from grow.trace.errors import TraceError, unknown, where
 from grow.trace.modules import MODULES
 from grow.trace.spaces import INPUT, VALUE, Resolved, Site
 from grow.trace.state import Outcome, Tracing, argument, parameter_layout, shape_of
 
-FUNCTIONS = {**functions.FUNCTIONS, **views.FUNCTIONS}
-METHODS = {**functions.METHODS, **views.METHODS}
+FUNCTIONS = {**functions.FUNCTIONS, **views.FUNCTIONS, **pieces.FUNCTIONS}
+METHODS = {**functions.METHODS, **views.METHODS, **pieces.METHODS}
 
 REPLACED = (
     *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm2d),

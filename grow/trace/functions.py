@@ -6,9 +6,9 @@ Legend: H heads, d entries of a head, N positions.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from torch.nn import functional
 
 from grow.trace.atoms import Group, Layout, swapped
 from grow.trace.errors import TraceError, unknown, where
-from grow.trace.state import Outcome, Tracing, argument, shape_of
-
-Handler: TypeAlias = Callable[[Tracing, fx.Node], Outcome]
+from grow.trace.state import Handler, Outcome, Tracing, argument, shape_of
 
 
 def unitwise(tracing: Tracing, node: fx.Node) -> Layout:

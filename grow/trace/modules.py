@@ -5,9 +5,7 @@ Legend: N batch, C units, H W a feature map, M channel multiplier, G groups of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
 
 import numpy as np
 from torch import fx, nn
@@ -18,10 +16,8 @@ from grow.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from grow.trace.atoms import Layout, along, group_of
 from grow.trace.errors import TraceError
 from grow.trace.functions import pooled, softmax, unitwise
-from grow.trace.state import Outcome, RawSite, Tracing, joined, shape_of
+from grow.trace.state import Handler, Outcome, RawSite, Tracing, joined, shape_of
 from grow.trace.views import flatten, unflatten
-
-Handler: TypeAlias = Callable[[Tracing, fx.Node], Outcome]
 
 
 def _weighted(tracing: Tracing, node: fx.Node, dim: int) -> Layout:

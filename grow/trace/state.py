@@ -17,6 +17,9 @@ from grow.trace.spaces import Resolved
 Outcome: TypeAlias = "Layout | tuple[Layout, ...] | None"
 """What a node gives: a tensor, several, or something that is no tensor."""
 
+Handler: TypeAlias = "Callable[[Tracing, fx.Node], Outcome]"
+"""Follows one node."""
+
 
 @dataclass(frozen=True)
 class RawSite:
