@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,7 +57,10 @@ def gather(
     stored: dict[str, dict[Need, Tensor]] = {name: {} for name in chosen}
     with undisturbed(network) if needs else nullcontext():
         if needs & _OF_OUTPUTS:
-            _gather_products(network, chosen, rows, batches, loss, sums, generator, effort)
+            samples = sum(len(targets) for _, targets in batches)
+            gathering = _Gathering(network, chosen, rows, sums, samples, generator, effort)
+            for batch in batches:
+                gathering.add(batch, loss)
         if "taylor" in needs:
             _put(stored, "taylor", parameters.taylor(network, chosen, batches, loss))
         if "hutchinson" in needs:
@@ -82,60 +86,68 @@ def _put(stored: Mapping[str, dict[Need, Tensor]], need: Need, found: Mapping[st
         values[need] = found[name]
 
 
-def _gather_products(
-    network: Network,
-    layers: Mapping[str, Layer],
-    rows: Mapping[str, IntArray | None],
-    batches: Sequence[Batch],
-    loss: Loss,
-    sums: Mapping[str, Mapping[Need, Products]],
-    generator: torch.Generator,
-    effort: Effort,
-) -> None:
-    """Everything that is made of what layers read and of the gradients of what they give out."""
-    samples = sum(len(targets) for _, targets in batches)
+@dataclass(frozen=True)
+class _Gathering:
+    """Everything that is made of what layers read and of the gradients of what they give out. samples: of all batches."""
 
-    def chosen(call: Call, g: Tensor) -> Tensor:
-        """The rows that are looked at."""
-        held = rows.get(call.name)
-        axis = -1 if isinstance(layers[call.name], SparseLinear) else 1
-        return g if held is None else g.index_select(axis, torch.from_numpy(held).to(g.device))
+    network: Network
+    layers: Mapping[str, Layer]
+    rows: Mapping[str, IntArray | None]
+    sums: Mapping[str, Mapping[Need, Products]]
+    samples: int
+    generator: torch.Generator
+    effort: Effort
 
-    for inputs, targets in batches:
-        outputs, calls = watched(network, layers, inputs)
-        share = len(targets) / samples
-        for found in sums.values():
+    def add(self, batch: Batch, loss: Loss) -> None:
+        """One batch to all sums."""
+        inputs, targets = batch
+        outputs, calls = watched(self.network, self.layers, inputs)
+        for found in self.sums.values():
             if "momentum" in found:
-                found["momentum"].fade(effort.decay)
-        needs = set().union(*sums.values())
+                found["momentum"].fade(self.effort.decay)
+        needs = frozenset[Need]().union(*self.sums.values())
         if needs & {"gradient", "momentum", "fisher"}:
             alone = not needs & {"mc_fisher", "curvature"}
             for call, g in output_gradients(calls, loss(outputs, targets), None, last=alone):
-                own = sums[call.name]
-                g = chosen(call, g)
-                if "gradient" in own:
-                    own["gradient"].add(call.input, g, "product", share)
-                if "momentum" in own:
-                    own["momentum"].add(call.input, g, "product")
-                if "fisher" in own:  # g is of the mean loss: a sample's own gradient is B times as large
-                    own["fisher"].add(call.input, g * len(targets), "squares", 1 / samples)
-        squared: list[tuple[Need, Iterator[Tensor], float]] = []
+                self._add_gradient(call, self._chosen(call, g), len(targets))
+        for need, directions, scale in self._squared(needs, outputs.detach()):
+            self._add_squares(need, calls, outputs, directions, scale)
+
+    def _add_gradient(self, call: Call, g: Tensor, batch: int) -> None:
+        """What the gradient of a batch's mean loss gives."""
+        own = self.sums[call.name]
+        if "gradient" in own:
+            own["gradient"].add(call.input, g, "product", batch / self.samples)
+        if "momentum" in own:
+            own["momentum"].add(call.input, g, "product")
+        if "fisher" in own:  # g is of the mean loss: a sample's own gradient is B times as large
+            own["fisher"].add(call.input, g * batch, "squares", 1 / self.samples)
+
+    def _squared(self, needs: frozenset[Need], outputs: Tensor) -> Iterator[tuple[Need, Iterator[Tensor], float]]:
+        """What sums squares of gradients along directions of the outputs: those, and the share that each counts."""
         if "mc_fisher" in needs:
-            drawn = (_drawn_direction(outputs.detach(), generator) for _ in range(effort.probes))
-            squared.append(("mc_fisher", drawn, 1 / (samples * effort.probes)))
+            drawn = (_drawn_direction(outputs, self.generator) for _ in range(self.effort.probes))
+            yield "mc_fisher", drawn, 1 / (self.samples * self.effort.probes)
         if "curvature" in needs:
-            squared.append(("curvature", cross_entropy_directions(outputs.detach()), 1 / samples))
-        for need, directions, scale in squared:
-            # Where squares of products are products of squares, the directions are summed before they meet x: one product for all.
-            together: dict[Call, Tensor] = {}
-            for direction in directions:
-                for call, g in output_gradients(calls, outputs, direction):
-                    if isinstance(layers[call.name], SparseLinear) and call.input.ndim == 2:
-                        together[call] = together.get(call, torch.zeros_like(g)) + g.square()
-                    else:
-                        sums[call.name][need].add(call.input, chosen(call, g), "squares", scale)
-            for call, squares in together.items():
-                sums[call.name][need].add(call.input, chosen(call, squares), "separable", scale)
+            yield "curvature", cross_entropy_directions(outputs), 1 / self.samples
+
+    def _add_squares(self, need: Need, calls: Sequence[Call], outputs: Tensor, directions: Iterator[Tensor], scale: float) -> None:
+        # Where squares of products are products of squares, the directions are summed before they meet x: one product for all.
+        together: dict[Call, Tensor] = {}
+        for direction in directions:
+            for call, g in output_gradients(calls, outputs, direction):
+                if isinstance(self.layers[call.name], SparseLinear) and call.input.ndim == 2:
+                    together[call] = together.get(call, torch.zeros_like(g)) + g.square()
+                else:
+                    self.sums[call.name][need].add(call.input, self._chosen(call, g), "squares", scale)
+        for call, squares in together.items():
+            self.sums[call.name][need].add(call.input, self._chosen(call, squares), "separable", scale)
+
+    def _chosen(self, call: Call, g: Tensor) -> Tensor:
+        """The rows that are looked at."""
+        held = self.rows.get(call.name)
+        axis = -1 if isinstance(self.layers[call.name], SparseLinear) else 1
+        return g if held is None else g.index_select(axis, torch.from_numpy(held).to(g.device))
 
 
 def cross_entropy_directions(logits: Tensor) -> Iterator[Tensor]:

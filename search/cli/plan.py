@@ -73,18 +73,9 @@ def plan(
     from search.example import shape_of
     from search.files import write_json
 
-    if gpus < 1 or batch < 1:
-        name, value = ("gpus", gpus) if gpus < 1 else ("batch", batch)
-        raise ConfigurationError(f"{name} is {value}, but must be at least 1; choose another with --{name}")
     initial = initial or ("dense" if density == 1 else "erk")
-    if not 0 < density <= 1:
-        raise ConfigurationError(f"density is {density}, but must be in (0, 1]; it is a share of the connections")
-    if density < 1 and initial == "dense":
-        raise ConfigurationError(f"density is {density}, but must be 1 where --initial is dense; choose another --initial, such as erk")
+    _check(gpus, batch, initial, density, {"picture": picture, "save": save})
     shape = None if input is None else shape_of(input)
-    for name, file in (("picture", picture), ("save", save)):
-        if file is not None and not file.parent.is_dir():
-            raise ConfigurationError(f"{name} is {str(file)!r}, but must be in a folder that exists; choose another with --{name}")
     from hardware.presets import hardware as described
     from search import planning, report, timeline
 
@@ -108,6 +99,20 @@ def plan(
         report.show(_title(document), *_tables(document))
         print(f"Timeline of the {profile.word} step: {picture}")  # on one line, however long
     return 0
+
+
+def _check(gpus: int, batch: int, initial: Initial, density: float, files: Mapping[str, Path | None]) -> None:
+    """ConfigurationError for what can be refused before anything is loaded."""
+    for name, value in (("gpus", gpus), ("batch", batch)):
+        if value < 1:
+            raise ConfigurationError(f"{name} is {value}, but must be at least 1; choose another with --{name}")
+    if not 0 < density <= 1:
+        raise ConfigurationError(f"density is {density}, but must be in (0, 1]; it is a share of the connections")
+    if density < 1 and initial == "dense":
+        raise ConfigurationError(f"density is {density}, but must be 1 where --initial is dense; choose another --initial, such as erk")
+    for name, file in files.items():
+        if file is not None and not file.parent.is_dir():
+            raise ConfigurationError(f"{name} is {str(file)!r}, but must be in a folder that exists; choose another with --{name}")
 
 
 def _profile(device: DeviceChoice, gpus: int) -> Profile:
