@@ -58,10 +58,10 @@ def postgres() -> Iterator[str]:
                     process.kill()
 
 
-def until_ready(log: Path, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the server takes connections."""
+def until_ready(log: Path, process: subprocess.Popen[bytes], words: str = "ready to accept connections") -> None:
+    """Wait until a server says that it takes connections."""
     end = time.monotonic() + 30
-    while "ready to accept connections" not in log.read_text():
+    while words not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.02)

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import optuna
 import psutil
 import psycopg
+import pymysql
 import pytest
 
 from search.errors import ConfigurationError
@@ -23,6 +25,7 @@ from search.storage import Proposal, add_running, made_study, read_trials, tell_
 from search.storage_url import StorageUrl, close, storage_url
 from tests.search.conftest import Grow
 from tests.search.grpc_proxy import proxied
+from tests.search.mariadb import mariadb
 from tests.search.postgres import PASSWORD, postgres
 from tests.search.test_interruption import STUDY, started, until
 
@@ -78,20 +81,35 @@ def assert_shared(run: Path, found: dict[str, object]) -> None:
     assert not list((run / "owners").iterdir())
 
 
-def cut_off(url: str) -> None:
-    """End all connections of the server's clients, as a restart does."""
+def cut_off(kind: str, url: str) -> None:
+    """End all connections of a database server's clients, as a restart does."""
+    {"postgresql": _cut_off_postgres, "mariadb": _cut_off_mariadb}[kind](url)
+
+
+def _cut_off_mariadb(url: str) -> None:
+    place, secret = urlsplit(url), PASSWORD.replace("%40", "@")
+    socket = parse_qs(place.query)["unix_socket"][0]
+    with pymysql.connect(user="grow", password=secret, unix_socket=socket) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT id FROM information_schema.processlist WHERE user = 'grow' AND id <> connection_id()")
+        for (number,) in cursor.fetchall():
+            with suppress(pymysql.err.OperationalError):  # it has gone by itself
+                cursor.execute("KILL CONNECTION %s", (number,))
+
+
+def _cut_off_postgres(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'grow'")
 
 
 @contextmanager
-def at_postgres() -> Iterator[str]:
-    with postgres() as url:
+def served(kind: str, folder: Path) -> Iterator[str]:
+    """The URL of a storage that processes can share."""
+    with postgres() if kind == "postgresql" else mariadb() if kind == "mariadb" else _proxy(folder) as url:
         yield url
 
 
 @contextmanager
-def at_proxy(folder: Path) -> Iterator[str]:
+def _proxy(folder: Path) -> Iterator[str]:
     database = optuna.storages.RDBStorage(f"sqlite:///{folder / 'proxied.db'}")
     with proxied(database) as url:
         yield url
@@ -99,18 +117,18 @@ def at_proxy(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["postgresql", "grpc"])
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb", "grpc"])
 def test_one_of_two_processes_is_killed_and_the_other_finishes(kind: str, grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "shared"
-    with at_postgres() if kind == "postgresql" else at_proxy(tmp_path) as url:
+    with served(kind, tmp_path) as url:
         given = {**environment, "GROW_STORAGE": url}
         options = [*circle(tmp_path, "shared", "--lease-s", str(LEASE_S)), "--set", "steps=200"]
         with started(options, given, tmp_path) as first:
             until(lambda: any((run / "trials" / "0000" / "checkpoint").glob("[0-9]*[0-9]")), first)
             with started(["resume", "shared", "--json"], given, tmp_path) as second:
                 until(lambda: len(psutil.Process(second.pid).children()) > 1, second)  # it has a worker beside its nursery
-                if kind == "postgresql":
-                    cut_off(url)
+                if kind != "grpc":
+                    cut_off(kind, url)
                 first.kill()
                 stdout, stderr = second.communicate(timeout=200)
         assert second.returncode == 0, stderr.decode()
