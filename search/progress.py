@@ -28,6 +28,9 @@ class Progress(Protocol):
     def tick(self, folder: RunFolder, numbers: Sequence[int], told: int) -> None:
         """The trials that train at the moment, and how many are done; called often."""
 
+    def rest(self) -> None:
+        """Nothing trains any more."""
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Leave the terminal to a child process for a while."""
@@ -96,6 +99,9 @@ class PlainProgress:
             course = _Course.read(folder, number)
             self.say(f"[{told}/{self._trials}] trial {number}: {course}")
 
+    def rest(self) -> None:
+        """Nothing to clear away."""
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Nothing to clear away."""
@@ -119,6 +125,10 @@ class LiveProgress:
             return
         self._next = time.monotonic() + TABLE_EVERY_S
         self._live.update(self._table(folder, numbers, told), refresh=True)
+
+    def rest(self) -> None:
+        """Take the table away, which would go on telling of trials that have ended."""
+        self._live.update("", refresh=True)
 
     def _table(self, folder: RunFolder, numbers: Sequence[int], told: int) -> Table:
         from rich.table import Table

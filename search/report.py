@@ -136,7 +136,7 @@ def all_trials_table(document: RunDocument) -> Table:
     rows = [
         (
             str(trial["number"]),
-            trial["state"],
+            trial["state"].replace("_", " "),
             _role(trial),
             percent(trial["accuracy"]),
             _planned(trial),
@@ -157,7 +157,8 @@ def reason_lines(document: RunDocument) -> list[RenderableType]:
     if reference is not None:
         beyond = f"{percent(reference['accuracy'])} accuracy and {rate(reference['samples_per_s'])} samples/s"
         soon = sum(found["hypervolume"] < NEARLY * (document["hypervolume"] or 0.0) for found in document["hypervolumes"]) + 1
-        when = f", {100 * NEARLY:.0f} % of it after {min(soon, len(document['hypervolumes']))} trials"
+        number = min(soon, len(document["hypervolumes"]))
+        when = f", {100 * NEARLY:.0f} % of it after {number} trial{'' if number == 1 else 's'}"
         lines.append(
             f"hypervolume {rate(document['hypervolume'])} samples/s beyond {beyond}, by {document['objective']} throughput{when}\n"
         )
@@ -197,12 +198,12 @@ def structure_cells(trial: TrialDocument) -> tuple[str, ...]:
 def trial_tables(folder: RunFolder, trial: TrialDocument) -> list[RenderableType]:
     """A trial: its facts, its recipe and its course."""
     files = folder.trial(trial["number"])
-    facts = [(name, _plain(value)) for name, value in trial.items() if name not in ("recipe", "number")]
     recipe = [(name, _plain(value)) for name, value in trial["recipe"].items()]
     course = [_metrics_row(line) for line in read_lines(files.metrics) if line.get("accuracy") is not None]
     events = [_event_row(line) for line in read_lines(files.history)]
     parts: list[RenderableType] = [
-        table(f"trial {trial['number']}", ("fact", "value"), facts, text=("fact", "value")),
+        table(f"trial {trial['number']}", ("fact", "value"), _trial_facts(trial), text=("fact", "value")),
+        *(f"{line}\n" for line in beyond_lines([trial])),
         table("recipe", ("field", "value"), recipe, text=("field", "value")),
     ]
     if course:
@@ -212,6 +213,37 @@ def trial_tables(folder: RunFolder, trial: TrialDocument) -> list[RenderableType
         headings = ("step", "what", "connections", "units", "loss before", "loss after", "density after", "why")
         parts.append(table("growing and pruning", headings, events, text=("what", "units", "why")))
     return parts
+
+
+def _trial_facts(trial: TrialDocument) -> list[tuple[str, str]]:
+    """What is known of a trial, in words and units."""
+    rates = trial["throughput"]
+    word = "simulated" if rates["simulated_samples_per_s"] is not None else "predicted"
+    structure = ("density", "connections", "devices used", "strategy", "crossing units", "communication volume")
+    found = [
+        ("state", trial["state"].replace("_", " ")),
+        ("role", trial["role"].replace("_", " ")),
+        ("validation accuracy", percent(trial["accuracy"])),
+        ("test accuracy", percent(trial["test_accuracy"])),
+        (f"{word} throughput", _per_second(_planned(trial))),
+        ("measured throughput", _per_second(rate(rates["measured_samples_per_s"]))),
+        *zip(structure, structure_cells(trial), strict=True),
+        ("units", _plain(trial["units"])),
+        ("communication", f"{trial['bytes_per_step']:,} bytes/step"),
+        ("connections grown", f"{trial['grown']:,}"),
+        ("connections pruned", f"{trial['pruned']:,}"),
+    ]
+    return found if trial["failure"] is None else [*found, ("reason", trial["failure"])]
+
+
+def _per_second(samples: str) -> str:
+    """A rate with its unit, before the mark of what is uncertain.
+
+    >>> _per_second("12,345 ?")
+    '12,345 samples/s ?'
+    """
+    number, mark, _ = samples.partition(f" {UNCERTAIN}")
+    return samples if number == "-" else f"{number} samples/s{mark}"
 
 
 def _metrics_row(line: Mapping[str, object]) -> Sequence[str]:

@@ -179,7 +179,7 @@ def _tables(options: Options, plan: Plan) -> list[RenderableType]:
         ("trials at once", str(rehearsal.trials_at_once(options, plan))),
         (
             "estimated time",
-            "unknown, as the profile is of another machine" if seconds is None else f"at most {_duration(seconds)} of training",
+            "unknown, as the profile is of another machine" if seconds is None else _estimated(seconds),
         ),
     ]
     ranges = [(name, rehearsal.described(values)) for name, values in from_json(plan.ranges).items()]
@@ -191,5 +191,11 @@ def _tables(options: Options, plan: Plan) -> list[RenderableType]:
     ]
 
 
+def _estimated(seconds: float) -> str:
+    return f"at most {_duration(seconds)} of training steps; starting, evaluating and editing the networks comes on top"
+
+
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -49,7 +49,8 @@ def show(
         from search.load import LoadedRun
 
         loaded = LoadedRun(folder)
-        (loaded.trials.reset_index() if trial is None else loaded.course(trial)).to_csv(sys.stdout, index=False)
+        frame = loaded.trials.reset_index() if trial is None else loaded.course(trial)
+        frame.map(_cell).to_csv(sys.stdout, index=False)
         return 0
     found = document(folder)
     if trial is not None and not 0 <= trial < len(found["trials"]):
@@ -64,3 +65,8 @@ def show(
     else:
         report.show(*report.trial_tables(folder, found["trials"][trial]))
     return 0
+
+
+def _cell(value: object) -> object:
+    """Several values in one cell as text."""
+    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -47,6 +47,7 @@ class Loop:
                 self._progress.tick(self._parent.folder, [job.number for job in self._jobs], len(self._trials.told()))
                 self._parent.pause()
         finally:
+            self._progress.rest()
             stop([job.process for job in self._jobs])
             for hold in (*self._waiting.values(), *(job.hold for job in self._jobs)):
                 hold.release()

@@ -75,6 +75,25 @@ def test_a_terminal_shows_one_table_that_is_drawn_in_place(
     assert "trial 2 complete" in seen
 
 
+def test_once_nothing_trains_any_more_nothing_is_shown_of_it(
+    run: RunFolder, terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = terminal
+    monkeypatch.setattr(sys, "stderr", theirs)
+    with open_progress(12) as view:
+        view.tick(run, [3], 2)
+        read(ours)
+        view.rest()
+        read(ours)
+        view.say("measuring trial 3")
+        with view.aside():
+            view.say("alone on the devices")
+    theirs.flush()
+    seen = read(ours)
+    assert "measuring trial 3" in seen
+    assert "trials done" not in seen
+
+
 def test_no_color_is_respected(run: RunFolder, terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert not COLOUR.search(draw(run, terminal, monkeypatch))
