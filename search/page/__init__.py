@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 """Members of the front that are shown in all detail, the fastest first."""
+
+_ALWAYS = ("trials", "seed", "tolerance", "throughput", "sampler")
+"""Options that a run's command shows also where they are as by default."""
 
 _SECTIONS = {
     "front": "The front",
@@ -303,22 +307,16 @@ def _facts(run: LoadedRun) -> str:
 
 
 def _command(options: Options) -> str:
-    words = [
-        "grow",
-        "run",
-        "--study",
-        options.study,
-        "--gpus",
-        str(options.gpus),
-        "--trials",
-        str(options.trials),
-        "--seed",
-        str(options.seed),
-    ]
-    words += ["--tolerance", f"{options.tolerance:g}", "--throughput", options.throughput]
-    optional = {"--network": options.network, "--hardware": options.hardware, "--gpus-per-trial": options.gpus_per_trial}
-    for name, value in optional.items():
-        words += [name, str(value)] if value is not None else []
+    """The command that asks for these options: what is not as it is by default, and what a reader looks for."""
+    words = ["grow", "run"]
+    for field in fields(options):
+        value, name = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name == "settings" or (value == field.default and field.name not in _ALWAYS):
+            continue
+        if isinstance(value, bool):
+            words.append(name)  # no flag of a run is on by default
+        else:
+            words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
     for name, setting in options.settings.items():
         words += ["--set", f"{name}={setting}"]
     return shlex.join(words)

@@ -53,7 +53,7 @@ def front(found: RunDocument) -> Chart:
             **_points(baselines, word, "baselines", {"color": look.BASELINE, "symbol": "diamond", "size": 12}),
             "mode": "markers+text",
             "text": ["dense" if trial["role"] == "baseline_dense" else "data parallel" for trial in baselines],
-            "textposition": "bottom center",
+            "textposition": "top left",  # away from the front, which goes down to the right
         },
         _ways(timed, word),
         _points(timed, "measured", "measured by the clock", {"symbol": "circle-open", "size": 15, "color": look.CROSSING}),
@@ -241,29 +241,35 @@ def _final(step: float, accuracy: float) -> dict[str, Any]:
     }
 
 
-def layers(events: Sequence[JsonObject]) -> Chart | None:
+def layers(metrics: Sequence[JsonObject], events: Sequence[JsonObject]) -> Chart | None:
     """Sparsity of every layer over the steps, and the largest |weight| that each pruning took from it. None where it was not recorded."""
     told = [event for event in events if _inner(event, "densities")]
     if not told:
         return None
     names = list(dict.fromkeys(name for event in told for name in _inner(event, "densities")))
-    traces = []
+    last = max([*_column(metrics, "step"), *_column(told, "step")])
+    traces, thresholds = [], []
     for number, name in enumerate(names):
         colour = look.SERIES[number % len(look.SERIES)]
         settled = _last_of_each_step([event for event in told if name in _inner(event, "densities")])
         sparsity = [100 * (1 - float(_inner(event, "densities")[name])) for event in settled]
-        line = _line(_column(settled, "step"), sparsity, name, colour, "y", "%{y:.2f} % sparse")
-        traces.append({**line, "legendgroup": name, "line": {"shape": "hv", "width": 2, "color": colour}})
+        steps, kept = [*_column(settled, "step"), last], [*sparsity, sparsity[-1]]  # as the last edit left it, to the end
+        line = _line(steps, kept, name, colour, "y", "%{y:.2f} % sparse", mode="lines+markers")
+        shape = {"line": {"shape": "hv", "width": 2, "color": colour}, "marker": {"color": colour, "size": 5}}
+        traces.append({**line, "legendgroup": name, **shape})
         pruned = [event for event in told if _inner(event, "thresholds").get(name)]
-        values = [_inner(event, "thresholds")[name] for event in pruned]
+        values = [float(_inner(event, "thresholds")[name]) for event in pruned]
+        thresholds += values
         threshold = _line(_column(pruned, "step"), values, name, colour, "y2", "pruned up to |w| = %{y:.3g}", mode="lines+markers")
         traces.append({**threshold, "legendgroup": name, "showlegend": False, "marker": {"color": colour, "size": 5}})
     return {
         "data": traces,
         "layout": look.layout(
-            xaxis=look.axis("training step", anchor="y2"),
+            xaxis=look.axis("training step", anchor="y2", range=[0, last * 1.02]),
             yaxis=look.axis("sparsity, %", domain=[0.55, 1.0]),
-            yaxis2=look.axis("threshold, |weight|", domain=[0.0, 0.45], type="log", exponentformat="power", dtick=1),
+            yaxis2=look.axis(
+                "threshold, |weight|", domain=[0.0, 0.45], **(log_axis(min(thresholds), max(thresholds)) if thresholds else {})
+            ),
         ),
     }
 
@@ -386,12 +392,15 @@ def importance_bars(found: Mapping[str, tuple[float, float]]) -> Chart:
 
 
 def log_axis(low: float, high: float) -> dict[str, Any]:
-    """A logarithmic axis with whole numbers at 1, 2 and 5.
+    """A logarithmic axis with numbers at 1, 2 and 5, or where that were many, at powers of ten.
 
     >>> log_axis(30, 240)["ticktext"]
     ['20', '50', '100', '200', '500']
+    >>> log_axis(0.0003, 3)["ticktext"]
+    ['0.0001', '0.001', '0.01', '0.1', '1', '10']
     """
-    steps = [digit * 10**power for power in range(floor(log10(low)), ceil(log10(high)) + 1) for digit in (1, 2, 5)]
+    digits = (1, 2, 5) if high < 1000 * low else (1,)
+    steps = [digit * 10.0**power for power in range(floor(log10(low)), ceil(log10(high)) + 2) for digit in digits]
     first, last = max(step for step in steps if step <= low), min(step for step in steps if step >= high)
     shown = [step for step in steps if first <= step <= last]
     return {"type": "log", "tickvals": shown, "ticktext": [f"{step:,.10g}" for step in shown]}

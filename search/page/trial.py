@@ -149,7 +149,7 @@ def _mapping(record: JsonObject, name: str) -> Mapping[str, object]:
 
 
 def _layers(shown: _Shown) -> str:
-    chart = charts.layers(shown.events)
+    chart = charts.layers(shown.metrics, shown.events)
     if chart is None:
         words = "no edit was made" if not shown.events else "the run was made by a version that did not record it"
         return paragraph(f"Threshold and sparsity per layer: {words}.", "quiet")

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from hardware.partition import Partition, communication_volume
 from hardware.workload import Workload
 from search import load_run
 from search.cli.report import report as write_report
-from search.page import charts, network, report
+from search.options import Options
+from search.page import _command, charts, network, report
 from search.page.markup import Rows, figure, table, text
 from search.results import RunDocument
 from tests.search.chromium import browser, executable, pixels
+from tests.search.conftest import Grow
 
 Finished = tuple[Path, dict[str, Any], str]
 
@@ -105,6 +109,23 @@ def test_the_command_writes_the_page_and_says_where(digits: Finished, tmp_path: 
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(study="digits", gpus=2),
+        Options(study="digits", gpus=4, gpus_per_trial=2, early_stopping=True, sampler="nsga2", tolerance=2.5, hardware="pcie-4", trials=9),
+        Options(study="mnist", gpus=1, device="cpu", seed=3, network="lenet-5", settings={"steps": 40, "learning_rate": 0.05}),
+    ],
+)
+def test_the_command_that_is_shown_asks_for_what_the_run_was_asked(options: Options, grow: Grow, tmp_path: Path) -> None:
+    program, *words = shlex.split(_command(options))
+    asked = grow(*words, "--print-config", "--json", cwd=tmp_path)
+    assert (program, asked.returncode) == ("grow", 0), asked.stderr
+    found = {name: value["value"] for group in json.loads(asked.stdout)["configuration"].values() for name, value in group.items()}
+    expected = {name: value for name, value in asdict(options).items() if name != "settings"} | dict(options.settings)
+    assert found.items() >= expected.items()
+
+
 # ---- its charts ----
 
 
@@ -118,8 +139,9 @@ def test_every_growth_and_pruning_is_marked_where_the_density_then_was(digits: F
         expected = history[history["what"] == what]
         assert traces[name]["x"] == expected["step"].tolist()
         assert traces[name]["y"] == pytest.approx((100 * expected["density_after"]).tolist())
-    layers = charts.layers(events)
+    layers = charts.layers(metrics, events)
     assert layers is not None
+    assert all(trace["x"][-1] == metrics[-1]["step"] for trace in layers["data"] if trace["yaxis"] == "y")
     sparsity = {trace["name"]: trace["y"] for trace in layers["data"] if trace["yaxis"] == "y"}
     last = history.iloc[-1]
     assert {name: values[-1] for name, values in sparsity.items()} == pytest.approx(
