@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from hardware.devices import Device
-from hardware.profile import Profile, Progress, key_of
+from hardware.profile import Profile, Progress
+from hardware.profile.key import key_of
 
 
 def cache_folder() -> Path:

@@ -21,7 +21,8 @@ import numpy as np
 from hardware.calibrate.cases import Case, cases, job
 from hardware.cost import predict
 from hardware.execute.measure import measure_throughput
-from hardware.profile import Calibration, Coefficients, Profile, Progress, calibrated
+from hardware.profile import Profile, Progress, calibrated
+from hardware.profile.calibration import Calibration, Coefficients
 from hardware.tables import FloatArray
 from hardware.trust import quantities
 

@@ -14,18 +14,8 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from hardware.devices import Device
-from hardware.profile import (
-    MASKED,
-    SCHEMA_VERSION,
-    Collective,
-    CollectiveTime,
-    HaloTime,
-    KernelTime,
-    MeasuredLink,
-    OperatorTime,
-    Profile,
-    table_name,
-)
+from hardware.profile import MASKED, SCHEMA_VERSION, Profile, table_name
+from hardware.profile.measurements import Collective, CollectiveTime, HaloTime, KernelTime, MeasuredLink, OperatorTime
 
 WIDTHS = (16, 64, 256, 1024, 4096, 16384)
 BATCHES = (16, 128, 1024, 8192)

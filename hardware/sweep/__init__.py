@@ -17,20 +17,9 @@ from typing import TYPE_CHECKING
 
 from hardware import nvml
 from hardware.devices import Device
-from hardware.profile import (
-    SCHEMA_VERSION,
-    CollectiveTime,
-    Contention,
-    HaloTime,
-    KernelTime,
-    MessageTime,
-    OperatorTime,
-    Overlap,
-    Profile,
-    Progress,
-    key_of,
-    machine,
-)
+from hardware.profile import SCHEMA_VERSION, Profile, Progress
+from hardware.profile.key import key_of, machine
+from hardware.profile.measurements import CollectiveTime, Contention, HaloTime, KernelTime, MessageTime, OperatorTime, Overlap
 from hardware.sweep.grid import FULL, QUICK, Grid
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 from torch import distributed
 
 from grow.kernels import KERNELS
-from hardware.profile import Contention, Overlap, table_name, touched_bytes
+from hardware.profile import table_name, touched_bytes
+from hardware.profile.measurements import Contention, Overlap
 from hardware.sweep.clock import Patience, own_work
 from hardware.sweep.messages import computation
 

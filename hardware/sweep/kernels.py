@@ -16,7 +16,8 @@ from torch.nn import functional
 from grow.kernels import KERNELS
 from grow.kernels.compiled import available
 from grow.layers import SparseConv2d, SparseLinear
-from hardware.profile import CONVOLUTION_TAPS, MASKED, KernelTime, table_name
+from hardware.profile import CONVOLUTION_TAPS, MASKED, table_name
+from hardware.profile.measurements import KernelTime
 from hardware.sweep.clock import Patience, Timing, own_work
 from hardware.sweep.structures import drawn
 

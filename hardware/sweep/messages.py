@@ -15,7 +15,7 @@ from torch import distributed
 from hardware.devices import ROUTED_BYTES, Link
 from hardware.execute.exchange import Peers, halo_plans
 from hardware.execute.moves import Halo, Moved
-from hardware.profile import Collective, CollectiveTime, HaloTime, MeasuredLink, MessageTime
+from hardware.profile.measurements import Collective, CollectiveTime, HaloTime, MeasuredLink, MessageTime
 from hardware.sweep.clock import Timing, in_company
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hardware.profile import OperatorTime
+from hardware.profile.measurements import OperatorTime
 from hardware.sweep.clock import Patience, own_work
 
 SHAPES = ((16, 16, 16, 16), (128, 32, 16, 16))

@@ -43,7 +43,8 @@ from hardware.devices import discover
 from hardware.execute.measure import Job, Throughput, measure_throughput
 from hardware.partition import Partition, communication_volume, crossing_share
 from hardware.presets import preset
-from hardware.profile import MeasuredLink, Profile
+from hardware.profile import Profile
+from hardware.profile.measurements import MeasuredLink
 from hardware.shard import ChooseKernel, by_density
 from hardware.workload import Workload
 from search.definition import StudyReference

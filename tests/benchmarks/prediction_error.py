@@ -21,7 +21,8 @@ import torch
 from hardware.cache import keep, obtain
 from hardware.calibrate import Case, Comparison, calibrate, cases, compare, summary
 from hardware.devices import discover
-from hardware.profile import Profile, machine
+from hardware.profile import Profile
+from hardware.profile.key import machine
 from hardware.trust import beyond
 
 

@@ -10,7 +10,8 @@ from hardware.calibrate import Case, Comparison, calibrate, cases, compare, fit,
 from hardware.calibrate.cases import NETWORKS, job, mlp, part_of
 from hardware.execute.measure import Job
 from hardware.partition import crossing_units
-from hardware.profile import Coefficients, key_of
+from hardware.profile.calibration import Coefficients
+from hardware.profile.key import key_of
 from hardware.trust import beyond, quantities
 from tests.hardware.test_profile import made_up_profile
 

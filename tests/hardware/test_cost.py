@@ -15,7 +15,9 @@ from hardware.execute.exchange import Peers
 from hardware.layout import strategy
 from hardware.partition import Partition, bytes_per_step
 from hardware.partitioners import PARTITIONERS
-from hardware.profile import Contention, OperatorTime, Profile, key_of
+from hardware.profile import Profile
+from hardware.profile.key import key_of
+from hardware.profile.measurements import Contention, OperatorTime
 from hardware.shard import shard
 from hardware.share import Shares, layer_bytes, layer_seconds
 from hardware.sweep.structures import drawn

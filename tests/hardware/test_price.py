@@ -11,7 +11,8 @@ from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
 from hardware.presets import PRESETS, preset
 from hardware.price import connection_seconds, halo_unit_seconds, machine_price, price_by_time
-from hardware.profile import KernelTime, Profile
+from hardware.profile import Profile
+from hardware.profile.measurements import KernelTime
 from hardware.workload import Workload
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import mlp

@@ -6,28 +6,13 @@ from typing import Any
 import pytest
 
 from grow.kernels import KernelCase
-from hardware import profile as profiles
 from hardware import sweep
 from hardware.cache import obtain
 from hardware.devices import Device
-from hardware.profile import (
-    MASKED,
-    SCHEMA_VERSION,
-    Calibration,
-    Coefficients,
-    CollectiveTime,
-    Contention,
-    HaloTime,
-    KernelTime,
-    MeasuredLink,
-    OperatorTime,
-    Overlap,
-    Profile,
-    calibrated,
-    key_of,
-    machine,
-    touched_bytes,
-)
+from hardware.profile import MASKED, SCHEMA_VERSION, Profile, calibrated, key, touched_bytes
+from hardware.profile.calibration import Calibration, Coefficients
+from hardware.profile.key import key_of, machine
+from hardware.profile.measurements import CollectiveTime, Contention, HaloTime, KernelTime, MeasuredLink, OperatorTime, Overlap
 from hardware.simulate import Task, schedule
 from hardware.sweep import Grid
 from hardware.tables import KernelTable
@@ -271,7 +256,7 @@ def test_a_cache_without_a_kernel_that_came_since_says_so_and_is_measured_anew(t
         return replace(made, key=key_of(devices, dtype), machine=machine())
 
     def obtained(kernels: str) -> str:
-        monkeypatch.setattr(profiles, "kernels", lambda: kernels)
+        monkeypatch.setattr(key, "kernels", lambda: kernels)
         return obtain(made.devices, progress=messages.append).machine["kernels"]
 
     monkeypatch.setattr(sweep, "measure", measure)
@@ -282,7 +267,7 @@ def test_a_cache_without_a_kernel_that_came_since_says_so_and_is_measured_anew(t
 
 def test_the_kernels_of_a_machine_are_those_that_can_be_compiled_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "compiled (numba " in machine()["kernels"]
-    monkeypatch.setattr(profiles, "find_spec", lambda name: None)
+    monkeypatch.setattr(key, "find_spec", lambda name: None)
     assert "compiled" not in machine()["kernels"]
 
 

@@ -10,7 +10,8 @@ from hardware.devices import Device
 from hardware.layout import Layout, strategy
 from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
-from hardware.profile import Overlap, Profile
+from hardware.profile import Profile
+from hardware.profile.measurements import Overlap
 from hardware.share import Shares
 from hardware.step import Prices, step_tasks
 from hardware.workload import Workload

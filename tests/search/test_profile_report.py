@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from hardware.presets import preset
-from hardware.profile import Calibration, Coefficients, Profile, calibrated
+from hardware.profile import Profile, calibrated
+from hardware.profile.calibration import Calibration, Coefficients
 from search.profile_report import collective_traces, draw, graph_traces, heading, matrix_trace, tables
 from tests.hardware.test_profile import made_up_profile
 from tests.search.conftest import Grow

@@ -2,28 +2,41 @@
 
 Kernel times are those of a whole layer step on one device: forward, both gradients, activation and the optimizer's update.
 
+    Profile         here             what is asked of it, and its file
+    measurements    measurements.py  the records that it consists of
+    calibration     calibration.py   what corrects them, and how good predictions then are
+    key             key.py           what it is valid for
+
 Legend: rows, columns and batch are those of the product (batch, columns) x (columns, rows); a convolution counts its taps as
 columns and its output positions as batch. Times in seconds, sizes in bytes; a collective's bytes are what one rank hands in.
-Spread is the range of the middle half of the repeats over their median.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
-from importlib.util import find_spec
 from math import exp, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from hardware.devices import Device, DeviceGraph, Link, cpu_name
-from hardware.nvml import driver
+from hardware.devices import Device, DeviceGraph, Link
+from hardware.profile.calibration import Calibration, Coefficients
+from hardware.profile.key import KEYED, key_of, machine
+from hardware.profile.measurements import (
+    LEAST_HIDDEN,
+    Collective,
+    CollectiveTime,
+    Contention,
+    HaloTime,
+    KernelTime,
+    MeasuredLink,
+    MessageTime,
+    OperatorTime,
+    Overlap,
+)
 from hardware.tables import FloatArray, KernelTable, SizeTable
 
 if TYPE_CHECKING:
@@ -31,9 +44,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 5
 Progress: TypeAlias = Callable[[str], None]
-Collective: TypeAlias = Literal["exchange", "sum", "gather"]
-"""What ranks do together: every one hands the others equal shares of its bytes (all-to-all), all add up a tensor (all-reduce), all
-get everybody's (all-gather)."""
 
 MASKED = " masked"
 """Ends the name of a dense kernel's table of times with a mask: without one every connection exists."""
@@ -50,159 +60,6 @@ def table_name(kernel: str, *, convolution: bool, taps: int = CONVOLUTION_TAPS[1
     if not convolution:
         return kernel
     return f"conv {kernel}" if taps == CONVOLUTION_TAPS[1] else f"conv 3x3 {kernel}"
-
-
-@dataclass(frozen=True)
-class KernelTime:
-    """One measured layer step on one device while the others are idle. ``kernel`` is the name of a table."""
-
-    kernel: str
-    rows: int
-    columns: int
-    batch: int
-    density: float
-    seconds: float
-    spread: float = 0.0
-
-
-@dataclass(frozen=True)
-class OperatorTime:
-    """One measured operator of `hardware.operators`, forward and backward, on so many values that go in. forward_s: the way forward."""
-
-    operator: str
-    values: int
-    seconds: float
-    forward_s: float
-    spread: float = 0.0
-
-
-@dataclass(frozen=True)
-class Contention:
-    """How much longer a layer step takes while all ``devices`` compute: they share memory, caches and power. bytes: what it touches."""
-
-    kernel: str
-    devices: int
-    bytes: int
-    ratio: float
-
-
-@dataclass(frozen=True)
-class MeasuredLink:
-    """A link between two devices, by their places."""
-
-    first: int
-    second: int
-    latency_s: float
-    bandwidth_bytes_per_s: float
-    medium: str = ""
-
-
-@dataclass(frozen=True)
-class MessageTime:
-    """One way of a message between two devices, by their places."""
-
-    first: int
-    second: int
-    bytes: int
-    seconds: float
-    spread: float = 0.0
-
-
-@dataclass(frozen=True)
-class CollectiveTime:
-    """One collective on the first ``ranks`` devices, as a step meets it: between computations, waiting for the slowest included."""
-
-    collective: Collective
-    ranks: int
-    bytes: int
-    seconds: float
-    spread: float = 0.0
-
-
-@dataclass(frozen=True)
-class HaloTime:
-    """What dividing a space costs a step: values picked, sent, received and joined, and the way back of their gradients.
-
-    own_bytes, halo_bytes: values of a batch that a rank holds itself, and that it gets from the others.
-    """
-
-    ranks: int
-    own_bytes: int
-    halo_bytes: int
-    seconds: float
-    spread: float = 0.0
-
-
-LEAST_HIDDEN = 0.01
-"""Share of a sum that a computation hides at least: where none is hidden, the computation would stand still."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """A computation under which a sum of so many bytes runs, the two alone, and both at once."""
-
-    ranks: int
-    bytes: int
-    computation_s: float
-    communication_s: float
-    together_s: float
-
-    @property
-    def slowdown(self) -> float:
-        """By what factor a device computes more slowly while it communicates, as `hardware.simulate.schedule` takes it: from 1 to 100.
-
-        A computation of C s that runs at 1/s of its rate for the c s of a sum ends at T = C + c (1 - 1/s), so s = c / (c - (T - C)): 1
-        hides the whole sum, and without end is one thing after the other.
-
-        >>> Overlap(2, 1000, computation_s=4.0, communication_s=2.0, together_s=5.0).slowdown
-        2.0
-        """
-        extra_s = max(0.0, self.together_s - self.computation_s)
-        return self.communication_s / max(self.communication_s - extra_s, LEAST_HIDDEN * self.communication_s)
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """By how much measured steps are longer than their measured parts: of computation on one and on all devices, of halos and of sums.
-
-    call_s: what a step spends on every collective beside it, however small: autograd's hooks, picking up and putting back of tensors.
-    """
-
-    alone: float = 1.0
-    together: float = 1.0
-    halo: float = 1.0
-    sum: float = 1.0
-    call_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far predictions were from the clock on cases that the coefficients were not fitted to, and what those cases were.
-
-    Errors are abs(predicted / measured - 1). low, high: the range of every quantity of a case.
-    """
-
-    made_at: str
-    cases: int
-    median_error: float
-    worst_error: float
-    kendall_tau: float
-    strategies: tuple[str, ...]
-    low: Mapping[str, float]
-    high: Mapping[str, float]
-
-    def beyond(self, strategy: str, **quantities: float) -> list[str]:
-        """What of a case is out of the calibrated range, in words.
-
-        >>> calibration = Calibration("now", 30, 0.05, 0.2, 0.95, ("single",), {"batch": 64}, {"batch": 512})
-        >>> calibration.beyond("units", batch=1024)
-        ["strategy is 'units', calibrated single", 'batch is 1024, calibrated 64 to 512']
-        """
-        found = [] if strategy in self.strategies else [f"strategy is {strategy!r}, calibrated {', '.join(self.strategies)}"]
-        for name, value in quantities.items():
-            if name in self.low and not self.low[name] * 0.99 <= value <= self.high[name] * 1.01:
-                found.append(f"{name} is {value:.4g}, calibrated {self.low[name]:.4g} to {self.high[name]:.4g}")
-        return found
 
 
 @dataclass(frozen=True)
@@ -231,7 +88,7 @@ class Profile:
     operators: tuple[OperatorTime, ...] = ()
     channel_block: int = 1
     unpadded: float = 1.0
-    coefficients: Coefficients = Coefficients()
+    coefficients: Coefficients = field(default_factory=Coefficients)
     calibration: Calibration | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -507,39 +364,6 @@ def _version_in(text: bytes) -> object:
 def touched_bytes(rows: int, columns: int, batch: int, element_size: int) -> int:
     """Bytes that a layer step reads and writes at least: input, output and weight."""
     return element_size * (rows * columns + batch * (rows + columns))
-
-
-KEYED = ("host", "cpu", "driver", "torch", "kernels")
-"""What a profile is valid for, beside its devices and its dtype."""
-
-
-def machine() -> dict[str, str]:
-    """This machine."""
-    return {"host": platform.node(), "cpu": cpu_name(), "driver": driver(), "torch": version("torch"), "kernels": kernels()}
-
-
-def kernels() -> str:
-    """The kernels that are measured here, with what computes or compiles them: another one takes the place of those that miss it."""
-    from grow.kernels.linear import library
-    from hardware.sweep.grid import COMPILERS, QUICK
-
-    found = []
-    for name in QUICK.all_kernels:
-        compiler = COMPILERS.get(name)
-        if name == "dense":
-            found.append(f"{name} ({library()})")
-        elif compiler is None:
-            found.append(name)
-        elif find_spec(compiler) is not None:
-            found.append(f"{name} ({compiler} {version(compiler)})")
-    return ", ".join(found)
-
-
-def key_of(devices: tuple[Device, ...], dtype: str = "float32") -> str:
-    """What a profile is valid for: these devices on this machine, with this driver, torch, kernels and dtype."""
-    here = machine()
-    facts = [*(f"{device.kind} {device.name} {device.id}" for device in devices), *(here[name] for name in KEYED), dtype]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 def calibrated(profile: Profile, coefficients: Coefficients, calibration: Calibration) -> Profile:
