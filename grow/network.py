@@ -108,6 +108,11 @@ class Network(nn.Module):
 
         self._compiled_call_impl = call
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called. The first call of the network then compiles it."""
+        return self._compiled_call_impl is not None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """To another device or dtype, where compiled code finds its products prepared."""
         moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ from hardware.trust import beyond
 from hardware.workload import IntArray, Workload
 from search.definition import StudyDefinition, StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
-from search.recipe import Recipe
+from search.recipe import HASTENERS, Recipe
 
 UNEVEN = 1.5
 """How many times the cheapest link the dearest must cost before the links count as uneven: measured ones of a kind differ by chance."""
@@ -140,6 +140,8 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
     if timings is not None:
         train.choose_kernels(network, timings, recipe.batch_size)
     costs, price = _costs(recipe, profile), price_of(recipe, dense, profile)
+    if recipe.compile:
+        network.compile()
     optimizer = optim.make(recipe.optimizer, network.parameters(), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     network.attach(optimizer)
     followers: dict[str, Follower] = {"movement": Movement(network)} if "movement" in criterion(recipe.pruning).needs else {}
@@ -158,6 +160,7 @@ def session(material: Material, profile: Profile | None, history: History) -> Se
         history,
         controller.begin(planned),
         followers=followers,
+        autocast=torch.bfloat16 if recipe.autocast else None,
     )
 
 
@@ -183,9 +186,14 @@ def figures(training: Session, recipe: Recipe, profile: Profile) -> Figures:
         predicted.memory_bytes,
         min(device.memory_bytes for device in profile.devices[: recipe.devices] or profile.devices),
         predicted.word,
-        tuple(beyond(profile, work, recipe.strategy, recipe.batch_size, recipe.devices)),
+        (*_unprofiled(recipe), *beyond(profile, work, recipe.strategy, recipe.batch_size, recipe.devices)),
         training.methods.price,
     )
+
+
+def _unprofiled(recipe: Recipe) -> list[str]:
+    """What of a recipe the profile's times know nothing of, in words."""
+    return [f"{name} is True, but the profile's times are of layers without it" for name in HASTENERS if getattr(recipe, name)]
 
 
 def throughput_so_far(training: Session, recipe: Recipe, profile: Profile) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from search.errors import ConfigurationError, RunError, RunNotFoundError, StoppedError, suggestion
 from search.files import read_json, write_json
 from search.process import Signals, noted_signals
-from search.recipe import Recipe
+from search.recipe import WHOLE_ALONE, Recipe
 from search.rundir import RunFolder, TrialFolder
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def _order(wanted: Wanted, recipe: Recipe, path: Path, count: int) -> dict[str, 
         raise ConfigurationError(f"gpus is {count}, but must be at least 1; one rank is one device")
     if wanted.meeting_s <= 0:
         raise ConfigurationError(f"meeting_s is {wanted.meeting_s}, but must be above 0; it is a number of seconds")
+    if recipe.hastened and count > 1:
+        raise ConfigurationError(f"{recipe.hastened} of the recipe is True, but must be False on {count} ranks, {WHOLE_ALONE}")
     profile = _profile(wanted.hardware, path)
     recipe = _priced(recipe, profile)
     folder = _default_folder(recipe) if wanted.folder is None else wanted.folder

@@ -58,6 +58,8 @@ def job(recipe_path: str) -> Job:
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         loss=material.task.loss,
+        autocast=torch.bfloat16 if recipe.autocast else None,
+        compile=recipe.compile,
     )
 
 

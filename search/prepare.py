@@ -22,7 +22,7 @@ from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
 from search.options import Options, Plan, RunRecord
 from search.process import die_with_parent
-from search.recipe import default, recipe
+from search.recipe import HASTENERS, WHOLE_ALONE, default, recipe
 from search.rundir import RunFolder
 from search.space import to_json
 
@@ -33,6 +33,7 @@ def prepare(run: RunFolder) -> Plan:
     definition = StudyReference(options.study, record.study_sha256).load().fixing(options.settings)
     network = definition.network_name(options.network)
     _check_devices(options)
+    _check_alone(options, definition)
     machine = _machine(options)
     found = discover(options.device, options.gpus if machine is None else 1)
     ranges = definition.ranges(options.devices_per_trial)
@@ -90,6 +91,17 @@ def _check_devices(options: Options) -> None:
     if isinstance(used, int) and used > each:
         option = "--gpus" if options.gpus_per_trial is None else "--gpus-per-trial"
         raise ConfigurationError(f"devices is {used}, but must be at most the number asked for, {each}; ask for more with {option}")
+
+
+def _check_alone(options: Options, definition: StudyDefinition) -> None:
+    """Refuse what is for one device alone where trials may have several."""
+    ranges, each = definition.ranges(options.devices_per_trial), options.devices_per_trial
+    fixed = definition.settings.get("devices")
+    most = fixed if isinstance(fixed, int) else each
+    for name in HASTENERS:
+        asked = definition.settings.get(name, False) or (name in ranges and True in ranges[name].ends)
+        if asked and most > 1:
+            raise ConfigurationError(f"{name} is True, but must be False where trials have up to {most} devices, {WHOLE_ALONE}")
 
 
 def _start_topology(definition: StudyDefinition, source: DataSource, options: Options, network: str) -> Topology:

@@ -28,6 +28,16 @@ BY_UNITS = ("model", "owt", "units")
 """Strategies that divide units; ``units`` is what ``model`` was called first."""
 
 
+HASTENERS = ("autocast", "compile")
+"""Fields that have a whole network computed otherwise than layer by layer in float32."""
+
+WHOLE_ALONE = (
+    "whose ranks compute parts that are not compiled, and add up sums that must round as those of one process do; "
+    "take one device, or leave it out"
+)
+"""Why they are for one device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What decides one trial.
@@ -39,7 +49,8 @@ class Recipe:
     every update. birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
     devices, strategy, partitioner, imbalance: how the final network is split; ``layouts``: of every space, where the strategy is
     ``mixed``, which is every one without a name. repartition: whether units are divided anew after every
-    update, as far as it pays. threads: of the worker.
+    update, as far as it pays. autocast: whether products are computed in bfloat16 (by kernels that know it; others stay in float32),
+    and compile: whether the network is compiled by `torch.compile`; both on one device alone. threads: of the worker.
     Raises ConfigurationError (a ValueError) that names the field, its value and the rule.
 
     >>> Recipe(study="digits", network="mlp", data_sha256="", number=2, role="search", density=1.3)
@@ -94,6 +105,8 @@ class Recipe:
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: NotNegative = 0.0
 
+    autocast: bool = False
+    compile: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Count = 1
     checkpoint_interval: Count = 200
@@ -107,6 +120,14 @@ class Recipe:
         if (self.strategy == "mixed") != (self.layouts is not None):
             rule = "given where strategy is 'mixed', and only there; let `grow plan --save` write them"
             raise ConfigurationError(f"layouts is {self.layouts!r}, but must be {rule}")
+
+        if self.hastened and self.devices > 1:
+            raise ConfigurationError(f"{self.hastened} is True, but must be False on {self.devices} devices, {WHOLE_ALONE}")
+
+    @property
+    def hastened(self) -> str:
+        """The first of ``autocast`` and ``compile`` that is asked for; empty where none is."""
+        return next((name for name in HASTENERS if getattr(self, name)), "")
 
     @property
     def how(self) -> str | dict[str, Literal["whole", "batch", "units"]]:
@@ -209,6 +230,8 @@ def _rule(annotation: object) -> str:
         return f"{'an integer ' if base is int else ''}{_interval(bounds)}"
     if annotation == Price:
         return f"{_rule(NotNegative)}, or 'machine'"
+    if annotation is bool:
+        return "true or false"
     if annotation not in (int, float, str, str | None):
         return "the layout of every space, 'whole', 'batch' or 'units', or nothing"
     return {int: "an integer", float: "a number", str: "text"}.get(annotation, "text or nothing")  # type: ignore[call-overload, no-any-return]

@@ -137,12 +137,17 @@ def metrics(training: Session, loss: float, steps_per_s: float, *, evaluated: bo
         "step": training.step,
         "phase": "growing and pruning" if training.step < training.policy.last_update else "training",
         "loss": loss,
-        "accuracy": evaluate(training.network, islice(training.task.validation(), 1), training.task.correct) if evaluated else None,
+        "accuracy": _glance(training) if evaluated else None,
         "density": topology.density,
         "connections": topology.connections,
         "units": {space.name: space.units for space in topology.hidden},
         "steps_per_s": steps_per_s,
     }
+
+
+def _glance(training: Session) -> float:
+    """Accuracy on the first validation batch."""
+    return evaluate(training.network, islice(training.task.validation(), 1), training.task.correct, training.outputs)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
 
@@ -30,7 +30,8 @@ class Job:
     """A network to be trained for some steps: how it is divided, on how many devices, on what batch, with which optimizer.
 
     Any other module that torch.fx can trace is trained as it is, whole, on one device: the baseline. inference: only outputs are asked
-    for, in evaluation mode, and nothing is learned.
+    for, in evaluation mode, and nothing is learned. autocast: the dtype in which outputs are computed where torch sees fit; compile:
+    whether by `torch.compile`; both on one device alone.
     """
 
     network: Network | nn.Module
@@ -45,8 +46,13 @@ class Job:
     weight_decay: float = 0.0
     loss: Loss = functional.cross_entropy
     inference: bool = False
+    autocast: torch.dtype | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
+        if self.devices > 1 and (self.autocast is not None or self.compile):
+            name = "compile" if self.autocast is None else "autocast"
+            raise ValueError(f"{name} is {getattr(self, name)}, but must be left out on {self.devices} devices; take one")
         if self.devices < 1:
             raise ValueError(f"devices is {self.devices}, but must be at least 1; name the devices that the job runs on")
 
@@ -77,11 +83,15 @@ class _Turns:
 def job_shard(job: Job, peers: Peers, *, choose: ChooseKernel = by_density, device: torch.device | None = None) -> Shard:
     """What one rank of a job trains; it shares no tensor with the job's network. ValueError if that cannot be divided so."""
     if isinstance(job.network, Network):
-        return shard(job.network, job.strategy, peers, parts=job.parts, batch=len(job.targets), choose=choose, device=device)
-    if peers.count != 1:
+        found = shard(job.network, job.strategy, peers, parts=job.parts, batch=len(job.targets), choose=choose, device=device)
+    elif peers.count != 1:
         raise ValueError(f"devices is {peers.count}, but must be 1 for a plain module; divide a grow.network.Network of it")
-    traced = fx.symbolic_trace(copy.deepcopy(job.network)).to(device)
-    return Shard(traced, {}, peers, {}, cuts=False, batch=Batch())
+    else:
+        traced = fx.symbolic_trace(copy.deepcopy(job.network)).to(device)
+        found = Shard(traced, {}, peers, {}, cuts=False, batch=Batch())
+    if job.compile:
+        found.compile()
+    return replace(found, autocast=job.autocast)
 
 
 def measure_throughput(

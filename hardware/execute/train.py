@@ -27,7 +27,7 @@ from grow.axes import IntArray
 from grow.controller import Train
 from grow.network import Network
 from grow.session import Session
-from grow.train import DivergedError, next_training
+from grow.train import DivergedError, next_training, train_step
 from hardware.execute.broadcast import broadcast_checkpoint, broadcast_json, broadcast_tensors
 from hardware.execute.exchange import Peers
 from hardware.execute.local import Local
@@ -61,16 +61,23 @@ class Training:
         device: torch.device | None = None,
         watch: Watch | None = None,
     ) -> None:
-        if session.autocast is not None:
+        self._alone = peers.count == 1 and (session.autocast is not None or session.network.compiled)
+        if session.autocast is not None and not self._alone:
             raise ValueError(
                 f"autocast of the session is {session.autocast}, but must be None for training on ranks: sums of ranks' parts would be "
                 "rounded otherwise than those of one process; leave autocast out"
+            )
+        if session.network.compiled and not self._alone:
+            raise ValueError(
+                "the session's network is compiled, but must not be for training on ranks: what they compute are parts of it; leave out "
+                "compile"
             )
         self.session, self.peers, self.strategy = session, peers, strategy
         self._divide, self._choose, self._device = divide, choose, device or session.network.device
         self._watch = watch
         self._local: Local | None = None
         self._shares: list[Tensor] = []
+        self._losses: list[float] = []  # of steps that are made alone
         self._asked_at, self._ask_every, self._ask_step = time.monotonic(), 1, 0
 
     def steps(self) -> Iterator[int]:
@@ -112,10 +119,13 @@ class Training:
 
     def losses(self) -> list[float]:
         """Losses of the steps since it was last asked, on every rank. DivergedError, on every rank, where one is not finite."""
+        if self._alone:
+            found, self._losses = self._losses, []
+            return found
         if not self._shares:
             return []
         assert self._local is not None
-        found: list[float] = self._local.shard.total(torch.stack(self._shares)).tolist()
+        found = self._local.shard.total(torch.stack(self._shares)).tolist()
         self._shares = []
         for number, loss in enumerate(found):
             if not isfinite(loss):
@@ -175,7 +185,9 @@ class Training:
             checkpoint.restore_session(self.session, heard)
 
     def _take(self, parts: Parts | None, *, divided: bool) -> None:
-        """This rank's share of the session, by rank 0's parts."""
+        """This rank's share of the session, by rank 0's parts; alone, the session itself is trained."""
+        if self._alone:
+            return
         if divided:
             told = None if parts is None else {space: torch.from_numpy(part) for space, part in parts.items()}
             heard = broadcast_tensors(told, self.peers, self._device)
@@ -197,6 +209,9 @@ class Training:
     def _step(self) -> None:
         """Forward, backward, one optimizer step on every rank."""
         session, local = self.session, self._local
+        if self._alone:
+            self._losses.append(train_step(session))
+            return
         assert local is not None
         rate = session.learning_rate
         if rate is not None and not isinstance(rate, LRScheduler):

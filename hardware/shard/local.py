@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, fx
 
+from grow.layers import SparseLayer
 from hardware.execute.exchange import Peers
 from hardware.execute.gradients import GradientSum
 from hardware.execute.moves import Batch
@@ -25,6 +26,7 @@ class Shard:
 
     The module is given the whole batch on every rank. cuts: whether its logits are those of the rank's own samples alone, else every
     rank has all of them. batch: what is computed now; its ``step`` counts the losses taken and decides what dropout draws.
+    autocast: the dtype in which the module computes where torch sees fit; losses are of its outputs in float32.
     """
 
     module: fx.GraphModule
@@ -34,6 +36,7 @@ class Shard:
     cuts: bool
     batch: Batch
     _sums: list[GradientSum] = field(default_factory=list)
+    autocast: torch.dtype | None = None
 
     def own_samples(self, samples: int) -> slice:
         """Samples of a batch whose logits this rank has."""
@@ -46,7 +49,7 @@ class Shard:
         """
         self.batch.step = self.batch.step + 1 if step is None else step
         mine = self.own_samples(len(targets))
-        outputs: Tensor = self.module(inputs)
+        outputs = self._outputs(inputs)
         if not self.cuts:
             return loss(outputs, targets)
         count = mine.stop - mine.start
@@ -76,8 +79,22 @@ class Shard:
     def infer(self, inputs: Tensor) -> Tensor:
         """Outputs of a whole batch in evaluation mode, of this rank's `own_samples`; only the forward half of every move is made."""
         self.module.eval()
-        outputs: Tensor = self.module(inputs)
-        return outputs
+        return self._outputs(inputs)
+
+    def compile(self) -> None:
+        """Compile the module in place. It must not be edited afterwards."""
+        for layer in self.module.modules():
+            if isinstance(layer, SparseLayer):
+                layer.prepare()
+        self.module.compile()
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        if self.autocast is None:
+            outputs: Tensor = self.module(inputs)
+            return outputs
+        with torch.autocast(inputs.device.type, self.autocast):
+            found: Tensor = self.module(inputs)
+        return found.float() if found.dtype == self.autocast else found
 
     def sum_gradients(self) -> None:
         """Finish what the backward pass began: gradients of what was computed from own samples become those of the whole batch."""

@@ -1,11 +1,11 @@
 """Memory of training at a low density against dense: parameters, gradients, optimizer state, growth scoring.
 
-    python -m tests.benchmarks.memory [--repeats 3] [--only density=0.01] [--json]
+    python -m tests.benchmarks.memory [--repeats 3] [--only density=0.01] [--only kernel=compiled] [--json]
 
 A wide MLP (784 inputs, 3 x 4,096 units, 10 outputs), Adam, batch 128 of random data, one thread. Ours is built sparse from the start,
 trains, is pruned by magnitude and grown by gradient (30 % of its connections), and trains on; dense is torch's own layers and Adam. Each in
 a process of its own: the peak of the resident memory, less what it is once everything is imported and a network of 8 units has been
-trained so, which loads what torch loads at first use.
+trained so, which loads what torch loads at first use, and numba and its machine code where the kernel is the compiled one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from hardware.execute.ranks import Rank, run_ranks
 from tests.benchmarks.peak import Peak
 from tests.benchmarks.rows import Case, add_options, row, selected, write
 
-CASES: list[Case] = [{"units": 4096, "batch": 128, "density": density, "device": "cpu"} for density in (0.01, 0.02, 0.05)]
+CASES: list[Case] = [
+    {"units": 4096, "batch": 128, "density": density, "device": "cpu", "kernel": kernel}
+    for density in (0.01, 0.02, 0.05)
+    for kernel in ("csr", "compiled")
+]
 STEPS = 3
 REPLACED = 0.3
 Side = Literal["dense", "sparse"]
@@ -56,7 +60,7 @@ def replace(network: Network, inputs: Tensor, targets: Tensor) -> None:
         edit(choose(network, chosen, evidence, count))
 
 
-def train(side: Side, units: int, batch: int, density: float) -> None:
+def train(side: Side, units: int, batch: int, density: float, kernel: str) -> None:
     """All that is measured."""
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(batch, 784, generator=generator), torch.randint(10, (batch,), generator=generator)
@@ -66,7 +70,7 @@ def train(side: Side, units: int, batch: int, density: float) -> None:
         return
     with torch.device("meta"):
         module = mlp(units)
-    network = sparse_network(module, inputs[:1], density)
+    network = sparse_network(module, inputs[:1], density, kernel=kernel)
     optimizer = optim.make("adam", network.parameters(), 1e-3)
     network.attach(optimizer)
     steps(network, optimizer, inputs, targets)
@@ -77,9 +81,10 @@ def train(side: Side, units: int, batch: int, density: float) -> None:
 
 def peak(rank: Rank, side: Side, case: Case) -> int:
     """Bytes by which the process's resident memory rises."""
-    train(side, 8, 2, 0.9)
+    batch, kernel = int(case["batch"]), str(case["kernel"])
+    train(side, 8, batch, 0.9, kernel)
     counted = Peak()
-    train(side, int(case["units"]), int(case["batch"]), float(case["density"]))
+    train(side, int(case["units"]), batch, float(case["density"]), kernel)
     return counted.bytes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -73,6 +74,29 @@ def test_bad_jobs_are_refused() -> None:
     with pytest.raises(ValueError, match="rounds is 0, but must be at least 1"):
         measure_throughput(job, [("single", 1, "sgd", False)], ranks=1, rounds=0)
     assert measure_throughput(job, [], ranks=1) == []
+
+
+def test_a_job_is_computed_as_its_training_was() -> None:
+    plain = job(("single", 1, "sgd", True))
+    cast = replace(plain, autocast=torch.bfloat16)
+    found = job_shard(cast, Peers(0, 1)).infer(cast.inputs)
+    assert isinstance(plain.network, Network)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain.network(plain.inputs)
+    assert torch.equal(found, expected.float())
+    assert not torch.equal(found, job_shard(plain, Peers(0, 1)).infer(plain.inputs))
+    with pytest.raises(ValueError, match="compile is True, but must be left out on 2 devices"):
+        replace(job(("units", 2, "sgd", True)), compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_compiled_job_computes_the_same() -> None:
+    plain = job(("single", 1, "sgd", False))
+    found = [
+        job_shard(chosen, Peers(0, 1)).loss(plain.inputs, plain.targets, plain.loss) for chosen in (plain, replace(plain, compile=True))
+    ]
+    torch.testing.assert_close(*found)
 
 
 def test_timing_a_job_changes_nothing_of_its_network() -> None:

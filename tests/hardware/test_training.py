@@ -237,11 +237,31 @@ def train_all_here(folder: Path) -> list[Outcome]:
     return [run_case(Peers(0, 1), case, folder / str(number), None) for number, case in enumerate(CASES)]
 
 
-def test_autocast_is_refused_on_ranks() -> None:
+def test_autocast_and_compiled_networks_are_refused_on_ranks() -> None:
     session = make_session(Case("units"), History())
+    session.network.compile(backend="eager")
+    with pytest.raises(ValueError, match="network is compiled, but must not be for training on ranks"):
+        Training(session, Peers(0, 2), "units")
     session.autocast = torch.bfloat16
     with pytest.raises(ValueError, match=r"autocast of the session is torch\.bfloat16, but must be None for training on ranks"):
-        Training(session, Peers(0, 1), "single")
+        Training(session, Peers(0, 2), "units")
+
+
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning")
+def test_on_one_rank_they_train_as_without_ranks() -> None:
+    sessions = [make_session(Case("units"), History()) for _ in range(2)]
+    for session in sessions:
+        session.autocast = torch.bfloat16
+        session.network.compile(backend="eager")
+    losses = [progress.loss for progress in train(sessions[0])]
+    training = Training(sessions[1], Peers(0, 1), "single")
+    found = []
+    for _ in training.steps():
+        found += training.losses()
+    assert found == losses
+    assert len(losses) == STEPS
+    weights = [checkpoint.network_tensors(session.network) for session in sessions]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_loss_that_is_no_number_ends_the_training() -> None:

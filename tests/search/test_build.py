@@ -45,6 +45,27 @@ def test_every_seed_ends_at_the_connections_asked_for(base: Recipe, initial: str
     assert training.network.topology.connections == round(0.2 * possible)
 
 
+def test_a_recipe_that_autocasts_trains_so_and_says_that_the_profile_does_not_know_it(base: Recipe) -> None:
+    chosen = replace(base, steps=20, autocast=True)
+    training, plain = finished(chosen), finished(replace(chosen, autocast=False))
+    assert training.autocast == torch.bfloat16
+    assert training.history.events[-1].loss_after != plain.history.events[-1].loss_after
+    assert not training.network.compiled
+    told = build.figures(training, chosen, preset("nvlink-8"))
+    assert "autocast is True, but the profile's times are of layers without it" in told.beyond
+
+
+@pytest.mark.slow  # torch's compiler takes its time
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_compiled_training_is_the_other_one_but_for_rounding(base: Recipe) -> None:
+    found = finished(replace(base, compile=True))
+    expected = finished(base)
+    assert found.network.compiled
+    assert [event.what for event in found.history.events] == [event.what for event in expected.history.events]
+    losses = [[event.loss_after for event in training.history.events] for training in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-2)
+
+
 def test_a_minimal_seed_grows_units_however_long_the_interval(base: Recipe) -> None:
     material = build.material(replace(base, initial="minimal", update_interval=70))
     before = build.session(material, None, History()).network.topology.units

@@ -50,6 +50,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     [
         (("--study", "digits", "--gpus", "65"), "gpus is 65, but must be at most 64"),
         (("--study", "digits", "--gpus", "1", "--set", "devices=2"), "devices is 2, but must be at most"),
+        (("--study", "digits", "--gpus", "2", "--set", "compile=true"), "compile is True, but must be False where trials have up to 2"),
         (("--study", "digits", "--gpus", "2", "--network", "mlp-64x3"), "did you mean 'mlp-64x2'"),
         (("--study", "digits", "--gpus", "2", "--set", "batch_size=100000"), "batch_size is 100000"),
         (("--study", "digits", "--gpus", "65", "--runs-dir", "a/b/c"), "gpus is 65, but must be at most 64"),

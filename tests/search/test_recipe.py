@@ -62,6 +62,7 @@ def test_a_recipe_carries_the_layouts_of_a_strategy_without_a_name() -> None:
         ),
         ("strategy", "units", "strategy is 'units', but must be 'single' on one device"),
         ("devices", 2, "strategy is 'single', but must be 'data', 'model' or 'owt' on 2 devices"),
+        ("compile", "yes", "compile is 'yes', but must be true or false"),
     ],
 )
 def test_a_wrong_value_is_named_with_the_rule(field: str, value: object, message: str) -> None:
@@ -77,6 +78,19 @@ def test_a_wrong_name_is_an_error_with_a_suggestion() -> None:
         recipe({name: value for name, value in REQUIRED.items() if name != "study"})
 
 
+@pytest.mark.parametrize("name", ["autocast", "compile"])
+def test_what_is_for_whole_networks_is_refused_on_several_devices(name: str) -> None:
+    assert getattr(recipe(REQUIRED | {name: True}), name)
+    with pytest.raises(ConfigurationError, match=f"{name} is True, but must be False on 2 devices, whose ranks compute parts"):
+        recipe(REQUIRED | {name: True, "devices": 2, "strategy": "data"})
+
+
+def test_a_recipe_of_before_a_field_with_a_default_is_still_read() -> None:
+    told = recipe(REQUIRED).to_json()
+    del told["autocast"], told["compile"]
+    assert Recipe.from_json(told) == recipe(REQUIRED)
+
+
 def test_another_schema_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="schema_version is 2"):
         Recipe.from_json({**recipe(REQUIRED).to_json(), "schema_version": 2})
@@ -87,6 +101,7 @@ def test_settings_are_read_as_their_fields_type() -> None:
     assert parse_setting("density=1e-1") == ("density", 0.1)
     assert [parse_setting(f"price={price}")[1] for price in ("24", "machine")] == [24.0, "machine"]
     assert parse_setting("optimizer=adamw") == ("optimizer", "adamw")
+    assert [parse_setting(f"compile={value}")[1] for value in ("true", "false", "1")] == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +111,7 @@ def test_settings_are_read_as_their_fields_type() -> None:
         ("stesp=4", "did you mean 'steps'"),
         ("density=1.3", r"density is 1.3, but must be in \(0, 1\]"),
         ("steps=many", "steps is 'many', but must be an integer"),
+        ("autocast=bf16", "autocast is 'bf16', but must be true or false"),
         ("growth=gradeint", "did you mean 'gradient'"),
         ("seed=3", "--set names 'seed'"),
     ],

@@ -254,6 +254,16 @@ def test_a_plan_for_another_network_or_number_of_devices_is_refused(recipe: Reci
     assert sorted(path.name for path in file.parent.iterdir()) == ["plan.json", "recipe.json"]
 
 
+def test_what_is_for_whole_networks_is_refused_on_several_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    from search.cli.train import train as command
+
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(replace(recipe, devices=1, strategy="single", autocast=True).to_json()))
+    with pytest.raises(ValueError, match="autocast of the recipe is True, but must be False on 2 ranks"):
+        command(file, gpus=2, folder=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_stopped_rank_is_named_within_half_a_minute(number: int, file: Path, environment: dict[str, str]) -> None:
