@@ -10,6 +10,13 @@ from importlib.util import find_spec
 from hardware.devices import Device, cpu_name
 from hardware.nvml import driver
 
+ANYWHERE = ("dense", "csr", "compiled")
+"""The engine's kernels for connections anywhere that are measured."""
+STRUCTURED = ("columns", "condensed", "radix", "block_16", "block_32", "block_64")
+"""Those that are made for some structures, and measured on these."""
+COMPILERS = {"compiled": "numba"}
+"""What some kernels are compiled by, and are not measured without."""
+
 KEYED = ("host", "cpu", "driver", "torch", "kernels")
 """What a profile is valid for, beside its devices and its dtype."""
 
@@ -22,10 +29,9 @@ def machine() -> dict[str, str]:
 def kernels() -> str:
     """The kernels that are measured here, with what computes or compiles them: another one takes the place of those that miss it."""
     from grow.kernels.linear import library
-    from hardware.sweep.grid import COMPILERS, QUICK
 
     found = []
-    for name in QUICK.all_kernels:
+    for name in (*ANYWHERE, *STRUCTURED):
         compiler = COMPILERS.get(name)
         if name == "dense":
             found.append(f"{name} ({library()})")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hardware.profile.key import ANYWHERE, STRUCTURED
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -35,18 +37,9 @@ class Grid:
     structured_conv_columns: tuple[int, ...] = ()
     structured_densities: tuple[float, ...] = ()
 
-    @property
-    def all_kernels(self) -> tuple[str, ...]:
-        """Those for connections anywhere, and those for some structures."""
-        return self.kernels + self.structured
-
-
-STRUCTURED = ("columns", "condensed", "radix", "block_16", "block_32", "block_64")
-COMPILERS = {"compiled": "numba"}
-"""What some kernels are compiled by, and are not measured without."""
 
 QUICK = Grid(
-    kernels=("dense", "csr", "compiled"),
+    kernels=ANYWHERE,
     rows=(16, 256, 2048),
     columns=(64, 512, 2048),
     batches=(32, 128, 512),
@@ -68,7 +61,7 @@ QUICK = Grid(
 """Measured before a run, in seconds."""
 
 FULL = Grid(
-    kernels=("dense", "csr", "compiled"),
+    kernels=ANYWHERE,
     rows=(16, 64, 256, 1024, 4096),
     columns=(16, 64, 256, 1024, 4096),
     batches=(32, 128, 512),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,14 +15,32 @@ import pytest
 import torch
 from torch import distributed
 
+from hardware.execute.exchange import Peers
 from hardware.execute.ranks import Rank, RankError, cores_of, run_ranks
+from hardware.execute.wires import connected
 
 
-def describe(rank: Rank, tensor: torch.Tensor) -> tuple[int, float, int, list[int], str]:
-    total = tensor * (rank.number + 1)
+@dataclass(frozen=True)
+class Told:
+    """What a rank tells of itself, and of what it said to the others: their sum, all of it, and the bytes that it handed in."""
+
+    number: int
+    threads: int
+    cores: list[int]
+    backend: str
+    wired: bool
+    total: float
+    gathered: list[list[int]]
+    handed: int
+
+
+def describe(rank: Rank, tensor: torch.Tensor) -> Told:
+    total, peers = tensor * (rank.number + 1), Peers(rank.number, rank.count)
     distributed.all_reduce(total)
+    gathered = peers.gather(torch.arange(3) + 10 * rank.number).tolist()
     print("not on the parent's stdout")
-    return rank.number, total.item(), torch.get_num_threads(), sorted(os.sched_getaffinity(0)), distributed.get_backend()
+    cores, backend = sorted(os.sched_getaffinity(0)), distributed.get_backend()
+    return Told(rank.number, torch.get_num_threads(), cores, backend, connected() is not None, total.item(), gathered, peers.sum_bytes)
 
 
 def misbehave(rank: Rank, how: str) -> None:
@@ -35,13 +54,10 @@ def misbehave(rank: Rank, how: str) -> None:
 
 
 @pytest.mark.usefixtures("nobody_left")
-def test_results_come_back_in_the_order_of_the_ranks(capfd: pytest.CaptureFixture[str]) -> None:
-    results = run_ranks(describe, torch.tensor(2.0), ranks=3)
-    cores = sorted(os.sched_getaffinity(0))
-    assert [number for number, *_ in results] == [0, 1, 2]
-    assert [total for _, total, *_ in results] == [12.0] * 3
-    assert [(threads, pinned, backend) for *_, threads, pinned, backend in results] == [
-        (1, sorted(cores_of(rank, 1, cores)), "gloo") for rank in range(3)
+def test_results_come_back_in_the_order_of_the_ranks_which_are_wired_to_each_other(capfd: pytest.CaptureFixture[str]) -> None:
+    cores, gathered = sorted(os.sched_getaffinity(0)), [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
+    assert run_ranks(describe, torch.tensor(2.0), ranks=3) == [
+        Told(rank, 1, sorted(cores_of(rank, 1, cores)), "gloo", True, 12.0, gathered, handed=2 * 3 * 8) for rank in range(3)
     ]
     assert "not on" not in capfd.readouterr().out
 

@@ -15,11 +15,11 @@ from hardware.devices import discover
 from hardware.execute.ranks import Rank, run_ranks
 from hardware.operators import KINDS
 from hardware.profile import MASKED
+from hardware.profile.key import STRUCTURED
 from hardware.sweep import Grid, contention, measure, measure_rank
 from hardware.sweep import kernels as sweep_kernels
 from hardware.sweep.clock import Patience, Timing, in_company, own_work
 from hardware.sweep.contention import _together_over_alone
-from hardware.sweep.grid import STRUCTURED
 from hardware.sweep.kernels import Bench
 from hardware.sweep.messages import fitted, links_of
 from hardware.sweep.operators import measure_operators

@@ -7,11 +7,8 @@ from itertools import permutations
 
 import pytest
 import torch
-from torch import Tensor
 
-from hardware.execute.exchange import Peers
-from hardware.execute.ranks import Rank, run_ranks
-from hardware.execute.wires import Crossing, Wires, connected, pairs
+from hardware.execute.wires import Crossing, Wires, pairs
 
 
 @pytest.fixture
@@ -58,17 +55,3 @@ def test_who_waits_for_a_rank_that_is_gone_is_told_so(alone: bool) -> None:
     with pytest.raises(RuntimeError, match="Connection closed by rank 1"):
         crossing.wait()
     waiting.close()
-
-
-def neighbours(rank: Rank) -> tuple[bool, list[Tensor], int]:
-    """What every rank got from all others, and the bytes it handed in."""
-    peers = Peers(rank.number, rank.count)
-    found = peers.gather(torch.arange(3) + 10 * rank.number)
-    return connected() is not None, list(found), peers.sum_bytes
-
-
-def test_ranks_of_one_host_are_wired_to_each_other() -> None:
-    for wired, found, handed in run_ranks(neighbours, ranks=3):
-        assert wired
-        assert [tensor.tolist() for tensor in found] == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
-        assert handed == 2 * 3 * 8
