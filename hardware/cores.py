@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -14,6 +16,17 @@ BUSY_WINDOW_S = 0.1
 def available_cores() -> tuple[int, ...]:
     """Cores that this process may run on."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else tuple(range(os.cpu_count() or 1))
+
+
+def waited_s() -> float:
+    """Seconds for which the calling thread, a process's first one, could have run but another process had its core. Differences count.
+
+    Linux counts what a thread waited, as the second number of schedstat, in nanoseconds; what the process's other threads computed
+    meanwhile is not others' doing. Without such a count it is at most 0.
+    """
+    path = Path("/proc/self/schedstat")
+    waited = int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
+    return waited - (time.process_time() - time.thread_time())
 
 
 def idle_first(wanted: int) -> tuple[int, ...]:

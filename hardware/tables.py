@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -34,12 +34,15 @@ class KernelTable:
     A step costs something to begin with, something a row, a column, a sample and a connection, which are lines in every quantity;
     powers between points as far apart as these would lie above them. Continued by the nearest slopes, but below the smallest
     point never at less than in proportion.
+
+    cost_of: of a batch, where a step does not take longer with every single sample, as with kernels that compute whole tiles of them.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], cost_of: Callable[[float], float] = float) -> None:
         from scipy.interpolate import RegularGridInterpolator
 
-        points = np.array([(row.rows, row.columns, row.batch, row.density) for row in rows])
+        self.cost_of = cost_of
+        points = np.array([(row.rows, row.columns, cost_of(row.batch), row.density) for row in rows])
         axes = [np.unique(points[:, axis]) for axis in range(4)]
         self.axes = axes if len(axes[3]) > 1 else axes[:3]
         values = np.full([len(axis) for axis in self.axes], np.nan)
@@ -53,7 +56,7 @@ class KernelTable:
 
     def seconds(self, rows: float, columns: float, batch: float, density: float) -> float:
         """Time at a point; all quantities positive."""
-        point = np.array([rows, columns, batch, density])[: len(self.axes)]
+        point = np.array([rows, columns, self.cost_of(batch), density])[: len(self.axes)]
         within = np.clip(point, [axis[0] for axis in self.axes], [axis[-1] for axis in self.axes])
         continued, measured = self._seconds([point, within])
         return float(max(continued, measured * np.minimum(point / within, 1).prod()))

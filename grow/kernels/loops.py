@@ -25,7 +25,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from math import ceil
 from typing import Any, TypeAlias
 
 import torch
@@ -33,13 +32,8 @@ from numba import cfunc, types
 from numba.core.caching import FunctionCache
 
 from grow.kernels import vectors
+from grow.kernels.tiles import tile_bytes
 from grow.kernels.vectors import PART_BYTES, dot, filled, load, multiply_add, store, transpose, zeros
-
-TILE_BYTES = (512, 256, 64)
-"""What one feature of a tile may take. The gradients hold two such rows, at most 16 of the 32 registers of AVX-512."""
-
-CONNECTION_BYTES = 256
-"""A connection's index and value cost as much as so many bytes of its tile, whatever the tile's length."""
 
 Compiled: TypeAlias = Callable[..., None]
 """Takes integers and addresses, and lets other threads run meanwhile."""
@@ -96,8 +90,7 @@ _PART = (types.intp, types.intp, types.intp)
 @cache
 def loops(dtype: torch.dtype, batch: int) -> Loops:
     """The loops for float32 or float64 with the tiles that suit a batch: wide ones cost less per sample, but may be filled badly."""
-    size = dtype.itemsize
-    return _loops(dtype, min(TILE_BYTES, key=lambda tile: ceil(batch * size / tile) * (tile + CONNECTION_BYTES)) // size)
+    return _loops(dtype, tile_bytes(batch, dtype.itemsize) // dtype.itemsize)
 
 
 @cache

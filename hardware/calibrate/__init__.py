@@ -20,7 +20,7 @@ import numpy as np
 
 from hardware.calibrate.cases import Case, cases, job
 from hardware.cost import predict
-from hardware.execute.measure import measure_throughput
+from hardware.execute.measure import MOST_WAITED, Throughput, measure_throughput
 from hardware.profile import Profile, Progress, calibrated
 from hardware.profile.calibration import Calibration, Coefficients
 from hardware.tables import FloatArray
@@ -28,7 +28,7 @@ from hardware.trust import quantities
 
 __all__ = ["Case", "Comparison", "calibrate", "cases", "compare", "fit", "summary"]
 
-TOGETHER = 10
+TOGETHER = 16
 """Cases that are timed in turns: more would need more memory, and be further apart in time."""
 STIFFNESS = 0.05
 """How much a coefficient of e costs, in squared logarithmic errors a case: what the cases do not tell stays 1."""
@@ -39,13 +39,14 @@ CALL_SCALE_S = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """A case by the cost model and by the clock. lowest_s, highest_s: the range over the rounds."""
+    """A case by the cost model and by the clock. lowest_s, highest_s: the range over the rounds; waited: `Throughput.waited`."""
 
     case: Case
     predicted_s: float
     measured_s: float
     lowest_s: float
     highest_s: float
+    waited: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -69,8 +70,9 @@ def compare(
     """Time some cases, in turns, with the kernels that the profile finds fastest, and predict them.
 
     Cases of all kinds are timed together, those to fit to and those held out, so that a change of the machine's speed hits all alike.
+    Measured seconds are those at the speed that the machine had in the median of all turns, by the yardstick beside each.
     """
-    found: dict[int, Comparison] = {}
+    found: dict[int, Throughput] = {}
     groups = -(-len(chosen) // TOGETHER)
     for group in range(groups):
         some = chosen[group::groups]
@@ -84,10 +86,19 @@ def compare(
             rounds=rounds,
             choose=profile.kernel,
         )
-        for place, (case, result) in enumerate(zip(some, timed, strict=True)):
-            ends = (case.batch / result.highest_samples_per_s, case.batch / result.lowest_samples_per_s)
-            found[group + place * groups] = Comparison(case, predicted_s(profile, case), result.step_s, *ends)
-    return [found[number] for number in range(len(chosen))]
+        found.update((group + place * groups, result) for place, result in enumerate(timed))
+    if not found:
+        return []
+    usual_s = median(result.yardstick_s for result in found.values())
+    waited = median(result.waited for result in found.values())
+    if waited > MOST_WAITED:
+        progress(f"other programs had {waited:.0%} of the processors' time: these figures are of a busy machine")
+    return [_comparison(profile, case, found[number], usual_s) for number, case in enumerate(chosen)]
+
+
+def _comparison(profile: Profile, case: Case, result: Throughput, yardstick_s: float) -> Comparison:
+    middle, lowest, highest = (ratio * yardstick_s for ratio in result.step_yardsticks)
+    return Comparison(case, predicted_s(profile, case), middle, lowest, highest, result.waited)
 
 
 def fit(profile: Profile, compared: Sequence[Comparison]) -> Coefficients:

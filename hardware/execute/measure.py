@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 from typing import TypeVar
 
 import torch
@@ -16,13 +16,19 @@ from torch.nn import functional
 from grow import optim
 from grow.axes import IntArray
 from grow.network import Network
+from hardware.cores import waited_s
 from hardware.execute.exchange import Peers
 from hardware.execute.moves import Batch
 from hardware.execute.ranks import Kind, Rank, run_ranks, settle_gloo
 from hardware.shard import ChooseKernel, Loss, Shard, StrategyName, by_density, shard
+from hardware.sweep.clock import Yardstick
 
 T = TypeVar("T")
 WARM_UP_STEPS = 3
+MOST_WAITED = 0.03
+"""Share of a turn for which a rank may wait for its processor; else another program had it, and the turn is repeated."""
+ATTEMPTS = 3
+"""At a turn, of which the one counts in which least was waited."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +65,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Measured throughput: the median over the rounds and its range, and the bytes that all ranks hand in per step."""
+    """Measured throughput: the median over the rounds and its range, and the bytes that all ranks hand in per step.
+
+    waited: share of the time for which other programs had a rank's processor, in the median round. yardstick_s: of `Yardstick` beside the
+    rounds; step_yardsticks: the median of a step's time in that of the yardstick beside it, lowest and highest.
+    """
 
     samples_per_s: float
     lowest_samples_per_s: float
@@ -67,6 +77,9 @@ class Throughput:
     step_s: float
     halo_bytes_per_step: int
     sum_bytes_per_step: int
+    waited: float = 0.0
+    yardstick_s: float = 0.0
+    step_yardsticks: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,8 @@ class _Turns:
     devices: int
     samples: int
     step_s: list[float]  # one per round
+    waited: list[float]
+    yardstick_s: list[float]
     halo_bytes: int
     sum_bytes: int
 
@@ -110,7 +125,8 @@ def measure_throughput(
 
     Every rank makes the jobs for itself, ``make(argument)`` for each of ``arguments``: these travel, and neither networks nor losses.
     One start of ``ranks`` ranks, as many as the widest job has devices, serves all. Each job gets ``rounds`` turns of equal numbers of
-    steps, about ``seconds_per_job`` in all, after a warm-up; jobs alternate from turn to turn. ``choose`` picks the kernels of the local
+    steps, about ``seconds_per_job`` in all, after a warm-up; jobs alternate from turn to turn. A turn in which another program had a rank's
+    processor is repeated. ``choose`` picks the kernels of the local
     layers and, like ``make``, must be importable by name or be the method of a dataclass.
     """
     if rounds < 1:
@@ -126,10 +142,14 @@ def _summary(turns: Sequence[Sequence[_Turns]]) -> list[Throughput]:
     found = []
     for number, first in enumerate(turns[0]):
         seen = [rank[number] for rank in turns[: first.devices]]
-        steps = [max(times) for times in zip(*(rank.step_s for rank in seen), strict=True)]  # the slowest rank's time is the step's
+        steps, waited = ([max(each) for each in zip(*rows, strict=True)] for rows in ([r.step_s for r in seen], [r.waited for r in seen]))
+        yards = [fmean(each) for each in zip(*(rank.yardstick_s for rank in seen), strict=True)]
+        ratios = [step / yard for step, yard in zip(steps, yards, strict=True)]  # the slowest rank's time is the step's
         halo, sums = sum(rank.halo_bytes for rank in seen), sum(rank.sum_bytes for rank in seen)
         fastest, slowest = first.samples / min(steps), first.samples / max(steps)
-        found.append(Throughput(first.samples / median(steps), slowest, fastest, median(steps), halo, sums))
+        relative = median(ratios), min(ratios), max(ratios)
+        rates = first.samples / median(steps), slowest, fastest
+        found.append(Throughput(*rates, median(steps), halo, sums, median(waited), median(yards), relative))
     return found
 
 
@@ -147,7 +167,8 @@ class _Runner:
         self.optimizer = optim.make(job.optimizer, parameters, job.learning_rate, job.momentum, job.weight_decay)
         self.inputs, self.targets, self.loss = job.inputs.to(rank.device), job.targets.to(rank.device), job.loss
         self.inference = job.inference
-        self.step_s: list[float] = []
+        self.yardstick = Yardstick(rank.device)
+        self.step_s, self.waited, self.yardstick_s = list[float](), list[float](), list[float]()
         self.halo_bytes = self.sum_bytes = 0
         self.steps = 1
 
@@ -174,10 +195,20 @@ class _Runner:
             distributed.broadcast(steps, 0, group=self.peers.group)
         self.steps = int(steps)
 
-    def turn(self) -> None:
-        """One turn: a step to warm the caches up again, then the timed ones."""
+    def turn(self) -> tuple[float, float, float]:
+        """One turn, after a step to warm the caches up: share of it that this rank waited, seconds of a step and of the yardstick."""
+        before = self.yardstick.seconds()
         self.run(1)
-        self.step_s.append(self.run(self.steps))
+        waited, begun = waited_s(), time.perf_counter()
+        step_s = self.run(self.steps)
+        share = max(0.0, waited_s() - waited) / (time.perf_counter() - begun)
+        return share, step_s, (before + self.yardstick.seconds()) / 2
+
+    def count(self, waited: float, step_s: float, yardstick_s: float) -> None:
+        """Take a turn into account."""
+        self.waited.append(waited)
+        self.step_s.append(step_s)
+        self.yardstick_s.append(yardstick_s)
 
     def _together(self) -> None:
         if self.device.type == "cuda":
@@ -202,10 +233,27 @@ def _measure(
         distributed.barrier()  # ranks without a part in a job wait: nobody disturbs it
     for _ in range(rounds):
         for runner in mine:
-            if runner is not None:
-                runner.turn()
-            distributed.barrier()
-    return [
-        _Turns(job.devices, len(job.targets), *((runner.step_s, runner.halo_bytes, runner.sum_bytes) if runner else ([], 0, 0)))
-        for job, runner in zip(jobs, mine, strict=True)
-    ]
+            _take_turn(rank, runner)
+    return [_turns(job, runner) for job, runner in zip(jobs, mine, strict=True)]
+
+
+def _take_turn(rank: Rank, runner: _Runner | None) -> None:
+    """A job's turn on the ranks that have a part in it, again where others disturbed it."""
+    found = []
+    for _ in range(ATTEMPTS):
+        share, *times = (0.0, 0.0, 0.0) if runner is None else runner.turn()
+        most = torch.tensor(share, dtype=torch.float64, device=rank.device)
+        distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        found.append((float(most), times))
+        if most <= MOST_WAITED:
+            break
+    if runner is not None:
+        waited, (step_s, yardstick_s) = min(found, key=lambda turn: turn[0])
+        runner.count(waited, step_s, yardstick_s)
+
+
+def _turns(job: Job, runner: _Runner | None) -> _Turns:
+    if runner is None:
+        return _Turns(job.devices, len(job.targets), [], [], [], 0, 0)
+    times = runner.step_s, runner.waited, runner.yardstick_s
+    return _Turns(job.devices, len(job.targets), *times, runner.halo_bytes, runner.sum_bytes)

@@ -17,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import exp, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -49,6 +49,8 @@ MASKED = " masked"
 """Ends the name of a dense kernel's table of times with a mask: without one every connection exists."""
 
 
+TILED = "compiled"
+"""Computes whole tiles of the batch. In a convolution the positions of all samples fill many."""
 CONVOLUTION_TAPS = (9, 25)
 """Of the convolutions that are measured: kernels of 3 x 3 and of 5 x 5."""
 FEW_CHANNELS = 4
@@ -130,7 +132,13 @@ class Profile:
 
     @cached_property
     def _kernel_tables(self) -> Mapping[str, KernelTable]:
-        return {name: KernelTable([row for row in self.kernels if row.kernel == name]) for name in {row.kernel for row in self.kernels}}
+        from grow.kernels.tiles import batch_cost
+
+        tables = {}
+        for name in {row.kernel for row in self.kernels}:
+            cost_of = partial(batch_cost, element_size=self.element_size) if name == TILED else float
+            tables[name] = KernelTable([row for row in self.kernels if row.kernel == name], cost_of)
+        return tables
 
     @cached_property
     def _operator_tables(self) -> Mapping[str, tuple[SizeTable, SizeTable]]:

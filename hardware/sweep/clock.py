@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+
+PASSES = 3
+"""Over all calls that are timed one after the other."""
 
 
 class Timing(NamedTuple):
@@ -30,12 +36,63 @@ class Patience:
     warm_up: int = 2
 
 
+YARDSTICK_PATIENCE = Patience(2, warm_up=1)
+
+
 def own_work(call: Callable[[], object], device: torch.device, patience: Patience) -> Timing:
     """Time of what this device alone does: CUDA events, or the time that the processor spends on this process.
 
     The lower quartile, since other programs only ever add time.
     """
     return _timing(_repeated(call, device, patience, time.process_time), 0.25)
+
+
+def short_product(device: torch.device) -> Callable[[], object]:
+    """A computation like those of a step: 2 x 256^3 operations on tensors of 256 KiB."""
+    import torch
+
+    left, right, out = (torch.zeros(256, 256, device=device) for _ in range(3))
+    return partial(torch.mm, left, right, out=out)
+
+
+class Yardstick:
+    """A short product, in whose time others are told.
+
+    A processor's clock rate and what its neighbours leave it vary by a tenth within seconds; what two calls take one after the other
+    has a ratio that hardly does.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.compute = device, short_product(device)
+        self.seen: list[float] = []
+
+    def seconds(self) -> float:
+        """Its time now."""
+        self.seen.append(own_work(self.compute, self.device, YARDSTICK_PATIENCE).seconds)
+        return self.seen[-1]
+
+    @property
+    def usual_s(self) -> float:
+        """Its time in the median of all calls."""
+        return float(np.median(self.seen))
+
+
+def in_passes(calls: Sequence[Callable[[], object]], device: torch.device, patience: Patience, yardstick: Yardstick) -> list[Timing]:
+    """Own work of many calls, in yardsticks: the median of `PASSES` passes over all of them, so that no moment decides about any.
+
+    A pass has its share of the budget for each. What spends all of it at once needs no warming up but in the first.
+    """
+    found: list[list[float]] = [[] for _ in calls]
+    share_s = None if patience.budget_s is None else patience.budget_s / PASSES
+    in_a_pass = replace(patience, budget_s=share_s, repeats=max(1, patience.repeats // PASSES), fewest=1)
+    after = yardstick.seconds()
+    for turn in range(PASSES):
+        for call, times in zip(calls, found, strict=True):
+            slow = turn > 0 and share_s is not None and times[0] * after > share_s
+            timing = own_work(call, device, replace(in_a_pass, warm_up=0 if slow else patience.warm_up))
+            before, after = after, yardstick.seconds()
+            times.append(timing.seconds / sqrt(before * after))
+    return [_timing(times, 0.5) for times in found]
 
 
 def in_company(call: Callable[[], object], device: torch.device, repeats: int, before: Callable[[], object] | None = None) -> Timing:

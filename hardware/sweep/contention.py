@@ -12,8 +12,7 @@ from torch import distributed
 from grow.kernels import KERNELS
 from hardware.profile import table_name, touched_bytes
 from hardware.profile.measurements import Contention, Overlap
-from hardware.sweep.clock import Patience, own_work
-from hardware.sweep.messages import computation
+from hardware.sweep.clock import Patience, own_work, short_product
 
 if TYPE_CHECKING:
     from hardware.devices import Link
@@ -46,7 +45,7 @@ def measure_contention(rank: Rank, bench: Bench) -> tuple[Contention, ...]:
 
 def _together_over_alone(rank: Rank, bench: Bench, step: Step) -> float:
     """Alternately alone and together, so that a change of the clock rate hits both."""
-    patience = Patience(200, bench.grid.budget_s / TURNS)
+    patience = Patience(200, bench.grid.budget_s / TURNS, fewest=1, warm_up=1)
     ratios = list[float]()
     for _ in range(TURNS):
         alone = own_work(step, bench.device, patience).seconds if rank.number == 0 else 0.0
@@ -65,7 +64,7 @@ def measure_overlap(rank: Rank, link: Link) -> tuple[Overlap, ...]:
     Over a slow link the sum is of fewer bytes, so that it takes no more than a quarter of a second.
     """
     size = min(OVERLAPPED_BYTES, max(2**12, int(link.bandwidth_bytes_per_s / 4) // 4 * 4))
-    tensor, compute = torch.zeros(size // 4, device=rank.device), computation(rank)
+    tensor, compute = torch.zeros(size // 4, device=rank.device), short_product(rank.device)
 
     def run(communicate: bool, steps: int) -> float:
         _settle(rank)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import isqrt
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from grow.kernels.compiled import available
 from grow.layers import SparseConv2d, SparseLinear
 from hardware.profile import CONVOLUTION_TAPS, MASKED, table_name
 from hardware.profile.measurements import KernelTime
-from hardware.sweep.clock import Patience, Timing, own_work
+from hardware.sweep.clock import Patience, Timing, Yardstick, in_passes, own_work
 from hardware.sweep.structures import drawn
 
 if TYPE_CHECKING:
@@ -31,6 +31,28 @@ MASKED_DENSITY = 0.3
 
 
 CHANNEL_BLOCKS = (1, 4, 8, 16, 32)
+MOST_VALUES = 2**27
+"""Of weights and features that are kept at once: with gradients and moments, half a gigabyte a tensor of float32."""
+
+Layers = dict[tuple[str, int, int, float], nn.Module]
+"""Those that were made already, by table, rows, columns and density."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a table, and its step, made when its turn comes."""
+
+    table: str
+    rows: int
+    columns: int
+    batch: int
+    density: float
+    make: Callable[[Layers], Step]
+
+    @property
+    def values(self) -> int:
+        """Of its weight, its input and its output, at most."""
+        return self.rows * self.columns + self.batch * (self.rows + self.columns)
 
 
 class Bench:
@@ -54,47 +76,72 @@ class Bench:
 
     def kernels(self) -> tuple[KernelTime, ...]:
         """The tables of all kernels, linear and convolutional."""
-        tables = self._table(convolution=False), self._structured(), self._table(convolution=True), self._dense_convolutions()
-        return tuple(chain(*tables))
+        points = self._table(convolution=False), self._structured(), self._table(convolution=True), self._dense_convolutions()
+        return self.measured(list(chain(*points)))
 
-    def _structured(self) -> Iterator[KernelTime]:
+    def measured(self, points: Sequence[Point]) -> tuple[KernelTime, ...]:
+        """Points in passes over as many as fit into memory, in seconds of the speed that the machine had in the median.
+
+        A mask costs a step the same on every batch: it is measured on the smallest one.
+        """
+        yardstick, found = Yardstick(self.device), list[Timing]()
+        for group in _groups(points):
+            layers: Layers = {}
+            found += in_passes([point.make(layers) for point in group], self.device, self.patience, yardstick)
+        rows = (
+            KernelTime(
+                point.table, point.rows, point.columns, point.batch, point.density, timing.seconds * yardstick.usual_s, timing.spread
+            )
+            for point, timing in zip(points, found, strict=True)
+        )
+        return tuple(_with_masks(list(rows), self.grid.batches))
+
+    def _structured(self) -> Iterator[Point]:
         """Kernels that are made for some structures, each on one of its own; convolutions are those of the channels that are left."""
         grid, known = self.grid, self.structured
-        batches = sorted({min(grid.batches), max(grid.batches)})
+        batches = sorted(grid.batches)[:2]  # every sample takes as long as the one before
         sides, densities = grid.structured_sides, grid.structured_densities
-        for name, rows, columns, batch, density in product(known, sides, sides, batches, densities):
-            yield KernelTime(name, rows, columns, batch, density, *self._timed(self.linear_step(name, rows, columns, batch, density)))
+        for name, rows, columns, density, batch in product(known, sides, sides, densities, batches):
+            yield self._linear(name, name, rows, columns, batch, density)
         batches = sorted({min(grid.conv_batches), max(grid.conv_batches)})
         for rows, columns, batch, density in product(grid.conv_rows, grid.structured_conv_columns, batches, densities):
-            seconds = self._timed(self.conv_step("columns", rows, columns, batch, density))
-            yield KernelTime(table_name("columns", convolution=True), rows, columns, batch, density, *seconds)
+            yield self._convolution("columns", rows, columns, batch, density)
 
-    def _timed(self, step: Step) -> Timing:
-        return own_work(step, self.device, replace(self.patience, budget_s=self.grid.budget_s / 2))
-
-    def _table(self, *, convolution: bool) -> Iterator[KernelTime]:
+    def _table(self, *, convolution: bool) -> Iterator[Point]:
         grid = self.grid
-        axes = (grid.conv_rows, grid.conv_columns, grid.conv_batches) if convolution else (grid.rows, grid.columns, grid.batches)
-        make = self.conv_step if convolution else self.linear_step
-        for rows, columns, batch in product(*axes):
+        axes = (grid.conv_rows, grid.conv_columns) if convolution else (grid.rows, grid.columns)
+        for rows, columns in product(*axes):
             for name, table, density in self._variants(convolution=convolution):
-                seconds, spread = own_work(make(name, rows, columns, batch, density), self.device, self.patience)
-                recorded = 1.0 if table.endswith(MASKED) else density
-                yield KernelTime(table_name(table, convolution=convolution), rows, columns, batch, recorded, seconds, spread)
+                for batch in grid.conv_batches if convolution else grid.batches:
+                    if convolution:
+                        yield self._convolution(name, rows, columns, batch, density)
+                    elif not table.endswith(MASKED) or batch == min(grid.batches):
+                        yield self._linear(name, table, rows, columns, batch, density)
 
-    def _dense_convolutions(self) -> Iterator[KernelTime]:
+    def _dense_convolutions(self) -> Iterator[Point]:
         """Dense ones of 5 x 5 of many channels or on wide maps, and of 3 x 3 with the channels of all."""
         grid, (taps, most) = self.grid, CONVOLUTION_TAPS
         for rows, columns in product(grid.conv_rows, (*grid.conv_columns, grid.wide_columns)):
             for batch in (*grid.conv_batches, grid.wide_batch):
                 if columns == grid.wide_columns or batch == grid.wide_batch:  # the others are in the table already
-                    yield self._dense_convolution(rows, columns // most, batch, most)
-                yield self._dense_convolution(rows, columns // most, batch, taps)
+                    yield self._convolution("dense", rows, columns, batch, 1.0)
+                yield self._convolution("dense", rows, columns // most * taps, batch, 1.0, taps)
 
-    def _dense_convolution(self, rows: int, channels: int, batch: int, taps: int) -> KernelTime:
-        step = self.conv_step("dense", rows, channels * taps, batch, 1.0, taps)
-        name = table_name("dense", convolution=True, taps=taps)
-        return KernelTime(name, rows, channels * taps, batch, 1.0, *own_work(step, self.device, self.patience))
+    def _linear(self, name: str, table: str, rows: int, columns: int, batch: int, density: float) -> Point:
+        def make(layers: Layers) -> Step:
+            key = table, rows, columns, density
+            if key not in layers:
+                layers[key] = self.linear_layer(name, rows, columns, density)
+            return self.linear_step_of(layers[key], columns, batch)
+
+        recorded = 1.0 if table.endswith(MASKED) else density
+        return Point(table, rows, columns, batch, recorded, make)
+
+    def _convolution(self, name: str, rows: int, columns: int, batch: int, density: float, taps: int = CONVOLUTION_TAPS[1]) -> Point:
+        def make(layers: Layers) -> Step:
+            return self.conv_step(name, rows, columns, batch, density, taps)
+
+        return Point(table_name(name, convolution=True, taps=taps), rows, columns, batch, density, make)
 
     def unpadded(self) -> float:
         """Time of a dense convolution without padding over that of a padded one with as many outputs: libraries tile them differently."""
@@ -156,10 +203,20 @@ class Bench:
 
     def linear_step(self, kernel: str, rows: int, columns: int, batch: int, density: float, *, input_gradient: bool = True) -> Step:
         """One linear layer with its activation, through autograd and SGD with momentum; at density 1 without a mask."""
+        return self.linear_step_of(self.linear_layer(kernel, rows, columns, density), columns, batch, input_gradient=input_gradient)
+
+    def linear_layer(self, kernel: str, rows: int, columns: int, density: float) -> SparseLinear:
+        """The layer of such a step, which may serve several batches."""
         layer = SparseLinear(*self._parameters(rows, columns))
         _thin_out(layer, kernel, density)
-        x = torch.randn(batch, columns, device=self.device, dtype=self.dtype, requires_grad=input_gradient)
-        return _step(layer.to(self.device), x)
+        return layer.to(self.device)
+
+    def linear_step_of(self, layer: nn.Module, columns: int, batch: int, *, input_gradient: bool = True) -> Step:
+        """A step of a layer that reads what a layer of the same kernel leaves, feature-major or not; or data, without an input gradient."""
+        x = torch.randn(batch, columns, device=self.device, dtype=self.dtype)
+        if input_gradient and not layer(x[:2]).is_contiguous():
+            x = x.t().contiguous().t()
+        return _step(layer, x.requires_grad_(input_gradient))
 
     def conv_step(
         self,
@@ -190,6 +247,31 @@ class Bench:
         """Weight and bias to be trained: a layer takes over whether they are."""
         weight, bias = torch.randn(shape, dtype=self.dtype) * 0.01, torch.zeros(shape[0], dtype=self.dtype)
         return nn.Parameter(weight), nn.Parameter(bias)
+
+
+def _groups(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """All points, in their order, as many together as memory is meant for."""
+    group, held = list[Point](), 0
+    for point in points:
+        if group and held + point.values > MOST_VALUES:
+            yield group
+            group, held = [], 0
+        group.append(point)
+        held += point.values
+    if group:
+        yield group
+
+
+def _with_masks(rows: Sequence[KernelTime], batches: Sequence[int]) -> Iterator[KernelTime]:
+    """The rows, and those of masked steps on other batches than the one that they were measured on."""
+    plain = {(row.kernel, row.rows, row.columns, row.batch): row for row in rows}
+    for row in rows:
+        yield row
+        if not row.kernel.endswith(MASKED):
+            continue
+        without = [plain[row.kernel.removesuffix(MASKED), row.rows, row.columns, batch] for batch in batches]
+        mask_s = max(0.0, row.seconds - min(without, key=lambda other: other.batch).seconds)
+        yield from (replace(row, batch=other.batch, seconds=other.seconds + mask_s) for other in without if other.batch != row.batch)
 
 
 def _step(layer: nn.Module, x: torch.Tensor) -> Step:

@@ -16,7 +16,7 @@ from hardware.devices import ROUTED_BYTES, Link
 from hardware.execute.exchange import Peers, halo_plans
 from hardware.execute.moves import Halo, Moved
 from hardware.profile.measurements import Collective, CollectiveTime, HaloTime, MeasuredLink, MessageTime
-from hardware.sweep.clock import Timing, in_company
+from hardware.sweep.clock import Timing, in_company, short_product
 
 if TYPE_CHECKING:
     from hardware.execute.ranks import Rank
@@ -138,7 +138,7 @@ def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid, link: Link) ->
         "sum": partial(peers.sum, whole),
         "gather": partial(peers.gather, whole),
     }
-    compute = computation(rank)
+    compute = short_product(rank.device)
     for name, call in calls.items():
         if name != "sum" and size > grid.exchanged_bytes:
             continue
@@ -164,14 +164,8 @@ def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid, link: L
 
     values = x.element_size() * HALO_BATCH
     repeats = min(max(5, grid.repeats // 2), _affordable(2 * link.seconds(values * needed)))
-    timing = in_company(there_and_back, rank.device, repeats, computation(rank))
+    timing = in_company(there_and_back, rank.device, repeats, short_product(rank.device))
     return HaloTime(peers.count, values * units, values * needed, *timing)
-
-
-def computation(rank: Rank) -> partial[torch.Tensor]:
-    """A short computation like those between which a step communicates: 2 x 256^3 operations on tensors of 256 KiB."""
-    left, right, out = (torch.zeros(256, 256, device=rank.device) for _ in range(3))
-    return partial(torch.mm, left, right, out=out)
 
 
 def _repeats(grid: Grid, size: int, ranks: int, expected_s: float) -> int:

@@ -69,6 +69,15 @@ def test_below_the_smallest_point_no_time_is_less_than_in_proportion() -> None:
     assert table.seconds(4, 64, 16, 1.0) == pytest.approx(16**2 / 4 * 1e-6)  # the slope would reach 0 at 11 rows
 
 
+def test_the_compiled_kernel_takes_as_long_for_a_batch_as_for_its_whole_tiles() -> None:
+    plain = made_up_profile()
+    rows = [replace(row, kernel="compiled") for row in plain.kernels if row.kernel == "csr"]
+    found = replace(plain, kernels=(*plain.kernels, *rows))
+    half, odd, whole, more = (found.seconds("compiled", 100, 100, 0.1, batch) for batch in (128, 129, 256, 257))
+    assert half < odd == whole < more
+    assert found.seconds("csr", 100, 100, 0.1, 129) < found.seconds("csr", 100, 100, 0.1, 256)
+
+
 def with_convolutions() -> Profile:
     """Dense convolutions of 3 x 3 run at twice the rate of those of 5 x 5, and in blocks of 8 channels."""
     plain = made_up_profile()

@@ -1,6 +1,6 @@
 """What is measured: every point of the grid, by ranks that do what a training step does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -16,9 +16,10 @@ from hardware.execute.ranks import Rank, run_ranks
 from hardware.operators import KINDS
 from hardware.profile import MASKED
 from hardware.profile.key import STRUCTURED
+from hardware.profile.measurements import KernelTime
 from hardware.sweep import Grid, contention, measure, measure_rank
 from hardware.sweep import kernels as sweep_kernels
-from hardware.sweep.clock import Patience, Timing, in_company, own_work
+from hardware.sweep.clock import Patience, Timing, Yardstick, in_company, in_passes, own_work
 from hardware.sweep.contention import _together_over_alone
 from hardware.sweep.kernels import Bench
 from hardware.sweep.messages import fitted, links_of
@@ -40,7 +41,7 @@ SMALL = Grid(
     sizes=(8, 512, 2**15),
     exchanged_bytes=512,
     repeats=6,
-    budget_s=0.01,
+    budget_s=0.002,
 )
 CPU = torch.device("cpu")
 
@@ -75,10 +76,11 @@ def test_a_measured_step_trains_weight_and_bias(monkeypatch: pytest.MonkeyPatch,
 def test_kernels_that_are_made_for_some_structures_are_measured_on_these() -> None:
     structured = {"structured": STRUCTURED, "structured_sides": (64, 128), "structured_conv_columns": (100, 200)}
     grid = replace(SMALL, kernels=(), rows=(), conv_rows=(4, 8), **structured, structured_densities=(1 / 4, 1 / 2))
-    rows = list(Bench(CPU, torch.float32, grid)._structured())
+    bench = Bench(CPU, torch.float32, grid)
+    rows = bench.measured(list(bench._structured()))
     assert {row.kernel for row in rows} == {*STRUCTURED, "conv columns"}
     assert all(sum(row.kernel == name for row in rows) == 16 for name in (*STRUCTURED, "conv columns"))
-    found = replace(made_up_profile(), kernels=tuple(rows))
+    found = replace(made_up_profile(), kernels=rows)
     assert all(np.isfinite(found.seconds(name, 80, 80, 0.3, 20)) for name in STRUCTURED)
 
 
@@ -132,7 +134,7 @@ def test_the_block_of_channels_is_the_one_that_tells_the_times_best(monkeypatch:
 
 
 def test_a_kernel_is_measured_in_its_own_dtypes_only() -> None:
-    assert {row.kernel for row in Bench(CPU, torch.bfloat16, SMALL)._table(convolution=False)} == {"dense", "dense" + MASKED}
+    assert {point.table for point in Bench(CPU, torch.bfloat16, SMALL)._table(convolution=False)} == {"dense", "dense" + MASKED}
 
 
 def test_a_call_is_repeated_as_often_as_patience_allows_and_what_comes_before_is_not_timed() -> None:
@@ -146,6 +148,40 @@ def test_a_call_is_repeated_as_often_as_patience_allows_and_what_comes_before_is
     timing = in_company(lambda: calls.append("call"), CPU, 5, lambda: np.linalg.svd(np.ones((100, 100))))
     assert len(calls) == 2 + 5
     assert timing.seconds < 1e-3
+
+
+def test_calls_are_told_in_yardsticks_so_that_neither_a_drift_nor_a_bad_moment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine slows down by 1 % a call; in the second of three passes something takes all calls a hundred times as long."""
+    calls = [lambda: 3.0, lambda: 5.0, lambda: 7.0]
+    made = 0
+
+    def timed(call: Callable[[], float], *_: object) -> Timing:
+        nonlocal made
+        made += 1
+        unit = call() if call in calls else 1.0
+        return Timing(unit * 1.01**made * (100 if call in calls and 7 < made <= 13 else 1), 0.0)
+
+    monkeypatch.setattr("hardware.sweep.clock.own_work", timed)
+    yardstick = Yardstick(CPU)
+    monkeypatch.setattr(yardstick, "compute", lambda: None)
+    found = in_passes(calls, CPU, Patience(9, 0.1), yardstick)
+    assert [timing.seconds for timing in found] == pytest.approx([3.0, 5.0, 7.0])
+    assert yardstick.usual_s == pytest.approx((1.01**9 + 1.01**11) / 2)  # of ten, each after a call but the first
+
+
+def test_points_that_do_not_fit_into_memory_together_are_measured_one_group_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = list(Bench(CPU, torch.float32, SMALL)._table(convolution=False))
+    monkeypatch.setattr(sweep_kernels, "MOST_VALUES", 3000)
+    groups = list(sweep_kernels._groups(points))
+    assert [point for group in groups for point in group] == points
+    assert len(groups) > 2
+    assert all(sum(point.values for point in group) <= 3000 for group in groups)
+
+
+def test_a_mask_costs_the_same_on_every_batch() -> None:
+    plain = [KernelTime("dense", 8, 8, batch, 1.0, 1e-3 * batch) for batch in (16, 32, 64)]
+    rows = list(sweep_kernels._with_masks([*plain, KernelTime("dense" + MASKED, 8, 8, 16, 1.0, 18e-3)], (16, 32, 64)))
+    assert {row.batch: row.seconds for row in rows if row.kernel.endswith(MASKED)} == pytest.approx({16: 18e-3, 32: 34e-3, 64: 66e-3})
 
 
 def test_latency_and_bandwidth_are_found_again_in_a_sweep() -> None:

@@ -11,15 +11,16 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grow import optim
 from grow.network import Network
 from hardware.execute.exchange import Peers
-from hardware.execute.measure import Job, Throughput, job_shard, measure_throughput
-from hardware.shard import StrategyName, shard
+from hardware.execute.measure import Job, Throughput, _Runner, _take_turn, job_shard, measure_throughput
+from hardware.execute.ranks import Rank
+from hardware.shard import StrategyName, by_density, shard
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -66,6 +67,25 @@ def test_inference_moves_what_the_way_forward_of_training_moves_and_learns_nothi
     units, data = (measured[how] for how in INFERRED)
     assert (units.halo_bytes_per_step, units.sum_bytes_per_step) == (4 * 16 * 12, 2 * 4 * 16 * 4)
     assert (data.halo_bytes_per_step, data.sum_bytes_per_step) == (0, 0)  # every rank has the outputs of its own samples
+
+
+def test_a_turn_in_which_others_had_the_processor_is_repeated_and_the_least_disturbed_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor, operation: None)
+    rank = Rank(0, 1, torch.device("cpu"), distributed.HashStore(), lambda *_: None)
+    turns = {
+        "quiet": [(0.0, 1.0, 0.1)],
+        "once": [(0.4, 2.0, 0.2), (0.01, 1.0, 0.1)],
+        "always": [(0.5, 3.0, 0.1), (0.2, 2.0, 0.2), (0.9, 4.0, 0.3)],
+    }
+    counted = {}
+    for name, seen in turns.items():
+        runner = _Runner(job(("single", 1, "sgd", False)), rank, None, by_density)
+        following = iter(seen)
+        monkeypatch.setattr(runner, "turn", lambda following=following: next(following))
+        _take_turn(rank, runner)
+        counted[name] = runner.waited, runner.step_s, runner.yardstick_s
+        assert next(following, None) is None
+    assert counted == {"quiet": ([0.0], [1.0], [0.1]), "once": ([0.01], [1.0], [0.1]), "always": ([0.2], [2.0], [0.2])}
 
 
 def test_bad_jobs_are_refused() -> None:
