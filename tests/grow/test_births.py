@@ -34,11 +34,17 @@ def loss(network: Network, by: Given) -> float:
 # Where the methods that look at delta and z are defined: no pooling between, one row a unit.
 DEFINED = [("perceptron", "0"), ("perceptron", "2"), ("convolutional", "conv1"), ("convolutional", "fc1"), ("coupled", "side")]
 DEFINED += [("coupled", "middle"), ("convolutional coupled", "side")]
-CASES = [(birth, *place) for birth in BIRTHS for place in DEFINED]
+# What an edit carries depends on the storage alone: of kernels that are made for some structures, one place a birth.
+PLAIN = [kernel for kernel in KERNELS if KERNELS[kernel].made_for is None]
+CASES = [
+    pytest.param(birth, *place, kernel, marks=() if kernel in PLAIN or number == row % len(DEFINED) else pytest.mark.slow)
+    for kernel in KERNELS
+    for row, birth in enumerate(BIRTHS)
+    for number, place in enumerate(DEFINED)
+]
 
 
-@pytest.mark.parametrize(("birth", "name", "space"), CASES)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("birth", "name", "space", "kernel"), CASES)
 def test_units_are_born_state_survives_and_training_goes_on(birth: str, name: str, space: str, kernel: str) -> None:
     sample = SAMPLES[name]
     network, x = sample.network(kernel=kernel), sample.inputs()

@@ -17,7 +17,19 @@ from grow.kernels import KERNELS
 from grow.network import Network
 from grow.topology import columns_of, rows_of
 from tests.contracts.modules import SAMPLES, Sample
-from tests.grow.test_network import EDITS, OPTIMIZERS, assert_sound, attached, carry_out, dense_state, everything, outputs, some, train
+from tests.grow.test_network import (
+    EDITS,
+    OPTIMIZERS,
+    assert_sound,
+    attached,
+    carry_out,
+    dense_state,
+    every_optimizer_and_kernel,
+    everything,
+    outputs,
+    some,
+    train,
+)
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
@@ -106,8 +118,7 @@ def test_merging_adds_the_columns_of_what_goes_to_those_that_stay(sample: Sample
 
 
 @every_sample
-@every_kernel
-@every_optimizer
+@every_optimizer_and_kernel
 def test_undoing_a_split_by_a_merge_gives_the_network_back_and_keeps_the_state(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
@@ -151,8 +162,7 @@ def test_a_constant_unit_goes_into_the_biases_that_read_it(kernel: str, name: st
 
 
 @every_sample
-@every_kernel
-@every_optimizer
+@every_optimizer_and_kernel
 def test_given_units_compute_what_their_weights_say(sample: Sample, kernel: str, name: str) -> None:
     """A clone with half of a unit's outgoing weights changes the output as much as raising these by half does."""
     network, twin, x = sample.network(kernel=kernel), sample.network(kernel=kernel), sample.inputs()
@@ -177,8 +187,7 @@ def test_given_units_compute_what_their_weights_say(sample: Sample, kernel: str,
 
 
 @every_sample
-@every_kernel
-@every_optimizer
+@every_optimizer_and_kernel
 def test_births_leave_the_state_of_all_others_bit_for_bit(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
