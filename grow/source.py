@@ -92,7 +92,8 @@ def _sparse(layer: nn.Linear, positions: Tensor) -> SparseLinear:
     rows = torch.bincount(positions.long() // layer.in_features, minlength=layer.out_features)
     offsets = torch.cat([rows.new_zeros(1), rows.cumsum(0)]).int()
     values = layer.weight.detach().reshape(-1)[positions.long()]
-    weight = torch.sparse_csr_tensor(offsets, (positions % layer.in_features).int(), values, layer.weight.shape)
+    columns = (positions % layer.in_features).int()
+    weight = torch.sparse_csr_tensor(offsets, columns, values, layer.weight.shape, check_invariants=True)
     return SparseLinear(weight, None if layer.bias is None else layer.bias.detach())
 '''
 

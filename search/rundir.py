@@ -205,13 +205,17 @@ def _new_folder(path: Path, fill: Callable[[RunFolder, str], None]) -> RunFolder
     return RunFolder(path)
 
 
+_PARTS = ("config.toml", "code.json", "study.journal", "trials")
+"""What tells a run that has lost its record from a folder that never was one."""
+
+
 def find_run(run: str, runs_dir: Path) -> RunFolder:
     """The run of that name in ``runs_dir``, or at that path; RunNotFoundError otherwise."""
     places = [runs_dir / run] if _NAME.fullmatch(run) else []
     for place in [*places, Path(run)]:
         if (place / "run.json").is_file():
             return RunFolder(place)
-        if place.is_dir() and place != runs_dir and place.name not in (".", ".."):
+        if any((place / part).exists() for part in _PARTS):
             raise RunNotFoundError(f"run {run!r} is damaged: {place / 'run.json'} is missing, but must be there; start a new run")
     known = tuple(folder.name for folder in run_folders(runs_dir))
     remedy = suggestion(run, known) or "; `grow runs` lists them"

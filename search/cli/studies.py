@@ -11,6 +11,7 @@ def studies() -> int:
     from search import report
     from search.definition import installed
 
+    columns = ("study", "start networks, the first by default", "what it trains")
     rows = [(name, ", ".join(study.networks), study.summary) for name, study in installed().items()]
-    report.show(report.table("studies", ("study", "start networks, the first by default", "what it trains"), rows, text=("study",)))
+    report.show(report.table("studies", columns, rows, text=columns))
     return 0

@@ -197,3 +197,14 @@ def test_a_damaged_lock_file_is_no_owner(run: RunFolder) -> None:
     for content in ("{", json.dumps({"pid": 1}), json.dumps({**asdict(Owner.this_process()), "more": 1})):
         run.lock.write_text(content)
         assert owner(run) is None
+
+
+def test_a_folder_that_holds_no_part_of_a_run_is_none_and_one_that_lost_its_record_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    with pytest.raises(RunNotFoundError, match="but must be the name of a run"):
+        find_run("one", tmp_path / "runs")
+    with pytest.raises(RunNotFoundError, match="but must be the name of a run"):
+        find_run(str(tmp_path), tmp_path / "runs")
+    (tmp_path / "runs" / "one" / "study.journal").touch()
+    with pytest.raises(RunNotFoundError, match=r"run 'one' is damaged: .*run\.json is missing"):
+        find_run("one", tmp_path / "runs")
