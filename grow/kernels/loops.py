@@ -49,7 +49,7 @@ class Loops:
     @cached_property
     def multiply(self) -> Compiled:
         """Rows of ``W x + b``."""
-        return _compiled(
+        return machine_code(
             _multiply(self.tile), *_PART, types.intp, _INDICES, _INDICES, self._values, self._values, *self._tiles, *self._tiles
         )
 
@@ -57,17 +57,17 @@ class Loops:
     def gradients(self) -> Compiled:
         """Columns of ``W^T dy``, and the gradients of their connections."""
         tiles = (*self._tiles, *self._tiles, *self._tiles)
-        return _compiled(_gradients(self.tile), *_PART, types.intp, _INDICES, _INDICES, _INDICES, self._values, *tiles, self._values)
+        return machine_code(_gradients(self.tile), *_PART, types.intp, _INDICES, _INDICES, _INDICES, self._values, *tiles, self._values)
 
     @cached_property
     def weight_gradient(self) -> Compiled:
         """The gradients of the connections alone."""
-        return _compiled(_weight_gradient(self.tile), *_PART, types.intp, _INDICES, _INDICES, *self._tiles, *self._tiles, self._values)
+        return machine_code(_weight_gradient(self.tile), *_PART, types.intp, _INDICES, _INDICES, *self._tiles, *self._tiles, self._values)
 
     @cached_property
     def row_sums(self) -> Compiled:
         """Sums over the batch."""
-        return _compiled(_row_sums(self.tile, self.scalar), *_PART, *self._tiles, self._values)
+        return machine_code(_row_sums(self.tile, self.scalar), *_PART, *self._tiles, self._values)
 
     @property
     def transposed(self) -> Compiled:
@@ -101,10 +101,10 @@ def _loops(dtype: torch.dtype, tile: int) -> Loops:
 @cache
 def _transposed_of(scalar: Any) -> Compiled:
     values, number = types.CPointer(scalar), types.intp
-    return _compiled(_transposed(PART_BYTES * 8 // scalar.bitwidth), number, number, values, number, values, number)
+    return machine_code(_transposed(PART_BYTES * 8 // scalar.bitwidth), number, number, values, number, values, number)
 
 
-def _compiled(function: Callable[..., None], *arguments: Any) -> Compiled:
+def machine_code(function: Callable[..., None], *arguments: Any) -> Compiled:
     """Machine code of a function. Addresses are plain integers for the caller, which is the quickest that ctypes has."""
     signature = types.void(*arguments)
     function.__qualname__ += f"_{_sources()}"  # numba's cache goes by this name and by this file, but the code comes from others, too

@@ -1,17 +1,20 @@
 """Inference of a deep stack of sparse layers, compiled: products, biases, ReLU and cap in one pass, on tiles that stay in the cache.
 
+Rows that read the same sources, as the nodes of one place of a RadiX-Net do, are computed four at a time, so that a source is read once for
+all of them (`grow.kernels.stack_loops`).
+
 Samples come in tiles, feature-major (units, samples), and a tile goes through several layers before the next one starts, so that its
 activations never leave the cache. A sample all of whose activations are zero stays so where no bias is positive: it is dropped, and the
 others move together. numba is imported when the first stack runs.
 
-Legend: N samples, U units, E connections of a layer, T samples of a tile.
+Legend: N samples, U units, T samples of a tile, G blocks, K sources of all blocks of a layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -29,14 +32,45 @@ TOGETHER = 8
 
 
 @dataclass(frozen=True, eq=False)
-class StackLayer:
-    """``y = min(max(W x + bias, 0), cap)`` with W (targets, sources) by rows, and one bias for all units, not positive."""
+class Blocks:
+    """``rows`` targets each that read the same sources: ``starts`` (G + 1,) into ``columns`` (K,), values (K, rows), targets (G, rows)."""
 
-    starts: Ints  # (targets + 1,)
-    columns: Ints  # (E,)
-    values: Floats  # (E,)
-    bias: float
-    cap: float
+    rows: int
+    starts: Ints
+    columns: Ints
+    values: Floats
+    targets: Ints
+
+    @staticmethod
+    def of(weight: csr_array, targets: Sequence[Sequence[int]], rows: int) -> Blocks:
+        """The blocks of these targets of a weight by rows."""
+        starts, fan_in = weight.indptr, np.diff(weight.indptr)
+        firsts = [some[0] for some in targets]
+        ends = np.cumsum([0, *(fan_in[first] for first in firsts)])
+        empty = np.zeros(0, weight.indices.dtype)
+        columns = np.concatenate([empty, *(weight.indices[starts[first] : starts[first + 1]] for first in firsts)])
+        values = np.concatenate(
+            [np.zeros((0, rows)), *(np.stack([weight.data[starts[row] : starts[row + 1]] for row in some], axis=1) for some in targets)]
+        )
+        return Blocks(
+            rows,
+            ends.astype(np.int32),
+            columns.astype(np.int32),
+            np.ascontiguousarray(values, np.float32),
+            np.array(targets, np.int32).reshape(-1, rows),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StackLayer:
+    """``y = min(max(W x + bias, 0), cap)`` with W (units, sources) by blocks of rows, and one bias for all units, not positive.
+
+    The nodes of one place of a RadiX-Net read the same sources, in whatever order they stand: they are computed four at a time.
+    """
+
+    units: int
+    blocks: tuple[Blocks, ...]
+    limits: Floats  # bias and cap
 
     @staticmethod
     def of(weight: csr_array, bias: float, cap: float = np.inf) -> StackLayer:
@@ -45,19 +79,25 @@ class StackLayer:
             raise ValueError(f"bias is {bias}, but must be at most 0, so that a sample without activations has none later; use a Network")
         rows = csr_array(weight, dtype=np.float32)
         rows.sort_indices()
-        return StackLayer(rows.indptr.astype(np.int32), rows.indices.astype(np.int32), rows.data, bias, cap)
+        alike: dict[bytes, list[int]] = {}
+        for row, (start, end) in enumerate(pairwise(rows.indptr.tolist())):
+            alike.setdefault(rows.indices[start:end].tobytes(), []).append(row)
+        fours = [same[at : at + 4] for same in alike.values() for at in range(0, len(same) - 3, 4)]
+        rest = sorted(row for same in alike.values() for row in same[len(same) // 4 * 4 :])
+        blocks = (Blocks.of(rows, fours, 4), Blocks.of(rows, [[row] for row in rest], 1))
+        return StackLayer(rows.shape[0], tuple(some for some in blocks if len(some.targets)), np.array([bias, cap], np.float32))
 
 
 def alive_after(layers: Sequence[StackLayer], inputs: csr_array) -> tuple[NDArray[np.int64], Floats]:
     """Which samples of sparse inputs (N, U) have any activation after the last layer, ascending, and their activations (alive, U)."""
     samples = np.flatnonzero(np.diff(inputs.indptr))
     alive = csr_array(inputs[samples], dtype=np.float32)
-    tile = max(16, CACHE_VALUES // max(inputs.shape[1], *(len(layer.starts) - 1 for layer in layers)) // 16 * 16)
+    tile = max(16, CACHE_VALUES // max(inputs.shape[1], *(layer.units for layer in layers)) // 16 * 16)
     tiles: Iterator[Floats] = (_dense(alive[start : start + tile], tile) for start in range(0, len(samples), tile))
     done, together = 0, 1
     while done < len(layers):
         some = layers[done : done + together]
-        survivors, left = _Packed(tile, len(some[-1].starts) - 1), list[NDArray[np.int64]]()
+        survivors, left = _Packed(tile, some[-1].units), list[NDArray[np.int64]]()
         for number, activations in enumerate(tiles):
             own = samples[number * tile : (number + 1) * tile]
             outputs = _through(some, activations)
@@ -67,7 +107,7 @@ def alive_after(layers: Sequence[StackLayer], inputs: csr_array) -> tuple[NDArra
         samples, tiles = np.concatenate([np.zeros(0, np.int64), *left]), iter(survivors.tiles())
         done, together = done + len(some), min(2 * together, TOGETHER)
     found = [activations.T for activations in tiles]
-    return samples, np.concatenate([np.zeros((0, len(layers[-1].starts) - 1), np.float32), *found])[: len(samples)]
+    return samples, np.concatenate([np.zeros((0, layers[-1].units), np.float32), *found])[: len(samples)]
 
 
 def _dense(rows: csr_array, tile: int) -> Floats:
@@ -100,46 +140,13 @@ class _Packed:
 
 def _through(layers: Sequence[StackLayer], activations: Floats) -> Floats:
     """A tile (U, T) after some layers; memory of the tile itself may be used."""
-    step = _compiled()
+    from grow.kernels.stack_loops import layer_on_tile  # numba takes longer to import than all else
+
+    samples = activations.shape[1]
     for layer in layers:
-        outputs = np.empty((len(layer.starts) - 1, activations.shape[1]), np.float32)
-        step(layer.starts, layer.columns, layer.values, np.float32(layer.bias), np.float32(layer.cap), activations, outputs)
+        outputs = np.empty((layer.units, samples), np.float32)
+        for some in layer.blocks:
+            arrays = (some.starts, some.columns, some.values, some.targets, layer.limits, activations, outputs)
+            layer_on_tile(some.rows, samples)(len(some.targets), *(array.ctypes.data for array in arrays), samples)
         activations = outputs
     return activations
-
-
-_Step: TypeAlias = Callable[[Ints, Ints, Floats, np.float32, np.float32, Floats, Floats], None]
-
-
-@cache
-def _compiled() -> _Step:
-    """One layer on one tile."""
-    from numba import njit
-
-    def layer(
-        starts: Ints, columns: Ints, values: Floats, bias: np.float32, cap: np.float32, x: Floats, y: Floats
-    ) -> None:  # pragma: no cover, compiled
-        zero, samples = np.float32(0), x.shape[1]
-        for row in range(len(starts) - 1):
-            out = y[row]
-            for t in range(samples):
-                out[t] = bias
-            k, end = starts[row], starts[row + 1]
-            while k + 8 <= end:  # eight sources a pass: the sums are read and written once for eight products
-                a, b, c, d = x[columns[k]], x[columns[k + 1]], x[columns[k + 2]], x[columns[k + 3]]
-                e, f, g, h = x[columns[k + 4]], x[columns[k + 5]], x[columns[k + 6]], x[columns[k + 7]]
-                va, vb, vc, vd = values[k], values[k + 1], values[k + 2], values[k + 3]
-                ve, vf, vg, vh = values[k + 4], values[k + 5], values[k + 6], values[k + 7]
-                for t in range(samples):
-                    out[t] += va * a[t] + vb * b[t] + vc * c[t] + vd * d[t] + ve * e[t] + vf * f[t] + vg * g[t] + vh * h[t]
-                k += 8
-            while k < end:
-                source, value = x[columns[k]], values[k]
-                for t in range(samples):
-                    out[t] += value * source[t]
-                k += 1
-            for t in range(samples):
-                out[t] = min(max(out[t], zero), cap)
-
-    compiled: _Step = njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy", boundscheck=False)(layer)
-    return compiled

@@ -99,6 +99,18 @@ def _multiply_add(context: Any, a: Any, b: Any, c: Any) -> tuple[Any, Emit]:
     return a(a, a, a), emit
 
 
+def _clipped(context: Any, value: Any, highest: Any) -> tuple[Any, Emit]:
+    """Every lane within 0 and ``highest``, a vector."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        vector, zeros = _llvm(value.scalar, value.lanes), ir.Constant(_llvm(value.scalar, value.lanes), None)
+        kind, suffix = ir.FunctionType(vector, [vector] * 2), f"v{value.lanes}f{value.scalar.bitwidth}"
+        least, most = (get_or_insert_function(builder.module, kind, f"llvm.{name}.{suffix}") for name in ("maxnum", "minnum"))
+        return builder.call(most, [builder.call(least, [arguments[0], zeros]), arguments[1]])
+
+    return value(value, highest), emit
+
+
 def _dot(context: Any, a: Any, b: Any) -> tuple[Any, Emit]:
     """Sum of ``a * b`` over all lanes, always in the same order: two chains of parts, then halves of the last part."""
     lanes = PART_BYTES * 8 // a.scalar.bitwidth
@@ -164,3 +176,4 @@ def _intrinsic(emitted: Callable[..., tuple[Any, Emit]]) -> Any:
 
 load, store, zeros, filled = _intrinsic(_load), _intrinsic(_store), _intrinsic(_zeros), _intrinsic(_filled)
 multiply_add, dot, transpose = _intrinsic(_multiply_add), _intrinsic(_dot), _intrinsic(_transpose)
+clipped = _intrinsic(_clipped)

@@ -3,13 +3,13 @@
     python -m tests.benchmarks.radix_inference [--data-dir DIR] [--repeats 3] [--reference-rows 1000] [--only units=1024] [--json]
 
 1,024 or 4,096 neurons x 120 layers, 32 connections a neuron, weights 1/16, bias -0.30 / -0.35, ReLU capped at 32 (Kepner et al. 2019,
-1909.05631). The first radix system stands as it is, the nodes before every other one are permuted at random; the compiled stack reads
-indices and values, and profits from neither the structure nor the equal weights. Inputs are MNIST digits, scaled bilinearly to 32 x 32 or
-64 x 64 and thresholded at one half: 60,000 of them (the bundled sample has 10,000), 10,000 with 4,096 neurons, of which a layer's
-activations would else take a gigabyte. scipy multiplies sparse rows by sparse layers, as the challenge's reference does, so that it drops
-what is zero; it takes turns with ours on the first ``--reference-rows`` digits, since all would take minutes. A rate is digits x
-connections / time. Categories are the digits with any activation after the last layer; scipy goes through all digits once, after the
-turns, to compare them.
+1909.05631). The first radix system stands as it is, the nodes before every other one are permuted at random; the compiled stack
+computes the nodes of a place, which read the same sources, four at a time, and does not profit from the equal weights. Inputs are MNIST
+digits, scaled bilinearly to 32 x 32 or 64 x 64 and thresholded at one half: 60,000 of them (the bundled sample has 10,000), 10,000 with
+4,096 neurons, of which a layer's activations would else take a gigabyte. scipy multiplies sparse rows by sparse layers, as the
+challenge's reference does, so that it drops what is zero; it takes turns with ours on the first ``--reference-rows`` digits, since all
+would take minutes. A rate is digits x connections / time. Categories are the digits with any activation after the last layer; scipy
+goes through all digits once, after the turns, to compare them.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class TestCompiled(KernelContract):
         folder.chmod(mode)
         monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + (strange == "user"))
         monkeypatch.setattr(os, "getegid", lambda: folder.stat().st_gid + (strange == "group"))
-        read = [loops._compiled(made(), loops.types.intp).code.cache_hits for _ in range(2)]
+        read = [loops.machine_code(made(), loops.types.intp).code.cache_hits for _ in range(2)]
         assert read == [0, int(kept)]
         assert bool(list(folder.iterdir())) == kept
 

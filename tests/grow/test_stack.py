@@ -6,6 +6,7 @@ from scipy.sparse import csr_array
 
 from grow.kernels import stack
 from grow.kernels.stack import StackLayer, alive_after
+from grow.seeds.radix import radix_matrices
 
 pytest.importorskip("numba")
 
@@ -28,6 +29,28 @@ def test_the_outcome_is_that_of_dense_products(fan_in: int, bias: float, monkeyp
         expected = np.clip(expected @ matrix.toarray().T + bias, 0, 2)
     alive, activations = alive_after([StackLayer.of(matrix, bias, 2.0) for matrix in found], csr_array(inputs))
     assert 0 < len(alive) < 100
+    assert alive.tolist() == np.flatnonzero(expected.any(axis=1)).tolist()
+    np.testing.assert_allclose(activations, expected[alive], atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [3, 4, 7])  # rows of a place: too few for a block, one block, and one with rows left over
+def test_nodes_of_a_place_are_computed_together_in_whatever_order_they_stand(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "CACHE_VALUES", 1)
+    rng = np.random.default_rng(width)
+    weights = []
+    for matrix in radix_matrices([[2, 3], [6]], [width] * 4, rng):
+        weight = csr_array(matrix.T[rng.permutation(6 * width)], dtype=np.float32)  # targets in any order, sources before systems as well
+        weight.data = rng.choice(np.array([0.25, 0.5, -0.25], np.float32), weight.nnz)
+        weights.append(weight)
+    found = [StackLayer.of(weight, -0.3, 2.0) for weight in weights]
+    assert all(sum(blocks.targets.size for blocks in layer.blocks) == 6 * width for layer in found)
+    fours = sum(len(blocks.targets) for blocks in found[0].blocks if blocks.rows == 4)
+    assert fours == 6 * (width // 4)  # each of the circle's six places by itself
+    inputs = rng.integers(0, 2, (50, 6 * width)) * (rng.random((50, 1)) < 0.7)
+    expected = inputs.astype(np.float64)
+    for weight in weights:
+        expected = np.clip(expected @ weight.toarray().T - 0.3, 0, 2)
+    alive, activations = alive_after(found, csr_array(inputs))
     assert alive.tolist() == np.flatnonzero(expected.any(axis=1)).tolist()
     np.testing.assert_allclose(activations, expected[alive], atol=1e-5)
 
