@@ -29,6 +29,14 @@ def waited_s() -> float:
     return waited - (time.process_time() - time.thread_time())
 
 
+def busy_s() -> float:
+    """Seconds for which the cores that this process may use were busy with other processes, as far as the system tells in its ticks."""
+    cores, times = available_cores(), psutil.cpu_times(percpu=True)
+    idle = {"idle", "iowait", "guest", "guest_nice"}  # a guest's time is in the user's already
+    spent = [sum(value for name, value in times[core]._asdict().items() if name not in idle) for core in cores if core < len(times)]
+    return float(sum(spent)) - time.process_time()
+
+
 def idle_first(wanted: int) -> tuple[int, ...]:
     """Cores in the order in which to take them: where fewer are wanted than there are, those come first that nothing keeps busy."""
     allowed = available_cores()

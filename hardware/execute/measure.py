@@ -16,7 +16,7 @@ from torch.nn import functional
 from grow import optim
 from grow.axes import IntArray
 from grow.network import Network
-from hardware.cores import waited_s
+from hardware.cores import busy_s, waited_s
 from hardware.execute.exchange import Peers
 from hardware.execute.moves import Batch
 from hardware.execute.ranks import Kind, Rank, run_ranks, settle_gloo
@@ -26,7 +26,9 @@ from hardware.sweep.clock import Yardstick
 T = TypeVar("T")
 WARM_UP_STEPS = 3
 MOST_WAITED = 0.03
-"""Share of a turn for which a rank may wait for its processor; else another program had it, and the turn is repeated."""
+"""Share of a turn for which others may have had a rank's own cores; else the turn is repeated, and counts only where all were disturbed."""
+TICKS_S = 0.02
+"""By how much the system's count of a core's busy time may be off: the ticks of 10 ms in which a turn begins and ends."""
 ATTEMPTS = 3
 """At a turn, of which the one counts in which least was waited."""
 
@@ -126,8 +128,8 @@ def measure_throughput(
     Every rank makes the jobs for itself, ``make(argument)`` for each of ``arguments``: these travel, and neither networks nor losses.
     One start of ``ranks`` ranks, as many as the widest job has devices, serves all. Each job gets ``rounds`` turns of equal numbers of
     steps, about ``seconds_per_job`` in all, after a warm-up; jobs alternate from turn to turn. A turn in which another program had a rank's
-    processor is repeated. ``choose`` picks the kernels of the local
-    layers and, like ``make``, must be importable by name or be the method of a dataclass.
+    core is repeated, and does not count if others do. ``choose`` picks the kernels of the local layers and, like ``make``, must be
+    importable by name or be the method of a dataclass.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, but must be at least 1; the throughput is their median")
@@ -142,14 +144,15 @@ def _summary(turns: Sequence[Sequence[_Turns]]) -> list[Throughput]:
     found = []
     for number, first in enumerate(turns[0]):
         seen = [rank[number] for rank in turns[: first.devices]]
-        steps, waited = ([max(each) for each in zip(*rows, strict=True)] for rows in ([r.step_s for r in seen], [r.waited for r in seen]))
-        yards = [fmean(each) for each in zip(*(rank.yardstick_s for rank in seen), strict=True)]
-        ratios = [step / yard for step, yard in zip(steps, yards, strict=True)]  # the slowest rank's time is the step's
+        quiet = [place for place, share in enumerate(first.waited) if share <= MOST_WAITED] or range(len(first.waited))
+        steps = [max(rank.step_s[place] for rank in seen) for place in quiet]  # the slowest rank's time is the step's
+        yards = [fmean(rank.yardstick_s[place] for rank in seen) for place in quiet]
+        ratios = [step / yard for step, yard in zip(steps, yards, strict=True)]
         halo, sums = sum(rank.halo_bytes for rank in seen), sum(rank.sum_bytes for rank in seen)
         fastest, slowest = first.samples / min(steps), first.samples / max(steps)
         relative = median(ratios), min(ratios), max(ratios)
         rates = first.samples / median(steps), slowest, fastest
-        found.append(Throughput(*rates, median(steps), halo, sums, median(waited), median(yards), relative))
+        found.append(Throughput(*rates, median(steps), halo, sums, median(first.waited), median(yards), relative))
     return found
 
 
@@ -167,7 +170,7 @@ class _Runner:
         self.optimizer = optim.make(job.optimizer, parameters, job.learning_rate, job.momentum, job.weight_decay)
         self.inputs, self.targets, self.loss = job.inputs.to(rank.device), job.targets.to(rank.device), job.loss
         self.inference = job.inference
-        self.yardstick = Yardstick(rank.device)
+        self.alone, self.yardstick = rank.alone, Yardstick(rank.device)
         self.step_s, self.waited, self.yardstick_s = list[float](), list[float](), list[float]()
         self.halo_bytes = self.sum_bytes = 0
         self.steps = 1
@@ -199,9 +202,10 @@ class _Runner:
         """One turn, after a step to warm the caches up: share of it that this rank waited, seconds of a step and of the yardstick."""
         before = self.yardstick.seconds()
         self.run(1)
-        waited, begun = waited_s(), time.perf_counter()
+        waited, busy, begun = waited_s(), busy_s(), time.perf_counter()
         step_s = self.run(self.steps)
-        share = max(0.0, waited_s() - waited) / (time.perf_counter() - begun)
+        taken_s = max(0.0, waited_s() - waited, busy_s() - busy - TICKS_S) if self.alone else 0.0
+        share = taken_s / (time.perf_counter() - begun)
         return share, step_s, (before + self.yardstick.seconds()) / 2
 
     def count(self, waited: float, step_s: float, yardstick_s: float) -> None:

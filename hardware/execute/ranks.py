@@ -68,6 +68,8 @@ class Rank:
     lost: Callable[[int, str], None]
     stopping: Callable[[], bool] = lambda: False
     """Whether this rank was asked to stop, as soon as it and the others can."""
+    alone: bool = False
+    """Whether no other rank shares its cores, as far as it knows."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ def _work(setting: _Setting, work: bytes, stopping: Callable[[], bool]) -> objec
     def lost(rank: int, reason: str) -> None:
         _answer(setting, parcel.pack((None, _Failure(reason, "", time.monotonic(), rank))))
 
-    return target(Rank(setting.number, setting.count, device, store, lost, stopping), *arguments)
+    return target(Rank(setting.number, setting.count, device, store, lost, stopping, setting.alone), *arguments)
 
 
 def settle_gloo() -> None:

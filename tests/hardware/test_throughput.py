@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grow import optim
 from grow.network import Network
 from hardware.execute.exchange import Peers
-from hardware.execute.measure import Job, Throughput, _Runner, _take_turn, job_shard, measure_throughput
+from hardware.execute.measure import Job, Throughput, _Runner, _summary, _take_turn, _Turns, job_shard, measure_throughput
 from hardware.execute.ranks import Rank
 from hardware.shard import StrategyName, by_density, shard
 
@@ -86,6 +86,15 @@ def test_a_turn_in_which_others_had_the_processor_is_repeated_and_the_least_dist
         counted[name] = runner.waited, runner.step_s, runner.yardstick_s
         assert next(following, None) is None
     assert counted == {"quiet": ([0.0], [1.0], [0.1]), "once": ([0.01], [1.0], [0.1]), "always": ([0.2], [2.0], [0.2])}
+
+
+def test_of_the_rounds_those_count_that_nobody_disturbed_unless_all_were() -> None:
+    steps, yards = [1.0, 9.0, 3.0], [0.5, 0.1, 1.0]
+    for waited, expected in (([0.0, 0.5, 0.02], (2.0, 2.0, 3.0)), ([0.2, 0.5, 0.3], (3.0, 2.0, 90.0))):
+        (found,) = _summary([[_Turns(1, 6, steps, waited, yards, 0, 0)]])
+        middle, lowest, highest = expected
+        assert (found.step_s, found.step_yardsticks[1:]) == (middle, (lowest, highest))
+        assert found.samples_per_s == 6 / middle
 
 
 def test_bad_jobs_are_refused() -> None:
