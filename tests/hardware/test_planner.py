@@ -111,7 +111,6 @@ def test_alexnet_on_eight_gpus_is_planned_with_few_of_its_strategies_simulated(m
     asked: list[Strategy] = []
     monkeypatch.setattr(planner, "simulated", lambda prices, layouts: (asked.append(layouts), simulated(prices, layouts))[1])
     found = plan(work, preset("nvlink-8"), 8, 256, divide)
-    print(len(asked), prod(len(allowed(work, space)) for space in work.hidden))
     assert len(asked) < planner.EXHAUSTIVE < prod(len(allowed(work, space)) for space in work.hidden)
     assert found.best.devices == 8
     assert found.best.predicted_s <= min(found.named(name).predicted_s for name in STRATEGIES)
