@@ -106,6 +106,7 @@ def test_show_prints_csv_of_a_run_and_of_the_course_of_a_trial(digits: Finished,
     assert table["number"].tolist() == [0, 1, 2, 3]
     assert table["accuracy"].tolist() == [trial["accuracy"] for trial in found["trials"]]
     assert table["throughput.predicted_samples_per_s"].gt(0).all()
+    assert table["beyond"].fillna("").tolist() == ["; ".join(trial["beyond"]) for trial in found["trials"]]
     show(str(folder), 2, csv=True)
     course = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert course["step"].is_monotonic_increasing
@@ -115,6 +116,18 @@ def test_show_prints_csv_of_a_run_and_of_the_course_of_a_trial(digits: Finished,
     assert json.loads(capsys.readouterr().out)["events"][0]["what"] == "prune_connections"
     with pytest.raises(ConfigurationError, match="at most one of the two"):
         show(str(folder), csv=True, json=True)
+
+
+def test_a_trial_is_shown_in_words_and_units(digits: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, found, _ = digits
+    show(str(folder), 2)
+    lines = {line[:21].strip(): line[21:].strip() for line in capsys.readouterr().out.splitlines()}
+    trial = found["trials"][2]
+    rate = f"{trial['throughput']['predicted_samples_per_s']:,.0f} samples/s"
+    assert lines["validation accuracy"] == f"{100 * trial['accuracy']:.2f} %"
+    assert lines["predicted throughput"] in (rate, f"{rate} ?")
+    assert lines["connections"] == f"{trial['connections']:,}"
+    assert "reason" not in lines
 
 
 # ---- comparing ----
