@@ -94,9 +94,13 @@ class Candidates:
                 if finite and highest <= floor():
                     continue
                 scores, taken = flat.cpu().numpy(), self._taken(layer, block.rows, width)
-                enough = most + len(taken) if self.within is None else len(scores)
-                high = _high(scores, floor(), enough) if finite else np.arange(len(scores))  # what is wrong is for the reader to see
-                local = self._absent(layer, block.rows, width, high, taken)
+                if finite and self.within is None:
+                    scores = scores.copy()  # evidence may be the criterion's score as it stands
+                    scores[taken] = -np.inf  # no floor is below it
+                    local = _high(scores, floor(), most)
+                else:
+                    high = _high(scores, floor(), len(scores)) if finite else np.arange(len(scores))  # what is wrong is for the reader
+                    local = self._absent(layer, block.rows, width, high, taken)
                 yield layer, _positions(block.rows, local, width), scores[local]
 
     def _taken(self, layer: str, rows: IntArray, width: int) -> IntArray:
@@ -145,14 +149,13 @@ class Candidates:
 
 
 def _high(scores: Scores, floor: float, most: int) -> IntArray:
-    """Places of scores above a floor; without any floor, of at least the ``most`` highest."""
-    if floor > -np.inf:
-        return np.flatnonzero(scores > floor)
-    if not 0 < most < len(scores):
-        return np.arange(len(scores))
-    low, _ = bounds(scores, len(scores) - most + 1)
-    found = np.flatnonzero(scores >= low)
-    return found if len(found) >= most else np.arange(len(scores))
+    """Places of scores above a floor, and above -inf; without any floor, of at least the ``most`` highest, if there are so many."""
+    if floor == -np.inf and 0 < most < len(scores):
+        low, _ = bounds(scores, len(scores) - most + 1)
+        found = np.flatnonzero(scores >= low)
+        if low > -np.inf and len(found) >= most:
+            return found
+    return np.flatnonzero(scores > floor)
 
 
 def _positions(rows: IntArray, local: IntArray, width: int) -> IntArray:

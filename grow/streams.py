@@ -48,23 +48,30 @@ class Best:
 
     def show(self, layer: int, positions: IntArray, scores: AnyFloats) -> None:
         """Candidates of one layer, after those of the layers and positions before them."""
-        better = np.flatnonzero(scores > self.least)
-        if not len(better) or not self._count:
+        if self.least > -np.inf:
+            better = scores > self.least
+            positions, scores = positions[better], scores[better]
+        if not len(scores) or not self._count:
             return
-        if len(better) > self._count:
-            better = better[smallest(-scores[better], self._count)]
-        self._more.append((scores[better], np.full(len(better), layer, np.int32), positions[better]))
-        self._held += len(better)
+        if len(scores) > self._count:
+            better = smallest(-scores, self._count)
+            positions, scores = positions[better], scores[better]
+        self._more.append((scores, np.full(len(scores), layer, np.int32), positions))
+        self._held += len(scores)
         if self.least == -np.inf or self._held > 2 * self._count:  # a cut costs as much as ``count``, and is due only after as many
             self._cut()
 
     def highest(self, count: int) -> tuple[NDArray[np.int32], IntArray, AnyFloats]:
         """Number of the layer, position and score of the ``count`` highest, in the order in which they were shown."""
         self._cut()
+        if count == len(self._scores):
+            return self._layers, self._positions, self._scores
         chosen = smallest(-self._scores, count)
         return self._layers[chosen], self._positions[chosen], self._scores[chosen]
 
     def _cut(self) -> None:
+        if not self._more:
+            return
         scores, layers, positions = zip((self._scores, self._layers, self._positions), *self._more, strict=True)
         self._scores, self._layers, self._positions = np.concatenate(scores), np.concatenate(layers), np.concatenate(positions)
         self._more = []
