@@ -45,7 +45,7 @@ circle = StudyDefinition.from_samples(
     settings={"steps": 12, "batch_size": 50, "update_interval": 3, "checkpoint_interval": 4, "learning_rate": 0.02},
 )
 """
-TRIALS = 10
+TRIALS = 16
 """Enough for the sampler's model to be at work."""
 
 
@@ -61,7 +61,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
     killed = tmp_path / "runs" / "killed"
     # The parent alone, while it trains: its worker ends by itself, and another process can take the run over, but no earlier.
     with started([*options, "--name", "killed"], environment, tmp_path) as parent:
-        until(lambda: steps(killed) > 36, parent)
+        until(lambda: steps(killed) > 60, parent)
         live = grow("resume", "killed", cwd=tmp_path)
         assert (live.returncode, str(parent.pid) in live.stderr) == (5, True)
         children = psutil.Process(parent.pid).children()
@@ -73,9 +73,9 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
         journal.write(b'{"op_code":')
     # Then a worker, which its parent replaces, and then all of them.
     with started(["resume", "killed"], environment, tmp_path) as parent:
-        until(lambda: steps(killed) > 64, parent)
+        until(lambda: steps(killed) > 100, parent)
         kill(parent, "worker")
-        until(lambda: steps(killed) > 90, parent)
+        until(lambda: steps(killed) > 150, parent)
         kill(parent, "all")
         _, stderr = parent.communicate(timeout=30)
     assert "taking over from process" in stderr.decode()
