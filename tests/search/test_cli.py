@@ -80,6 +80,7 @@ def test_a_network_that_cannot_be_traced_is_named(grow: Grow, tiny: str, tmp_pat
 def test_a_damaged_run_ends_with_4(content: str | None, grow: Grow, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "broken"
     run.mkdir(parents=True)
+    (run / "study.journal").touch()  # which tells it from any other folder
     if content is not None:
         (run / "run.json").write_text(content)
     for command in ("show", "resume", "best"):
