@@ -129,8 +129,8 @@ class Candidates:
         """Positions and scores of all candidates at once, by layer."""
         found = {}
         for layer in self.layers:
-            parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32)), *self.scores(score, layer)]
-            found[layer] = (np.concatenate([p for p, _ in parts]), np.concatenate([s for _, s in parts]))
+            parts = list(self.scores(score, layer)) or [(np.zeros(0, np.int64), np.zeros(0, np.float32))]
+            found[layer] = parts[0] if len(parts) == 1 else (np.concatenate([p for p, _ in parts]), np.concatenate([s for _, s in parts]))
         return found
 
     def _local(self, layer: str, rows: IntArray, width: int) -> IntArray:

@@ -46,7 +46,11 @@ def joined(layer: Connections, new: IntArray) -> IntArray:
 
 def parted(layer: Connections, old: IntArray) -> IntArray:
     """Positions of the layer's connections but for old ones, which are sorted and distinct. ValueError where one does not exist."""
-    index = layer.positions()
+    if layer.index is None:
+        flags = np.ones(layer.possible, bool)
+        flags[old] = False
+        return np.flatnonzero(flags)
+    index = layer.index
     if flagged(layer):
         flags = np.zeros(layer.possible, bool)
         flags[old] = True
