@@ -21,7 +21,7 @@ from search.errors import ConfigurationError
 from search.launch import Wanted, _order, _prepare
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import mlp
-from tests.search.conftest import digits_recipe
+from tests.search.conftest import Grow, digits_recipe
 
 CORE = Chip("core", 8 * 10**9, 1e11, 2e10, 0.7, 0.1, 5e-6)
 FAST, SLOW = 1e10, 2.5e6  # bytes/s, the slow one 20 Mbit/s
@@ -71,6 +71,24 @@ def test_a_training_goes_on_by_the_price_of_the_machine_that_it_began_on(tmp_pat
     _prepare(tmp_path / "out", orders[0]["recipe"], resume=False)
     with pytest.raises(ConfigurationError, match="must hold a training of this recipe"):
         _prepare(tmp_path / "out", orders[1]["recipe"], resume=True)
+
+
+@pytest.mark.slow
+def test_a_run_with_the_price_of_the_machine_comes_to_its_end_with_fewer_crossing_units_on_the_slow_link(
+    grow: Grow, tmp_path: Path
+) -> None:
+    settings = ("steps=40", "update_interval=5", "initial=erk", "pattern=source_group", "devices=2", "strategy=units", "price=machine")
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    crossing = []
+    for name, bytes_per_s in (("fast", FAST), ("slow", SLOW)):
+        machine(bytes_per_s).save(tmp_path / name)
+        budget = ("--gpus", "2", "--trials", "3", "--tolerance", "100", "--name", name, "--hardware", name)
+        done = grow("run", "--study", "digits", *budget, *chosen, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        searched = json.loads(done.stdout)["trials"][2]
+        assert (searched["state"], searched["recipe"]["price"]) == ("complete", "machine")
+        crossing.append(searched["crossing_units"])
+    assert crossing[1] < crossing[0] / 2
 
 
 def test_the_price_of_a_machine_that_is_not_known_is_refused() -> None:
