@@ -92,12 +92,15 @@ def held_values(local: LocalLayer, kernel: str) -> int:
 def index_bytes(local: LocalLayer, kernel: str) -> int:
     """Memory of which connections exist: their positions, and a dense weight's mask or what other kernels look up, both ways.
 
-    Those for blocks and columns look up less; that for RadiX-Nets, whose tiles hold zeros too, up to twice as much.
+    Those for blocks and columns look up less. That for RadiX-Nets looks up a place in a tile for every connection, and for every entry of
+    a tile what it reads, about two a row and column: its tiles' windows overlap. The tiles themselves are filled for one product at a time.
     """
     columns = local.columns * local.work.taps
     if kernel == "dense":
         complete = local.connections >= local.rows * columns
         return 0 if complete else POSITION_BYTES * local.connections + MASK_BYTES * local.rows * columns
+    if kernel == "radix":
+        return POSITION_BYTES * (3 * local.connections + 2 * (local.rows + columns))
     return (POSITION_BYTES + 3 * INDEX_BYTES) * local.connections + INDEX_BYTES * (local.rows + columns)
 
 

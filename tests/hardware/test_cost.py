@@ -196,7 +196,7 @@ def storages(found: object, seen: dict[int, int]) -> dict[int, int]:
 
 
 @pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adam", 2)])
-@pytest.mark.parametrize("kernel", ["complete", "dense", "csr", COMPILED, "condensed", "columns", "block_16"])
+@pytest.mark.parametrize("kernel", ["complete", "dense", "csr", COMPILED, "condensed", "columns", "block_16", "radix"])
 def test_the_memory_of_a_layer_is_that_of_all_tensors_that_a_step_leaves(kernel: str, name: optim.Name, moments: int) -> None:
     network = Network(nn.Sequential(nn.Linear(128, 256)), torch.zeros(1, 128))
     if kernel != "complete":
