@@ -33,7 +33,8 @@ from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed o
 BEAT_S = 0.5
 SILENT_S = 12.0
 SILENT_BUSY_S = 24.0
-STILL_S = 20.0
+STILL_S = 18.0
+"""Shorter than `STUCK_S`: whoever does nothing is told as such, and not as one that computes."""
 WORK_S = 0.02
 """Processor time that shows that a rank works; who polls for what never comes uses less in `STILL_S`."""
 STUCK_S = 20.0
