@@ -46,6 +46,8 @@ from grow.trace.spaces import VALUE, Site
 
 LEAVES = ("weight", "bias")
 """Tensors of a layer."""
+COMPILATIONS = 128
+"""Graphs that torch may compile for the networks of a process, before it goes on without compiled code."""
 
 FloatArray: TypeAlias = NDArray[np.float64]
 Place: TypeAlias = Callable[[Topology, Mapping[str, IntArray]], Mapping[str, IntArray]]
@@ -96,9 +98,10 @@ class Network(nn.Module):
         compiled = torch.compile(self._call_impl, *args, **kwargs)
 
         def call(*inputs: Any, **named: Any) -> Any:
-            # A compressed weight changes its length; torch would compile for each anew, and give up after eight.
+            # A compressed weight changes its length; torch would compile for each anew. After eight, all networks of the process taken
+            # together, it would go on without compiled code.
             try:
-                with torch._dynamo.config.patch(force_parameter_static_shapes=False):
+                with torch._dynamo.config.patch(force_parameter_static_shapes=False, recompile_limit=COMPILATIONS):
                     return compiled(*inputs, **named)
             except torch._dynamo.exc.TorchDynamoException as error:
                 told = " ".join(str(error).strip().split("\n")[:2])  # what failed, and with which error

@@ -110,6 +110,19 @@ def test_one_graph_serves_all_numbers_of_connections() -> None:
     assert len(graphs) == 2  # one for the first numbers, one for all
 
 
+def test_any_number_of_networks_and_edits_of_units_is_compiled() -> None:
+    graphs: list[fx.GraphModule] = []
+    for _ in range(6):
+        made = network("dense")
+        made.compile(backend=counting(graphs), fullgraph=True)
+        before = len(graphs)
+        for autocast in (None, torch.bfloat16):
+            results(made, autocast)
+        assert len(graphs) >= before + 2
+    made.remove_units("3", [2])
+    assert_as_uncompiled(made)
+
+
 def test_a_compiled_network_follows_new_layers_and_other_kernels() -> None:
     made = network("csr")
     made.compile(backend="eager")
