@@ -203,7 +203,7 @@ def test_the_memory_of_a_layer_is_that_of_all_tensors_that_a_step_leaves(kernel:
         network.set_connections({"0": drawn(kernel, 256, 128, 1 / 8)})
         network.use_kernels(lambda case: kernel, 16)
     optimizer = optim.make(name, network.parameters(), 0.01)
-    network.module(torch.randn(16, 128)).sum().backward()
+    network.module(torch.randn(16, 128, requires_grad=True)).sum().backward()  # connections are looked up both ways
     optimizer.step()
     layer = network.layers["0"]
     parameters = [(parameter, parameter.grad, list(optimizer.state[parameter].values())) for parameter in network.parameters()]
