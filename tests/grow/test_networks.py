@@ -36,7 +36,8 @@ EXACT = {"rtol": 1e-8, "atol": 1e-8}
 def spread(network: Network, name: str, tensor: Tensor) -> Tensor:
     """A tensor shaped like a parameter, in the parameter's dense shape."""
     layer = network.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-    return tensor if layer is None or layer.storage == "dense" else expand(tensor, layer.positions, layer.weight_shape)
+    whole = layer is None or layer.storage == "dense" or tensor.dim() == 0  # a count of steps has no shape
+    return tensor if whole else expand(tensor, layer.positions, layer.weight_shape)
 
 
 def state(network: Network, optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
