@@ -15,8 +15,8 @@ from hardware.partition import Partition, readers
 from hardware.profile import Profile
 from hardware.workload import LayerWork, Reads, Workload
 
-POSITION_BYTES, MASK_BYTES, INDEX_BYTES = 8, 1, 4
-"""Of a connection's flat position, of an entry of a mask, and of a row, a column or a place in an order."""
+POSITION_BYTES, MASK_BYTES, INDEX_BYTES, ZERO_BYTES = 8, 1, 4, 8
+"""Of a connection's flat position, of an entry of a mask, of a row, a column or a place in an order, and of a zero of the widest dtype."""
 
 
 class LocalLayer(NamedTuple):
@@ -92,8 +92,10 @@ def held_values(local: LocalLayer, kernel: str) -> int:
 def index_bytes(local: LocalLayer, kernel: str) -> int:
     """Memory of which connections exist: their positions, and a dense weight's mask or what other kernels look up, both ways.
 
-    Those for blocks and columns look up less. That for RadiX-Nets looks up a place in a tile for every connection, and for every entry of
-    a tile what it reads, about two a row and column: its tiles' windows overlap. The tiles themselves are filled for one product at a time.
+    The compiled kernel looks its connections up by columns only for a gradient of what is read, which a first layer does without, and
+    holds a zero for every row in place of a bias. Kernels for blocks and columns look up less. That for RadiX-Nets looks up a place in a
+    tile for every connection, and for every entry of a tile what it reads, about two a row and column: its tiles' windows overlap. The
+    tiles themselves are filled for one product at a time.
     """
     columns = local.columns * local.work.taps
     if kernel == "dense":
@@ -101,7 +103,10 @@ def index_bytes(local: LocalLayer, kernel: str) -> int:
         return 0 if complete else POSITION_BYTES * local.connections + MASK_BYTES * local.rows * columns
     if kernel == "radix":
         return POSITION_BYTES * (3 * local.connections + 2 * (local.rows + columns))
-    return (POSITION_BYTES + 3 * INDEX_BYTES) * local.connections + INDEX_BYTES * (local.rows + columns)
+    zeros = ZERO_BYTES * local.rows if kernel == "compiled" else 0
+    if kernel == "compiled" and not local.work.input_gradient:
+        return zeros + (POSITION_BYTES + INDEX_BYTES) * local.connections + INDEX_BYTES * local.rows
+    return zeros + (POSITION_BYTES + 3 * INDEX_BYTES) * local.connections + INDEX_BYTES * (local.rows + columns)
 
 
 def layer_bytes(local: LocalLayer, kernel: str, element_size: int, moments: int = 1) -> int:

@@ -197,19 +197,22 @@ def storages(found: object, seen: dict[int, int]) -> dict[int, int]:
 
 @pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adam", 2)])
 @pytest.mark.parametrize("kernel", ["complete", "dense", "csr", COMPILED, "condensed", "columns", "block_16", "radix"])
-def test_the_memory_of_a_layer_is_that_of_all_tensors_that_a_step_leaves(kernel: str, name: optim.Name, moments: int) -> None:
+@pytest.mark.parametrize("first", [False, True])
+def test_the_memory_of_a_layer_is_that_of_all_tensors_that_a_step_leaves(kernel: str, name: optim.Name, moments: int, first: bool) -> None:
+    """Of one that reads data, which needs no gradient, and of one that reads another's values."""
     network = Network(nn.Sequential(nn.Linear(128, 256)), torch.zeros(1, 128))
     if kernel != "complete":
         network.set_connections({"0": drawn(kernel, 256, 128, 1 / 8)})
         network.use_kernels(lambda case: kernel, 16)
     optimizer = optim.make(name, network.parameters(), 0.01)
-    network.module(torch.randn(16, 128, requires_grad=True)).sum().backward()  # connections are looked up both ways
+    network.module(torch.randn(16, 128, requires_grad=not first)).sum().backward()
     optimizer.step()
     layer = network.layers["0"]
     parameters = [(parameter, parameter.grad, list(optimizer.state[parameter].values())) for parameter in network.parameters()]
     held = sum(storages([parameters, list(layer.buffers()), layer._product], {}).values())
     work = Workload.of_network(network)
-    (local,) = Shares(work, None, 1, 0).of(work.layers[0], strategy(work, "single"))
+    layer_work = replace(work.layers[0], input_gradient=not first)
+    (local,) = Shares(work, None, 1, 0).of(layer_work, strategy(work, "single"))
     counted = layer_bytes(local, "dense" if kernel == "complete" else kernel, 4, moments)
     assert held <= counted * 1.02
     if kernel not in ("columns", "block_16"):  # which look up less
