@@ -5,7 +5,8 @@ rank gives a sign of life about once a second, with its step and what it is doin
 
     silent      no sign of life for `SILENT_S` (`SILENT_BUSY_S` in the middle of an edit, whose native code may not let others run)
     still       for `STILL_S` it used no processor and waited for no other rank, whatever it was doing: in a lock, on a dead file system
-    hanging     for `STUCK_S` (or five of the longest steps yet) no rank made a step, and this one computes while others wait for it
+    hanging     for `STUCK_S` (or five of the longest steps yet) no rank made a step, and this one computes (it does not stand still)
+                while others wait for it
     failed      it says so itself
 
 Work that goes on is no hang, however long it takes: an edit of a large network, an evaluation, a checkpoint. So a loop without end is
@@ -33,8 +34,7 @@ from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed o
 BEAT_S = 0.5
 SILENT_S = 12.0
 SILENT_BUSY_S = 24.0
-STILL_S = 18.0
-"""Shorter than `STUCK_S`: whoever does nothing is told as such, and not as one that computes."""
+STILL_S = 20.0
 WORK_S = 0.02
 """Processor time that shows that a rank works; who polls for what never comes uses less in `STILL_S`."""
 STUCK_S = 20.0
@@ -66,6 +66,11 @@ class _Seen:
             self.doing_at = now
         self.sign, self.step, self.doing, self.at = sign, told["step"], told["doing"], now
         self.still_s = told["still_s"]
+
+    @property
+    def computes(self) -> bool:
+        """Whether it is at work in a step: it waits for nobody, and does not stand still."""
+        return self.doing == "computing" and self.still_s < STILL_S / 2
 
     @property
     def where(self) -> str:
@@ -214,7 +219,7 @@ class Watch:
             return None
         if any(seen.doing not in ("computing", "waiting") for seen in self._seen):
             return None
-        hanging = [number for number, seen in enumerate(self._seen) if seen.doing == "computing" and now - seen.doing_at > limit / 2]
+        hanging = [number for number, seen in enumerate(self._seen) if seen.computes and now - seen.doing_at > limit / 2]
         if not hanging or len(hanging) == self._count:
             return None
         return hanging[0], f"hangs in step {self._step + 1}: for {now - self._stepped_at:.0f} s it computes, and others wait for it"
