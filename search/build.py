@@ -263,7 +263,7 @@ def price_of(recipe: Recipe, dense: Topology, profile: Profile | None) -> float 
 
     It follows from the recipe and the profile alone, so that a training that goes on has the price that it began with.
     """
-    if recipe.pattern != "source_group" or not recipe.by_units:
+    if not recipe.priced:
         return None
     if not isinstance(recipe.price, str):
         return recipe.price

@@ -146,7 +146,7 @@ def _order(wanted: Wanted, recipe: Recipe, path: Path, count: int) -> dict[str, 
 
 def _priced(recipe: Recipe, profile: str | None) -> Recipe:
     """The recipe with its price as a number, so that a training goes on by the price that it began with, whatever machine it goes on on."""
-    if not isinstance(recipe.price, str):
+    if not isinstance(recipe.price, str) or not recipe.priced:
         return recipe
     from hardware.profile import Profile
     from search import build
@@ -154,7 +154,8 @@ def _priced(recipe: Recipe, profile: str | None) -> Recipe:
 
     network = build.drawn_network(replace(recipe, device="cpu"), StudyReference(recipe.study, recipe.study_sha256).load())
     price = build.price_of(recipe, network.topology, None if profile is None else Profile.load(Path(profile)))
-    return replace(recipe, price=0.0 if price is None else price)
+    assert price is not None
+    return replace(recipe, price=price)
 
 
 def _planned_devices(wanted: Wanted, recipe: Recipe) -> int:

@@ -6,6 +6,7 @@ Finds the data, traces the start network, profiles the devices. Writes `hardware
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
 from search.options import Options, Plan, RunRecord
 from search.process import die_with_parent
-from search.recipe import HASTENERS, WHOLE_ALONE, default, recipe
+from search.recipe import BY_UNITS, HASTENERS, PRICED, UNPRICED, WHOLE_ALONE, default, recipe
 from search.rundir import RunFolder
-from search.space import to_json
+from search.space import Range, to_json
 
 
 def prepare(run: RunFolder) -> Plan:
@@ -40,6 +41,8 @@ def prepare(run: RunFolder) -> Plan:
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
     topology = _start_topology(definition, source, options, network)
     _check_units(topology, options.devices_per_trial, definition)
+    if price_is_idle(definition.settings, ranges, options.devices_per_trial):
+        _say(f"price {UNPRICED}")
     if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
         _say(found.note)
     profile = _profile(run, found.devices, machine)
@@ -102,6 +105,19 @@ def _check_alone(options: Options, definition: StudyDefinition) -> None:
         asked = definition.settings.get(name, False) or (name in ranges and True in ranges[name].ends)
         if asked and most > 1:
             raise ConfigurationError(f"{name} is True, but must be False where trials have up to {most} devices, {WHOLE_ALONE}")
+
+
+def price_is_idle(settings: Mapping[str, object], ranges: Mapping[str, Range], devices: int) -> bool:
+    """Whether a price was set, or is searched for networks in parts, and no trial can have one."""
+
+    def values(name: str) -> Iterable[object]:
+        return ranges[name].ends if name in ranges and name not in settings else [settings.get(name, default(name))]
+
+    several = devices > 1 and settings.get("devices") != 1
+    parted = several and ("layouts" in settings or not set(BY_UNITS).isdisjoint(values("strategy")))
+    if PRICED in values("pattern"):
+        return not parted and bool(settings.get("price"))
+    return bool(settings.get("price")) or (parted and "price" in ranges)
 
 
 def _start_topology(definition: StudyDefinition, source: DataSource, options: Options, network: str) -> Topology:

@@ -27,6 +27,13 @@ Price: TypeAlias = NotNegative | Literal["machine"]
 BY_UNITS = ("model", "owt", "units")
 """Strategies that divide units; ``units`` is what ``model`` was called first."""
 
+PRICED = "source_group"
+"""The pattern in which what crosses has a price: groups of one source unit and one part."""
+
+UNPRICED = (
+    f"plays no role: only pattern {PRICED!r} has a price, and only where a strategy of several devices divides units "
+    f"({', '.join(BY_UNITS)}, or layouts)"
+)
 
 HASTENERS = ("autocast", "compile")
 """Fields that have a whole network computed otherwise than layer by layer in float32."""
@@ -138,6 +145,11 @@ class Recipe:
     def by_units(self) -> bool:
         """Whether units are divided over the devices, so that they have parts and what crosses has a price."""
         return self.strategy in BY_UNITS or "units" in (self.layouts or {}).values()
+
+    @property
+    def priced(self) -> bool:
+        """Whether the price decides anything: connections are grown and pruned by source unit and part, and there are parts."""
+        return self.pattern == PRICED and self.by_units
 
     def to_json(self) -> dict[str, object]:
         """As plain data, with the version of the schema."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from search.recipe import BY_UNITS
+from search.recipe import BY_UNITS, PRICED
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -104,22 +104,26 @@ _TYPES: Mapping[str, type[Range]] = {"choice": Choice, "float": Float, "integer"
 
 
 def idle(values: Mapping[str, object]) -> dict[str, Value]:
-    """The fields that decide nothing, given the devices and the strategy, with the values that stand in for them.
+    """The fields that decide nothing, given the devices, the strategy and the pattern, with the values that stand in for them.
 
     >>> idle({"devices": 1})
     {'strategy': 'single', 'price': 0.0, 'imbalance': 0.0}
+    >>> idle({"devices": 2, "strategy": "units", "pattern": "block_4x4"})
+    {'price': 0.0}
     """
     if values.get("devices") == 1:
         return {"strategy": "single", "price": 0.0, "imbalance": 0.0}
     if values.get("strategy") not in BY_UNITS:  # no units are split, so none are communicated
         return {"price": 0.0, "imbalance": 0.0}
+    if values.get("pattern", PRICED) != PRICED:
+        return {"price": 0.0}
     return {}
 
 
 def suggest(trial: BaseTrial, ranges: Mapping[str, Range], settings: Mapping[str, object]) -> dict[str, object]:
     """All settings, and a value for every range: drawn where it decides anything, else the one that stands in for it."""
     values = dict(settings)
-    first = [name for name in ("devices", "strategy") if name in ranges]
+    first = [name for name in ("devices", "strategy", "pattern") if name in ranges]
     for name in [*first, *(name for name in ranges if name not in first)]:
         if name not in idle(values):
             values[name] = ranges[name].suggest(trial, name)

@@ -41,7 +41,7 @@ from search import build
 from search.divide import Divider
 from search.errors import ConfigurationError, RunLockedError
 from search.files import append_line, locked, read_lines, write_json, write_text
-from search.recipe import Recipe
+from search.recipe import UNPRICED, Recipe
 from search.rundir import TrialFolder
 from search.worker import EVALUATIONS, METRICS, metrics
 
@@ -109,6 +109,8 @@ def _begin(rank: Rank, recipe: Recipe, order: Order, watch: Watch, files: TrialF
     if rank.number == 0:
         _resume(session, files)
         _note_other_machine(profile)
+        if recipe.price and not recipe.priced:
+            sys.stderr.write(f"grow: price is {recipe.price}, but {UNPRICED}\n")
     return Training(
         session,
         Peers(rank.number, rank.count),

@@ -19,6 +19,8 @@ from hardware.workload import Workload
 from search import build
 from search.errors import ConfigurationError
 from search.launch import Wanted, _order, _prepare
+from search.prepare import price_is_idle
+from search.space import Choice, Float, Range
 from tests.contracts.partitioner import sparse
 from tests.contracts.topologies import mlp
 from tests.search.conftest import Grow, digits_recipe
@@ -95,6 +97,33 @@ def test_the_price_of_a_machine_that_is_not_known_is_refused() -> None:
     recipe = digits_recipe(steps=40, devices=2, strategy="units", pattern="source_group", price="machine")
     with pytest.raises(ConfigurationError, match="price is 'machine', but must be a number without a profile"):
         build.session(build.material(recipe), None, History())
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranges", "devices", "idle"),
+    [
+        ({"price": "machine", "pattern": "source_group", "strategy": "units"}, {}, 2, False),
+        ({"price": "machine", "pattern": "source_group"}, {"strategy": Choice(("data", "owt"))}, 2, False),
+        ({"price": "machine", "pattern": "source_group", "layouts": {"fc1": "units"}, "strategy": "mixed"}, {}, 2, False),
+        ({"price": "machine", "pattern": "source_group", "strategy": "data"}, {}, 2, True),
+        ({"price": "machine", "pattern": "source_group", "strategy": "units"}, {}, 1, True),
+        ({"price": "machine", "pattern": "source_group", "strategy": "units", "devices": 1}, {}, 2, True),
+        ({"price": 3.0, "pattern": "block_4x4", "strategy": "units"}, {}, 2, True),
+        ({"price": 3.0, "strategy": "units"}, {}, 2, True),  # unstructured, as where nobody says otherwise
+        ({"price": 0.0, "strategy": "units"}, {}, 2, False),
+        ({"strategy": "units"}, {"price": Float(1, 2)}, 2, True),
+        ({"pattern": "source_group", "strategy": "units"}, {"price": Float(1, 2)}, 1, False),  # left out where there is one device
+    ],
+)
+def test_a_price_that_no_trial_can_have_is_noted(settings: dict[str, object], ranges: dict[str, Range], devices: int, idle: bool) -> None:
+    assert price_is_idle(settings, ranges, devices) == idle
+
+
+def test_a_run_says_that_its_price_plays_no_role(grow: Grow, tmp_path: Path) -> None:
+    options = ("--gpus", "2", "--hardware", "pcie-2", "--set", "pattern=unstructured", "--set", "price=machine", "--dry-run")
+    done = grow("run", "--study", "digits", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "price plays no role: only pattern 'source_group' has a price" in done.stderr
 
 
 def test_the_planner_leaves_the_second_device_where_the_link_costs_more_than_it_gives() -> None:
