@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from grow.axes import IntArray
-from grow.editing.carry import moved_positions, ranks
+from grow.editing.carry import moved_positions
 from grow.evidence import Evidence
 from grow.network import Network
 from grow.patterns import Choice
-from grow.topology import Topology
+from grow.topology import Topology, among
 
 RISE = 1.1 / 0.9
 """How far above the threshold below which connections went a weight must be to come back, in thresholds."""
@@ -120,11 +120,11 @@ class Splice:
 
 
 def weights_of(network: Network, choice: Choice) -> dict[str, Tensor]:
-    """Weights of existing connections, in the order of their positions."""
+    """Weights of existing connections, in the order of their positions, which are sorted."""
     found = {}
     for name, positions in choice.items():
         layer = network.layers[name]
         held = network.topology.layer(name)
-        at = positions if layer.storage == "dense" else ranks(held.positions(), held.possible, positions)
+        at = positions if layer.storage == "dense" else np.flatnonzero(among(held, positions))
         found[name] = layer.weight.detach().reshape(-1).index_select(0, torch.from_numpy(at).to(network.device))
     return found

@@ -35,7 +35,7 @@ _BINS = 2**16
 class Best:
     """The ``count`` highest of what it is shown; ties go to what was shown first. Holds twice as many at most.
 
-    least: a score that is shown now must exceed it to be among them.
+    least: a score that is shown now must exceed it to be among them. Some that do may turn out not to be.
     """
 
     def __init__(self, count: int) -> None:
@@ -53,13 +53,12 @@ class Best:
             positions, scores = positions[better], scores[better]
         if not len(scores) or not self._count:
             return
-        if len(scores) > self._count:
-            better = smallest(-scores, self._count)
-            positions, scores = positions[better], scores[better]
         self._more.append((scores, np.full(len(scores), layer, np.int32), positions))
         self._held += len(scores)
-        if self.least == -np.inf or self._held > 2 * self._count:  # a cut costs as much as ``count``, and is due only after as many
+        if self._held > 2 * self._count:  # a cut costs as much as ``count``, and is due only after as many
             self._cut()
+        elif self.least == -np.inf and self._held >= self._count:
+            self.least = float(min(held.min() for held, _, _ in self._more))  # so many are as high, and come first
 
     def highest(self, count: int) -> tuple[NDArray[np.int32], IntArray, AnyFloats]:
         """Number of the layer, position and score of the ``count`` highest, in the order in which they were shown."""
@@ -76,7 +75,7 @@ class Best:
         self._scores, self._layers, self._positions = np.concatenate(scores), np.concatenate(layers), np.concatenate(positions)
         self._more = []
         if len(self._scores) > self._count:
-            kept = smallest(-self._scores, self._count)
+            kept = np.flatnonzero(smallest(-self._scores, self._count))
             self._scores, self._layers, self._positions = self._scores[kept], self._layers[kept], self._positions[kept]
         self._held = len(self._scores)
         if self._held == self._count:
@@ -91,7 +90,8 @@ def highest(above: Above, layers: Iterable[str], count: int, candidates: int) ->
         check_finite(layer, scores)
         best.show(names.index(layer), positions, scores)
     numbers, positions, _ = best.highest(count)
-    return _choice(names, numbers, positions)
+    ends = np.searchsorted(numbers, np.arange(len(names) + 1))  # as they were shown: layer by layer, in order
+    return {name: positions[ends[number] : ends[number + 1]] for number, name in enumerate(names)}
 
 
 def highest_balanced(

@@ -203,6 +203,11 @@ class Topology:
         layers = tuple(replace(c, index=index[c.layer]) if c.layer in index else c for c in self.layers)
         return replace(self, layers=layers)
 
+    def has_all_of(self, before: Topology) -> None:
+        """Take note that it has all units and connections of another one: a unit that has a path keeps it, and need not be looked at."""
+        if before.__dict__.get("unconnected") == {}:
+            self.__dict__["unconnected"] = {}
+
 
 def unconnected(topology: Topology) -> Mapping[str, IntArray]:
     """Hidden units without any existing connection on at least one side, by space; spaces without such units are left out.
@@ -246,6 +251,15 @@ def read_units(topology: Topology, layer: Connections, space: str) -> IntArray:
 def flagged(layer: Connections) -> bool:
     """Whether a flag for every possible connection is cheaper than a division or a search for every existing one."""
     return layer.possible <= FLAGGED * layer.count
+
+
+def among(layer: Connections, positions: IntArray) -> NDArray[np.bool_]:
+    """Which of a layer's connections are at the given positions, sorted and distinct, (E,)."""
+    if layer.index is not None and not flagged(layer):
+        return np.isin(layer.index, positions, assume_unique=True)
+    flags = np.zeros(layer.possible, bool)
+    flags[positions] = True
+    return flags if layer.index is None else flags[layer.index]
 
 
 def _columns(layer: Connections, index: IntArray) -> NDArray[np.bool_]:

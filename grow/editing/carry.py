@@ -27,6 +27,8 @@ Index: TypeAlias = IntArray | None
 
 def moved_topology(before: Topology, moves: Mapping[str, IntArray], index: Mapping[str, Index]) -> Topology:
     """The topology after units moved (new units unconnected, unless ``index`` says otherwise)."""
+    if not moves:
+        return before.with_index(index)
     spaces = tuple(replace(space, units=len(moves[space.name])) if space.name in moves else space for space in before.spaces)
     units = {space.name: space.units for space in spaces}
     layers = []
@@ -158,24 +160,30 @@ def ranks(index: IntArray, possible: int, positions: IntArray) -> IntArray:
     return np.where(index[found] == positions, found, -1)
 
 
-class WeightCarrier:
-    """Carries whatever is shaped like a layer's weight to its new structure and storage."""
+def stored_slots(layer: SparseLinear | SparseConv2d, positions: IntArray) -> IntArray:
+    """Where the weights at flat positions stand in a layer's storage, -1 where none exists, or where the position is -1."""
+    before = layer.index()
+    if before is None:
+        return positions
+    if layer.storage == "compressed":
+        return ranks(before, prod(layer.weight_shape), positions)
+    assert layer.mask is not None
+    exist = layer.mask.reshape(-1)[torch.from_numpy(np.maximum(positions, 0)).to(layer.mask.device)].cpu().numpy()
+    return np.where(exist, positions, -1)
 
-    def __init__(
-        self, layer: SparseLinear | SparseConv2d, after: Connections, storage: Storage, old_positions: IntArray, present: Tensor
-    ) -> None:
-        self._after, self._storage, self._present = after, storage, present
-        before, slots = layer.index(), old_positions
-        held = old_positions >= 0
-        if before is not None and layer.storage == "dense":
-            assert layer.mask is not None
-            held = held & layer.mask.reshape(-1)[torch.from_numpy(np.where(held, old_positions, 0)).to(present.device)].cpu().numpy()
-        elif before is not None:
-            slots = ranks(before, prod(layer.weight_shape), old_positions)
-            held = held & (slots >= 0)
-        self.adds = not held.all()
-        self._new = torch.from_numpy(~held).to(present.device)
-        self._slots = torch.from_numpy(np.where(held, slots, 0)).to(present.device)  # where they stand in the layer's storage
+
+class WeightCarrier:
+    """Carries whatever is shaped like a layer's weight to its new structure and storage.
+
+    slots: for every connection after the edit, where it stands in the layer's storage before it, -1 where it is new.
+    """
+
+    def __init__(self, layer: SparseLinear | SparseConv2d, after: Connections, storage: Storage, slots: IntArray) -> None:
+        self._after, self._storage, device = after, storage, layer.weight.device
+        new = slots < 0
+        self.adds = bool(new.any())
+        self._new = torch.from_numpy(new).to(device)
+        self._slots = torch.from_numpy(np.maximum(slots, 0) if self.adds else slots).to(device)
 
     def __call__(self, tensor: Tensor, fill: float) -> Tensor:
         """``fill`` where a connection is new, 0 where none exists. As large as what is stored, before or after, never larger."""
@@ -185,7 +193,7 @@ class WeightCarrier:
             values.masked_fill_(self._new, fill)
         if self._storage == "compressed":
             return values
-        return expand(values, self._present, self._after.shape)
+        return expand(values, torch.from_numpy(self._after.positions()).to(values.device), self._after.shape)
 
 
 class MaskCarrier:

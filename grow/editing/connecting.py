@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grow.axes import IntArray
 from grow.editing.carry import Index
 from grow.editing.editable import Editable
 from grow.editing.planned import PlannedEdit, planned
-from grow.editing.positions import as_index, checked, joined, parted
-from grow.topology import unconnected
+from grow.editing.positions import Connected, as_index, checked, joined, parted
+from grow.layers import SparseLayer
+from grow.topology import Connections, unconnected
+
+BoolArray: TypeAlias = NDArray[np.bool_]
 
 
 class LastPathError(ValueError):
@@ -22,14 +27,8 @@ class LastPathError(ValueError):
 
 def grown(network: Editable, positions: Mapping[str, IntArray], values: Mapping[str, Tensor] | None) -> PlannedEdit:
     """The edit that adds connections at flat positions, of weight zero or with the given weights."""
-    index = {}
-    for name, new in positions.items():
-        layer = network.topology.layer(name)
-        new = checked(layer, new)
-        if not len(new):
-            continue
-        index[name] = as_index(joined(layer, new), layer.possible)
-    plan = planned(network, {}, index)
+    plan = _planned(network, positions, joined)
+    plan.topology.has_all_of(network.topology)
     for name, given in (values or {}).items():
         new = np.asarray(positions.get(name, ()), np.int64)
         if given.shape != new.shape:
@@ -41,18 +40,32 @@ def grown(network: Editable, positions: Mapping[str, IntArray], values: Mapping[
 
 def pruned(network: Editable, positions: Mapping[str, IntArray]) -> PlannedEdit:
     """The edit that removes the connections at flat positions."""
-    index: dict[str, Index] = {}
-    for name, old in positions.items():
-        layer = network.topology.layer(name)
-        old = checked(layer, old)
-        if not len(old):
-            continue
-        index[name] = parted(layer, old)
-    plan = planned(network, {}, index)
+    plan = _planned(network, positions, parted)
     for space, dead in unconnected(plan.topology).items():
         if len(dead) == plan.topology.units[space]:
             raise LastPathError(f"space {space!r} would keep 0 connected units, but must keep at least 1; prune fewer connections")
     return plan
+
+
+def _planned(
+    network: Editable, positions: Mapping[str, IntArray], change: Callable[[Connections, IntArray, BoolArray | None], Connected]
+) -> PlannedEdit:
+    """The edit that changes the connections of layers at some flat positions."""
+    connected = {}
+    for name, given in positions.items():
+        layer = network.topology.layer(name)
+        changed = checked(layer, given)
+        if len(changed):
+            connected[name] = change(layer, changed, _mask(network.layers[name]))
+    index = {name: as_index(found.positions, network.topology.layer(name).possible) for name, found in connected.items()}
+    return planned(network, {}, index, connected=connected)
+
+
+def _mask(layer: SparseLayer) -> BoolArray | None:
+    """The mask of a layer that is stored dense, flattened, where it is at hand."""
+    if layer.storage == "compressed" or layer.weight.device.type != "cpu":
+        return None
+    return np.ones(layer.weight.numel(), bool) if layer.mask is None else layer.mask.numpy().reshape(-1)
 
 
 def replaced(network: Editable, index: Mapping[str, Index]) -> PlannedEdit:

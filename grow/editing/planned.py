@@ -28,9 +28,11 @@ from grow.editing.carry import (
     moved_topology,
     old_positions,
     same_index,
+    stored_slots,
     touches,
 )
 from grow.editing.editable import Editable
+from grow.editing.positions import Connected
 from grow.follow import Follower
 from grow.kernels import KERNELS, Storage
 from grow.kernels.base import any_structure
@@ -164,10 +166,12 @@ def planned(
     index: Mapping[str, Index],
     kernels: Mapping[str, str] | None = None,
     touched: frozenset[str] = frozenset(),
+    connected: Mapping[str, Connected] = MappingProxyType({}),
 ) -> PlannedEdit:
     """Compute every tensor after an edit that moves units and gives the named layers new connections.
 
-    ``touched`` tensors are carried as well if they stay as they are, since the edit goes on to change them.
+    ``touched`` tensors are carried as well if they stay as they are, since the edit goes on to change them. ``connected``: what more is
+    known of the new connections than their positions, where no unit moves.
     """
     present = {name: layer.kernel for name, layer in network.layers.items()}
     plan = PlannedEdit(network, moved_topology(network.topology, moves, index), {**present, **(kernels or {})}, moves=moves)
@@ -177,7 +181,7 @@ def planned(
         if not same and not fitting(layer, plan.kernels[layer.layer]):
             plan.kernels[layer.layer] = KERNELS[plan.kernels[layer.layer]].otherwise
     for name, tensor in network.tensors().items():
-        carry = _carrier(network, name, moves, plan)
+        carry = _carrier(network, name, moves, plan, connected)
         if carry is None and name in touched:
             carry = _kept
         if carry is None:
@@ -210,23 +214,34 @@ def slots_of(layer: Connections, storage: Storage, positions: IntArray) -> IntAr
     return np.searchsorted(layer.positions(), positions) if storage == "compressed" else positions
 
 
-def _carrier(network: Editable, name: str, moves: Mapping[str, IntArray], plan: PlannedEdit) -> Carry | None:
+def _carrier(
+    network: Editable, name: str, moves: Mapping[str, IntArray], plan: PlannedEdit, connected: Mapping[str, Connected]
+) -> Carry | None:
     """How a tensor and what is shaped like it go through the edit: (tensor, value of what is new) -> tensor; None if unchanged."""
     path, _, leaf = name.rpartition(".")
-    axes, units = network.dense_axes[name], network.topology.units
     layer = network.layers.get(path) if leaf == "weight" else None
     if layer is None:
-        if not any(segment.space in moves for axis in axes if not isinstance(axis, ConnectionsAxis) for segment in axis):
+        axes, units = network.dense_axes[name], network.topology.units
+        if not moves or not any(segment.space in moves for axis in axes if not isinstance(axis, ConnectionsAxis) for segment in axis):
             return None
         return lambda tensor, fill: reindex(tensor, axes, Moves(moves, {}), units, fill)
     before, after, kernel = network.topology.layer(path), plan.topology.layer(path), plan.kernels[path]
     if before.shape == after.shape and same_index(before.index, after.index) and layer.kernel == kernel and not touches(before, moves):
         return None
-    present = torch.from_numpy(after.positions()).to(layer.weight.device)
-    if layer.storage == "dense" == KERNELS[kernel].storage and not touches(before, moves):
-        return MaskCarrier(layer.mask, mask_at(present, after.shape))
-    sources = old_positions(network.topology, before, after, moves)
-    return WeightCarrier(layer, after, KERNELS[kernel].storage, sources, present)
+    known, storage = connected.get(path), KERNELS[kernel].storage
+    if layer.storage == "dense" == storage and not touches(before, moves):
+        return MaskCarrier(layer.mask, _mask_after(after, known, layer.weight.device))
+    slots = None if known is None else known.slots
+    return WeightCarrier(
+        layer, after, storage, stored_slots(layer, old_positions(network.topology, before, after, moves)) if slots is None else slots
+    )
+
+
+def _mask_after(after: Connections, known: Connected | None, device: torch.device) -> Tensor:
+    """The mask (O, I, *kernel) of a layer after the edit."""
+    if known is not None and known.mask is not None:
+        return torch.from_numpy(known.mask).reshape(after.shape)
+    return mask_at(torch.from_numpy(after.positions()).to(device), after.shape)
 
 
 def _kept(tensor: Tensor, fill: float) -> Tensor:

@@ -5,15 +5,30 @@ Legend: K units that are split, S columns of a unit, O target entries of a weigh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grow.axes import IntArray
 from grow.editing.carry import Index
-from grow.topology import Connections, Topology, columns_of, flagged, rows_of
+from grow.topology import Connections, Topology, among, columns_of, rows_of
+
+
+@dataclass(frozen=True, eq=False)
+class Connected:
+    """A layer's connections after some came or went: sorted positions (E,).
+
+    slots: where each stood among those before, -1 where it is new, (E,); of a layer whose mask is at hand, the new mask instead,
+    flattened.
+    """
+
+    positions: IntArray
+    slots: IntArray | None = None
+    mask: NDArray[np.bool_] | None = None
 
 
 def as_index(positions: IntArray, possible: int) -> Index:
@@ -23,7 +38,9 @@ def as_index(positions: IntArray, possible: int) -> Index:
 
 def checked(layer: Connections, positions: IntArray) -> IntArray:
     """Distinct positions inside the weight, sorted."""
-    ordered = np.sort(np.asarray(positions, np.int64), kind="stable")  # linear for what comes sorted, as it mostly does
+    ordered = np.asarray(positions, np.int64)
+    if not (ordered[1:] > ordered[:-1]).all():  # as they mostly come
+        ordered = np.sort(ordered)
     duplicates = int((ordered[1:] == ordered[:-1]).sum())
     if duplicates:
         raise ValueError(f"positions of layer {layer.layer!r} has {duplicates} duplicates, but must be distinct")
@@ -33,35 +50,44 @@ def checked(layer: Connections, positions: IntArray) -> IntArray:
     return ordered
 
 
-def joined(layer: Connections, new: IntArray) -> IntArray:
-    """Positions of the layer's connections and of new ones, which are sorted and distinct. ValueError where one of them exists."""
-    both = np.sort(np.concatenate([layer.positions(), new]), kind="stable")  # two sorted runs are merged in linear time
-    twice = np.flatnonzero(both[1:] == both[:-1])
-    if len(twice):
-        raise ValueError(
-            f"position {both[twice[0]]} of layer {layer.layer!r} exists already, but must be absent; grow absent connections only"
-        )
-    return both
+def joined(layer: Connections, new: IntArray, mask: NDArray[np.bool_] | None = None) -> Connected:
+    """The layer's connections and new ones, whose positions are sorted and distinct. ValueError where one of them exists.
 
-
-def parted(layer: Connections, old: IntArray) -> IntArray:
-    """Positions of the layer's connections but for old ones, which are sorted and distinct. ValueError where one does not exist."""
-    if layer.index is None:
-        flags = np.ones(layer.possible, bool)
-        flags[old] = False
-        return np.flatnonzero(flags)
-    index = layer.index
-    if flagged(layer):
-        flags = np.zeros(layer.possible, bool)
-        flags[old] = True
-        stays = ~flags[index]
+    mask: of the connections that exist, flattened, where it is at hand.
+    """
+    if mask is not None:
+        twice = new[mask[new]]
+        found = mask.copy()
+        found[new] = True
+        joint = Connected(np.flatnonzero(found), mask=found)
     else:
-        stays = np.isin(index, old, assume_unique=True, invert=True)
-    left = index[stays]
-    if len(left) + len(old) != len(index):
-        missing = np.setdiff1d(old, index, assume_unique=True)[0]
-        raise ValueError(f"position {missing} of layer {layer.layer!r} does not exist, but must; prune existing connections only")
-    return left
+        both = np.concatenate([layer.positions(), new])
+        order = np.argsort(both, kind="stable")  # two sorted runs are merged in linear time
+        both = both[order]
+        twice = both[:-1][both[1:] == both[:-1]]
+        joint = Connected(both, np.where(order < layer.count, order, -1))
+    if len(twice):
+        raise ValueError(f"position {twice[0]} of layer {layer.layer!r} exists already, but must be absent; grow absent connections only")
+    return joint
+
+
+def parted(layer: Connections, old: IntArray, mask: NDArray[np.bool_] | None = None) -> Connected:
+    """The layer's connections but for old ones, whose positions are sorted and distinct. ValueError where one does not exist.
+
+    mask: of the connections that exist, flattened, where it is at hand.
+    """
+    if mask is not None:
+        missing = old[~mask[old]]
+        left = mask.copy()
+        left[old] = False
+        rest = Connected(np.flatnonzero(left), mask=left)
+    else:
+        slots = np.flatnonzero(~among(layer, old))
+        missing = old[:0] if len(slots) + len(old) == layer.count else np.setdiff1d(old, layer.positions(), assume_unique=True)
+        rest = Connected(layer.positions()[slots], slots)
+    if len(missing):
+        raise ValueError(f"position {missing[0]} of layer {layer.layer!r} does not exist, but must; prune existing connections only")
+    return rest
 
 
 def random_rows(topology: Topology, layer: Connections, space: str, units: IntArray, fan_in: int, generator: torch.Generator) -> IntArray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Literal, TypeAlias
 
@@ -61,7 +62,7 @@ class Effort:
 class LayerEvidence:
     """Evidence about some rows of one layer; every tensor has the shape (R, I, *kernel), absent connections included.
 
-    weight: zero where no connection exists. found: what was gathered, by need:
+    weight: zero where no connection exists, made when it is asked for. found: what was gathered, by need:
 
     - gradient: of the mean loss. momentum: the batches' gradients, the last one whole, each earlier one times ``Effort.decay``;
     - curvature: diagonal of the Gauss-Newton matrix of the mean loss. fisher, mc_fisher: its estimates by squared gradients of
@@ -74,11 +75,21 @@ class LayerEvidence:
     generator: for criteria that draw. layer, rows: which rows (R,) of which layer these are.
     """
 
-    weight: Tensor
+    given: Tensor | Callable[[], Tensor]  # the weight, or what makes it of the layer's values when it is asked for
     found: Mapping[Need, Tensor]
     generator: torch.Generator
     layer: str = ""
     rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """Weights of the rows, zero where no connection exists."""
+        return self.given if isinstance(self.given, Tensor) else self.given()
+
+    def holds(self, scores: Tensor) -> bool:
+        """Whether scores lie in memory that the evidence needs: a criterion may give it as it stands."""
+        held = [*self.found.values(), self.weight] if "weight" in self.__dict__ else self.found.values()
+        return any(tensor.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr() for tensor in held)
 
     def __getitem__(self, need: Need) -> Tensor:
         if need not in self.found:
@@ -151,7 +162,7 @@ class Evidence:
         found: dict[Need, Tensor] = {need: products.rows(start, stop) for need, products in self.sums.get(name, {}).items()}
         for need, values in self.stored.get(name, {}).items():
             found[need] = expand_rows(layer, values, rows)
-        return LayerEvidence(expand_rows(layer, layer.weight.detach(), rows), found, generator, name, rows)
+        return LayerEvidence(lambda: expand_rows(layer, layer.weight.detach(), rows), found, generator, name, rows)
 
 
 def expand_rows(layer: Layer, values: Tensor, rows: IntArray) -> Tensor:

@@ -19,6 +19,11 @@ def by_rows(positions: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     >>> [found.tolist() for found in by_rows(torch.tensor([0, 2, 5]), (2, 3))]
     [[0, 2, 3], [0, 2, 2]]
     """
+    if positions.device.type == "cpu":  # numpy's calls take a third of the time of torch's, and a structure is made at every edit
+        flat, firsts_of = positions.numpy(), np.arange(shape[0] + 1) * shape[1]
+        ends = flat.searchsorted(firsts_of)
+        columns = flat - np.repeat(firsts_of[:-1], np.diff(ends))
+        return torch.from_numpy(ends.astype(np.int32)), torch.from_numpy(columns.astype(np.int32))
     firsts = torch.arange(shape[0] + 1, device=positions.device) * shape[1]
     starts = torch.searchsorted(positions, firsts)
     return starts.int(), positions.sub(firsts[:-1].repeat_interleave(starts.diff())).int()
