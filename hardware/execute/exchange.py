@@ -50,6 +50,14 @@ class Peers:
         """Count from zero."""
         self.halo_bytes = self.exchange_bytes = self.gather_bytes = self.sum_bytes = 0
 
+    def settle(self, tensor: Tensor) -> None:
+        """Wait until a tensor is computed, with all that other ranks have to send for it. On the CPU it is already.
+
+        On a GPU the process itself waits for others only where it asks for a result: it does so here, where the watch knows it.
+        """
+        if tensor.is_cuda:
+            torch.cuda.current_stream(tensor.device).synchronize()
+
     def bounds(self, samples: int) -> list[int]:
         """Where the samples of each rank begin in a batch, and where the last ones end, (k + 1,)."""
         return [samples * rank // self.count for rank in range(self.count + 1)]

@@ -113,6 +113,7 @@ class Training:
         every = min(max(1, wanted), 2 * self._ask_every)  # one step that took its time says little of the next
         answers = torch.tensor([told(), every if self.peers.rank == 0 else 0], device=self._device)
         distributed.all_reduce(answers, group=self.peers.group)
+        self.peers.settle(answers)
         asked, self._ask_every = answers.tolist()
         self._asked_at, self._ask_step = now, self.session.step + self._ask_every
         return bool(asked)
@@ -125,7 +126,9 @@ class Training:
         if not self._shares:
             return []
         assert self._local is not None
-        found = self._local.shard.total(torch.stack(self._shares)).tolist()
+        total = self._local.shard.total(torch.stack(self._shares))
+        self.peers.settle(total)
+        found = total.tolist()
         self._shares = []
         for number, loss in enumerate(found):
             if not isfinite(loss):

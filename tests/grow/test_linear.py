@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -53,6 +55,23 @@ def test_the_gradients_on_their_own_are_those_of_autograd() -> None:
     of_x, of_weight = torch.autograd.grad(linear(x, weight, None), (x, weight), upstream)
     assert torch.equal(input_gradient(upstream, weight.detach()), of_x)
     assert torch.equal(weight_gradient(upstream, x.detach()), of_weight)
+
+
+@pytest.mark.parametrize(
+    "strided",
+    [
+        lambda x: x,
+        lambda x: x.t().contiguous().t(),
+        lambda x: x.repeat(1, 2)[:, :ROWS],
+        lambda x: x.repeat_interleave(2, 1)[:, ::2],
+        lambda x: x[:1].expand_as(x),
+        lambda x: x[:, :1].expand_as(x),
+    ],
+)
+def test_the_gradient_of_a_weight_is_the_same_however_its_upstream_lies_in_memory(strided: Callable[[Tensor], Tensor]) -> None:
+    x, upstream = torch.randn(BATCH, COLUMNS), strided(torch.randn(BATCH, ROWS))
+    assert torch.equal(weight_gradient(upstream, x), weight_gradient(upstream.contiguous(), x))
+    torch.testing.assert_close(weight_gradient(upstream, x).double(), upstream.t().double() @ x.double(), rtol=1e-6, atol=1e-4)
 
 
 def test_a_small_product_is_torchs_own() -> None:

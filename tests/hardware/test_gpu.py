@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from hardware.execute.exchange import Peers
 from hardware.execute.gradients import GradientSum
 from hardware.execute.measure import Job, measure_throughput
 from hardware.execute.ranks import Rank, run_ranks
+from hardware.execute.watch import _waits
 from hardware.shard import shard
 from hardware.sweep import Measured, measure_rank
 from hardware.sweep.clock import Patience, in_company, own_work
@@ -137,6 +140,25 @@ def test_a_training_on_ranks_that_share_a_gpu_goes_on_on_one_processor(
     again = json.loads(capsys.readouterr().out)
     assert (again["connections"], again["units"]) == (result["connections"], result["units"])
     assert again["accuracy"] == pytest.approx(result["accuracy"], abs=0.01)
+
+
+def test_who_waits_for_the_gpu_to_hear_of_others_is_seen_to_wait() -> None:
+    torch.cuda._sleep(LONG_CYCLES)
+    result = torch.ones(1, device="cuda")
+    begun = threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        Peers(0, 1).settle(result)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    begun.wait()
+    seen = []
+    while waiting.is_alive():
+        seen.append(_waits())
+        time.sleep(0.01)
+    assert seen.count(True) > len(seen) / 2
 
 
 def test_a_gpu_that_is_not_there_is_named() -> None:
