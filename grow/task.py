@@ -38,6 +38,23 @@ class Task(Protocol):
         """Per sample: what counts as right, between 0 and 1, (B,). Its mean is the accuracy."""
 
 
+def some(batches: Iterator[Batch], samples: int, of: int, seed: int) -> Iterator[Batch]:
+    """So many samples, drawn from the seed alone, of batches that hold ``of`` together; in their order, without batches that hold none.
+
+    >>> whole = [(torch.arange(4), torch.zeros(4)), (torch.arange(4, 6), torch.zeros(2))]
+    >>> torch.cat([inputs for inputs, _ in some(iter(whole), 3, 6, seed=0)]).tolist()
+    [0, 1, 5]
+    """
+    chosen = torch.zeros(of, dtype=torch.bool)  # (N,)
+    chosen[torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:samples]] = True
+    start = 0
+    for inputs, targets in batches:
+        here = chosen[start : start + len(targets)].nonzero().squeeze(1)  # (B',)
+        start += len(targets)
+        if len(here):
+            yield inputs[here], targets[here]
+
+
 @dataclass(frozen=True)
 class Samples:
     """Inputs (N, ...) and class numbers (N,)."""

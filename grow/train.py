@@ -132,10 +132,10 @@ def evaluate(
     return right / count
 
 
-def accuracy(session: Session) -> float:
-    """Accuracy on all validation data, with the averaged weights where there are any."""
+def accuracy(session: Session, batches: Iterator[Batch] | None = None) -> float:
+    """Accuracy on all validation data, or on some, with the averaged weights where there are any."""
     with nullcontext() if session.average is None else session.average.applied():
-        return evaluate(session.network, session.task.validation(), session.task.correct, session.outputs)
+        return evaluate(session.network, batches or session.task.validation(), session.task.correct, session.outputs)
 
 
 def report(session: Session) -> Report:

@@ -1,7 +1,8 @@
 """Which trials need not be trained to their end: a decision at each rung, from the courses that other trials took from there.
 
-At a rung, a share of its steps, a trial has an accuracy (all validation data) and a throughput (the cost model's, of the network and the
-partition that it has by then). So had its peers, the trials that ended before it began, and what became of them is known:
+At a rung, a share of its steps, a trial has an accuracy (on validation samples that are the same for all trials, and so few that looking at
+them costs little beside the training) and a throughput (the cost model's, of the network and the partition that it has by then). So had its
+peers, the trials that ended before it began, and what became of them is known:
 
     course of a peer:   error at the end / error at the rung,   throughput at the end / throughput at the rung
 
@@ -32,6 +33,9 @@ from search.rundir import TrialFolder
 RUNGS = (0.1, 0.2, 0.3, 0.5, 0.7)
 """Shares of a training after which it may end."""
 
+PER_LOOK = 20
+"""Training samples for each validation sample that a rung looks at: without a backward pass, all rungs cost a twelfth of a training."""
+
 OF_ITS_KIND, OF_ANY_KIND = 8, 3
 """Different courses that a trial is judged by at least: of peers with its seed topology, else of all. The two baselines took the same."""
 
@@ -61,11 +65,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What a trial is judged by. lowest_accuracy: of a feasible trial; samples: validation samples that accuracies are of."""
+    """What a trial is judged by. lowest_accuracy: of a feasible trial. samples: that a rung looks at, drawn ``of`` all for validation."""
 
     peers: tuple[Peer, ...]
     lowest_accuracy: float
     samples: int
+    of: int
 
 
 def rung_steps(steps: int) -> dict[int, int]:
@@ -76,6 +81,15 @@ def rung_steps(steps: int) -> dict[int, int]:
     """
     found = {round(share * steps): rung for rung, share in enumerate(RUNGS)}
     return {step: rung for step, rung in found.items() if 0 < step < steps}
+
+
+def looked_at(training: int, validation: int) -> int:
+    """How many of its validation samples a rung looks at, in a training of so many samples.
+
+    >>> looked_at(100_000, 10_000), looked_at(100_000, 500)
+    (5000, 500)
+    """
+    return min(validation, max(1, training // PER_LOOK))
 
 
 @dataclass(frozen=True)

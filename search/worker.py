@@ -20,6 +20,7 @@ import torch
 from grow import checkpoint
 from grow.checkpoint import Checkpoint
 from grow.history import History
+from grow.task import some
 from grow.train import DivergedError, Session, accuracy, evaluate, train
 from hardware.profile import Profile
 from search import build
@@ -116,7 +117,8 @@ def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Sign
             evaluated = progress.step % max(every, recipe.steps // EVALUATIONS) == 0
             line = metrics(training, progress.loss, rate, evaluated=evaluated)
             if judged is not None and rung is not None:
-                mine = Reached(accuracy(training), build.throughput_so_far(training, recipe, profile))
+                seen = some(training.task.validation(), judged.samples, judged.of, recipe.seed)
+                mine = Reached(accuracy(training, seen), build.throughput_so_far(training, recipe, profile))
                 line["rung"] = noted(rung, mine)
                 behind = decide(mine, rung, recipe.initial, judged)
             append_line(files.metrics, line)

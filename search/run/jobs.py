@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -10,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import progress
 from search.baselines import DATA_PARALLEL, role_of
-from search.early_stopping import Peer, Reached, Yardstick, reached, write_yardstick
+from search.early_stopping import Peer, Reached, Yardstick, looked_at, reached, write_yardstick
 from search.files import number_in, read_json, read_json_if_valid, write_json
 from search.options import Options, Plan
 from search.process import THREADS, Child, out_of_memory_kills, spawn
@@ -65,8 +64,8 @@ class Jobs:
         keep(files, self._trials.known()[number])
         if read_json_if_valid(files.recipe) is None:  # it follows from the journal
             write_json(files.recipe, self._trials.recipe(number).to_json())
-        if self._options.early_stopping:  # a baseline is judged by none, so that it is trained to its end
-            write_yardstick(files, self._yardstick(self._trials.told() if number > DATA_PARALLEL else []))
+        if self._options.early_stopping:
+            write_yardstick(files, self._yardstick(number))
         with open(files.log, "ab") as log:
             before = _before(files, log)
             process = self._worker(files, slot, log)
@@ -95,11 +94,14 @@ class Jobs:
 
     # What a trial is judged by while it trains
 
-    def _yardstick(self, told: Sequence[FrozenTrial]) -> Yardstick:
-        """The trials that have been told, as far as they were trained to their end."""
+    def _yardstick(self, number: int) -> Yardstick:
+        """The trials that have been told, as far as they were trained to their end; none for a baseline, which therefore is."""
+        told = self._trials.told() if number > DATA_PARALLEL else []
         peers = (self._peer(trial) for trial in told if trial.state == TrialState.COMPLETE)
         known = tuple(peer for peer in peers if peer is not None)
-        return Yardstick(known, self._trials.lowest_accuracy() or 0.0, int(str(self._plan.data["validation"])))
+        recipe, validation = read_json(self._folder.trial(number).recipe), int(str(self._plan.data["validation"]))
+        seen = looked_at(int(number_in(recipe, "steps") * number_in(recipe, "batch_size")), validation)
+        return Yardstick(known, self._trials.lowest_accuracy() or 0.0, seen, validation)
 
     def _peer(self, trial: FrozenTrial) -> Peer | None:
         """A trial that was trained to its end; None where its files are damaged."""

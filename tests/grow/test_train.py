@@ -19,9 +19,9 @@ from grow.history import History
 from grow.kernels import KernelCase
 from grow.network import Network
 from grow.optim import make
-from grow.task import Classification, Samples
+from grow.task import Classification, Samples, some
 from grow.topology import unconnected
-from grow.train import DivergedError, Methods, Session, carry_out, evaluate, train
+from grow.train import DivergedError, Methods, Session, accuracy, carry_out, evaluate, train
 
 
 def rings(samples: int, seed: int) -> Samples:
@@ -321,6 +321,23 @@ def test_a_layer_that_is_not_trained_is_left_as_it_is_by_criteria_that_look_at_g
     assert session.network.topology.layer("5").index is None
     assert torch.equal(session.network.layers["5"].dense_weight(), before)
     assert session.network.topology.layer("0").index is not None
+
+
+@pytest.mark.parametrize(("first", "second"), [(200, 100), (1, 299)])
+def test_accuracy_on_some_of_the_validation_samples_is_that_of_just_those_however_they_are_batched(first: int, second: int) -> None:
+    samples = rings(first + second, 2)
+    batches = [(samples.inputs[:first], samples.targets[:first]), (samples.inputs[first:], samples.targets[first:])]
+    drawn = {seed: torch.cat([inputs for inputs, _ in some(iter(batches), 30, first + second, seed)]) for seed in (0, 1)}
+    found = (samples.inputs[:, None] == drawn[0]).all(2).any(1)  # (N,)
+    assert torch.equal(samples.inputs[found], drawn[0])  # in their order, each once
+    assert len(drawn[0]) == len(drawn[1]) == 30
+    assert not torch.equal(drawn[0], drawn[1])
+    session = make_session(History())
+    session.network.eval()
+    right = (session.network(drawn[0]).argmax(1) == samples.targets[found]).float().mean().item()
+    assert accuracy(session, some(iter(batches), 30, first + second, 0)) == pytest.approx(right)
+    everything = some(session.task.validation(), 300, 300, 0)
+    assert accuracy(session, everything) == accuracy(session)
 
 
 def test_torchs_scheduler_sets_the_rate_and_is_resumed(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from search.early_stopping import (
     OF_ANY_KIND,
     OF_ITS_KIND,
+    PER_LOOK,
     RUNGS,
     Ending,
     Peer,
     Reached,
     Yardstick,
     decide,
+    looked_at,
     noted,
     read_yardstick,
     rung_steps,
@@ -26,7 +28,7 @@ from search.early_stopping import (
 from search.early_stopping import reached as reached_at
 from search.errors import RunNotFoundError
 from search.files import append_line, read_json, read_lines
-from search.rundir import TrialFolder
+from search.rundir import RunFolder, TrialFolder
 from search.storage import FAILURE, TOLERANCE, read_trials
 from tests.search.conftest import STUDY, Grow
 from tests.search.test_interruption import kill, started, steps, until
@@ -43,7 +45,7 @@ some = st.lists(st.tuples(kinds, st.booleans(), st.lists(reached, max_size=3), r
 
 
 def judged(mine: Reached, kind: str, peers: tuple[Peer, ...]) -> Ending | None:
-    return decide(mine, RUNG, kind, Yardstick(peers, LOWEST, SAMPLES))
+    return decide(mine, RUNG, kind, Yardstick(peers, LOWEST, SAMPLES, SAMPLES))
 
 
 @given(reached, kinds, some)
@@ -95,7 +97,7 @@ def test_by_hand() -> None:
     dense, again = (peer(number, "dense", Reached(0.6, 10.0), Reached(0.8, 10.0)) for number in (0, 1))
     pruned = peer(2, "dense", Reached(0.6, 10.0), Reached(0.7, 20.0))
     growing = peer(3, "minimal", Reached(0.0, 40.0), Reached(0.8, 20.0))
-    end = Yardstick((dense, again, pruned, growing), 0.6, 10_000)
+    end = Yardstick((dense, again, pruned, growing), 0.6, 10_000, 10_000)
     told = "no way to the front after 10% of the training: of 3 courses from there, "
     assert decide(Reached(0.4, 10.0), 0, "dense", end) is None  # as the growing one: 0.88, where it is the best
     assert decide(Reached(0.0, 90.0), 0, "dense", end) is None  # at 0.8 by 45 samples/s
@@ -112,6 +114,14 @@ def test_by_hand() -> None:
     assert decide(Reached(0.0, 90.0), 0, "dense", kin) is not None  # its own kind never was so poor and did so well
     assert decide(Reached(0.0, 90.0), 0, "dense", replace(end, peers=kin.peers[:-1])) is None  # too few of its own kind
     assert decide(Reached(0.0, 90.0), 0, "minimal", kin) is None
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**5))
+def test_all_rungs_together_look_at_a_quarter_of_what_is_trained_on_at_most(training: int, validation: int) -> None:
+    seen = looked_at(training, validation)
+    assert 1 <= seen <= validation
+    assert seen == 1 or len(RUNGS) * seen <= training / 4
+    assert seen == validation or len(RUNGS) * (seen + 1) > training / 4
 
 
 def test_rungs_are_within_the_training() -> None:
@@ -131,12 +141,12 @@ def test_what_a_short_training_was_is_known_by_rung_though_it_has_not_all(count:
 
 def test_what_a_trial_is_judged_by_is_fixed_once(tmp_path: Path) -> None:
     files = TrialFolder(tmp_path)
-    by = Yardstick((Peer(3, "erk", True, {0: Reached(0.8, 30.0), 2: Reached(0.85, 31.5)}, Reached(0.9, 32.0)),), 0.89, 100)
+    by = Yardstick((Peer(3, "erk", True, {0: Reached(0.8, 30.0), 2: Reached(0.85, 31.5)}, Reached(0.9, 32.0)),), 0.89, 100, 400)
     assert read_yardstick(files) is None
     write_yardstick(files, by)
     write_yardstick(files, replace(by, samples=50))
     assert read_yardstick(files) == by
-    for damaged in ("{", "{}", '{"peers": 1, "lowest_accuracy": 0, "samples": 1}'):
+    for damaged in ("{", "{}", '{"peers": 1, "lowest_accuracy": 0, "samples": 1, "of": 1}'):
         files.peers.write_text(damaged)
         with pytest.raises(RunNotFoundError, match=r"peers\.json"):
             read_yardstick(files)
@@ -156,17 +166,22 @@ def test_a_run_with_early_stopping_says_who_ended_early_and_why_and_trains_the_o
     ended = {trial["number"]: trial for trial in found["trials"] if trial["state"] == "stopped_early"}
     assert ended
     assert not {0, 1} & ended.keys()
-    told = read_trials(tmp_path / "runs" / "tiny-1" / "study.journal")
+    run = RunFolder(tmp_path / "runs" / "tiny-1")
+    told = read_trials(run.journal)
     for trial in found["trials"]:
-        lines = read_lines(tmp_path / "runs" / "tiny-1" / "trials" / f"{trial['number']:04d}" / "metrics.jsonl")
-        early = trial["number"] in ended
+        files, early = run.trial(trial["number"]), trial["number"] in ended
+        lines, by = read_lines(files.metrics), read_yardstick(files)
+        assert by is not None
+        assert (by.samples, by.of) == (30 * 64 // PER_LOOK, 256)
+        right = [reached.accuracy * by.samples for reached in reached_at(files).values()]
+        assert right == pytest.approx([round(count) for count in right])  # of so many and not of all
         assert lines[-1]["step"] in (rung_steps(30) if early else {30: None})
         rungs = rung_steps(30)
         assert {line["step"]: line["rung"]["number"] for line in lines if "rung" in line}.items() <= rungs.items()
         assert (trial["accuracy"] is None) == early
         assert (told[trial["number"]].values is None) == early
         if early:  # what it lacked by the best of the courses that it was judged by, so that no sampler takes it for feasible
-            expected = read_json(tmp_path / "runs" / "tiny-1" / "trials" / f"{trial['number']:04d}" / "result.json")["expected_accuracy"]
+            expected = read_json(files.result)["expected_accuracy"]
             assert told[trial["number"]].constraints == {TOLERANCE: found["reference"]["accuracy"] - expected}
         assert not early or trial["failure"] == told[trial["number"]].user_attrs[FAILURE]
         assert not early or f"trial {trial['number']} stopped early: no way to the front after " in done.stderr
