@@ -9,7 +9,8 @@ the share of the other's samples; trials that it began beyond that do not count.
 ``--share``. The ratio is of the hypervolumes then, with early stopping against without, seed by seed.
 
 ``at_equal_trials`` is the ratio after so many trials as the search without has, for ``samples_at_equal_trials``; ``shortened`` is the ratio
-of the search without early stopping itself, broken off at the same share: what is to be had by searching less. Medians over the seeds.
+of the search without early stopping itself, broken off at the same share: what is to be had by searching less. ``baselines`` is the
+share of its hypervolume that every search has for nothing: where that is nearly all, a ratio says little. Medians over the seeds.
 Trials take turns, so that a search is repeatable, where one core is allowed (``taskset -c 1``).
 """
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from search.baselines import DATA_PARALLEL
 from tests.benchmarks import rows, searches
 from tests.benchmarks.rows import Case
 from tests.benchmarks.searches import Outcome, outcome
@@ -28,9 +30,12 @@ from tests.benchmarks.searches import Outcome, outcome
 
 @dataclass(frozen=True)
 class Compared:
-    """The searches of one seed. whole: without early stopping; shortened: the same within the share; early, at_equal_trials: with it."""
+    """The searches of one seed. whole: without early stopping; baselines: its first two trials; shortened: the same within the share;
+    early, at_equal_trials: with early stopping.
+    """
 
     whole: Outcome
+    baselines: Outcome
     shortened: Outcome
     early: Outcome
     at_equal_trials: Outcome
@@ -52,6 +57,7 @@ def compared(arguments: argparse.Namespace, runs: Path, study: str, seed: int) -
     searches.extended(early, within)
     found = Compared(
         outcome(whole),
+        outcome(whole, DATA_PARALLEL + 1),
         outcome(whole, searches.trials_within(whole, within)),
         outcome(early, searches.trials_within(early, within)),
         outcome(early, arguments.trials),
@@ -78,6 +84,7 @@ def measured(arguments: argparse.Namespace, runs: Path, case: Case) -> dict[str,
         stopped=median(seed.early.stopped for seed in found),
         at_equal_trials=median(seed.ratio(seed.at_equal_trials) for seed in found),
         samples_at_equal_trials=median(seed.samples(seed.at_equal_trials) for seed in found),
+        baselines=median(seed.ratio(seed.baselines) for seed in found),
         shortened=median(seed.ratio(seed.shortened) for seed in found),
     )
 

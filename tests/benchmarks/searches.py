@@ -33,8 +33,7 @@ class Outcome:
     """What became of a search.
 
     trials: how many. samples: training samples of all of them together, of those that were stopped up to there; stopped: how many were.
-    reference: the lowest accuracy within the tolerance and no samples/s, fixed by trial 0; hypervolume: beyond it, samples/s; beyond_dense:
-    beyond the dense start network's throughput on one device too, which every search has for nothing.
+    reference: the lowest accuracy within the tolerance and no samples/s, fixed by trial 0; hypervolume: beyond it, samples/s.
     """
 
     trials: int
@@ -42,7 +41,6 @@ class Outcome:
     stopped: int
     reference: tuple[float, float]
     hypervolume: float
-    beyond_dense: float
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -140,9 +138,7 @@ def outcome(folder: RunFolder, trials: int | None = None) -> Outcome:
     """What became of the search in a folder, by its end or after so many trials."""
     found = document(folder)
     reference, word, first = found["reference"], found["objective"], found["trials"][:trials]
-    dense = throughput(found["trials"][0], word)
     assert reference is not None
-    assert dense is not None
     points = [(trial["accuracy"] or 0.0, throughput(trial, word) or 0.0) for trial in first if trial["state"] == "complete"]
     lowest = reference["accuracy"]
     return Outcome(
@@ -151,7 +147,6 @@ def outcome(folder: RunFolder, trials: int | None = None) -> Outcome:
         stopped=sum(trial["state"] == "stopped_early" for trial in first),
         reference=(lowest, reference["samples_per_s"]),
         hypervolume=hypervolume(points, (lowest, reference["samples_per_s"])),
-        beyond_dense=hypervolume(points, (lowest, dense)),
     )
 
 
