@@ -52,6 +52,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", help="preset or saved profile; this machine's by default")
     parser.add_argument("--network", help="start network; the study's first one by default")
     parser.add_argument("--data-dir", help="as of grow run")
+    parser.add_argument("--tolerance", help="as of grow run")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as of grow run")
     parser.add_argument(
         "--runs-dir", type=Path, help="keep the runs here; those that are there already are taken, if they are what is asked for"
@@ -75,8 +76,8 @@ def searched(arguments: argparse.Namespace, runs: Path, study: str, seed: int, l
     folder = RunFolder(runs / name)
     trials = str(_trials_of(folder, arguments.trials))
     given = ["--study", study, "--gpus", str(arguments.gpus), "--trials", trials, "--seed", str(seed), *more]
-    named = {"--hardware": arguments.hardware, "--network": arguments.network, "--data-dir": arguments.data_dir}
-    given += [part for option, value in named.items() if value is not None for part in (option, value)]
+    named = {option: getattr(arguments, option.replace("-", "_")) for option in ("hardware", "network", "data-dir", "tolerance")}
+    given += [part for option, value in named.items() if value is not None for part in (f"--{option}", value)]
     given += [part for setting in arguments.set for part in ("--set", setting)]
     if not folder.path.exists():
         _grow(["run", *given, "--name", name, "--runs-dir", str(runs)])
