@@ -11,7 +11,7 @@ from search.errors import DEBUG_VARIABLE, ConfigurationError, exit_code_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cyclopts import App
+    from cyclopts import App, MissingArgumentError
 
 _COMMANDS = {
     "run": "Search recipes for a study's network: accuracy against training throughput on several devices.",
@@ -69,16 +69,28 @@ def application(config: Path | None = None, command: str | None = None) -> App:
 
 
 def _dispatch(tokens: list[str]) -> int | None:
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, MissingArgumentError
 
     from search.cli.configuration import take_config
 
     app = application(take_config(tokens), tokens[0] if tokens else None)
     try:
         code = app(tokens)
+    except MissingArgumentError as error:
+        raise ConfigurationError(_missing(error, tokens)) from error
     except CycloptsError as error:
         raise ConfigurationError(str(error)) from error
     return code if isinstance(code, int) else 0
+
+
+def _missing(error: MissingArgumentError, tokens: list[str]) -> str:
+    """What is missing, in words; with the option that was meant where one of another name was given."""
+    if error.argument is None:
+        return str(error)
+    name, told = error.argument.name, str(error).partition("Did you mean ")[2].rstrip("?")
+    lacks = f"{name} has no value" if name in tokens else f"{name} is missing"
+    hint = f"; did you mean {told}?" if told else f"; see grow {tokens[0]} --help"
+    return f"{lacks}, but must be given{' one' if name in tokens else ''}{hint}"
 
 
 def _version() -> str:

@@ -13,7 +13,10 @@ from tests.search.conftest import Grow
     ("arguments", "code", "message"),
     [
         (("rnu",), 2, 'Did you mean "run"'),
-        (("run", "--study", "mnist"), 2, "--gpus"),
+        (("run", "--study", "mnist"), 2, "--gpus is missing, but must be given"),
+        (("run", "--study", "mnist", "--gpus"), 2, "--gpus has no value, but must be given one"),
+        (("run", "--stduy", "mnist"), 2, "--study is missing, but must be given; did you mean --study instead of --stduy?"),
+        (("show",), 2, "RUN is missing, but must be given; see grow show --help"),
         (("run", "--study", "mnits", "--gpus", "2"), 2, "study is 'mnits'"),
         (("run", "--study", "absent.py:tiny", "--gpus", "2"), 2, "absent.py"),
         (("run", "--study", "digits", "--gpus", "0"), 2, "gpus is 0, but must be at least 1"),
