@@ -199,14 +199,14 @@ def _unprofiled(recipe: Recipe) -> list[str]:
 def throughput_so_far(training: Session, recipe: Recipe, profile: Profile) -> float:
     """The predicted throughput, samples/s, of the network and the partition that a training has by now."""
     network = training.network
-    work, partition = Workload.of(network.topology), None
+    work, partition = Workload.of_network(network), None
     if recipe.by_units:
         assert network.parts is not None
         partition = Partition(network.parts, recipe.devices)
         if any(len(np.unique(parts)) < recipe.devices for parts in partition.parts.values()):  # some part lost its last unit
             costs = _costs(recipe, profile)
             partition = repartition(work, partition.parts, recipe.devices, None, recipe.imbalance, recipe.seed, costs)
-    return predict(work, recipe.strategy, partition, profile, recipe.batch_size, recipe.devices).samples_per_s
+    return predict(work, recipe.how, partition, profile, recipe.batch_size, recipe.devices).samples_per_s
 
 
 def trained_network(material: Material, folder: Path) -> Network:

@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from grow.history import History
+from grow.task import Samples
 from grow.train import train
 from hardware.partition import Partition, communication_volume
 from hardware.partitioners.local_search import LocalSearch
 from hardware.presets import preset
 from hardware.workload import Workload
 from search import build
+from search.build import Material
+from search.definition import StudyDefinition
 from search.errors import ConfigurationError, RunNotFoundError
 from search.recipe import Recipe
 from tests.search.conftest import digits_recipe
@@ -107,6 +111,19 @@ def test_other_strategies_that_divide_units_have_the_parts_and_figures_of_the_ol
     assert {space: parts.tolist() for space, parts in found[0][1].items()} == {
         space: parts.tolist() for space, parts in found[1][1].items()
     }
+
+
+def test_what_stays_as_it_is_is_predicted_alike_on_the_way_and_at_the_end_norms_and_pooling_included(base: Recipe) -> None:
+    def convnet() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
+
+    samples = Samples(torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10)
+    images = StudyDefinition.from_samples("images", samples, samples, samples, networks={"convnet": convnet})
+    for chosen in (base, replace(base, devices=2, strategy="data")):
+        recipe = replace(chosen, network="convnet", initial="dense", density=1.0)
+        training = build.session(Material(recipe, images, images.task(images.data(None), 64, 0)), preset("nvlink-8"), History())
+        so_far = build.throughput_so_far(training, recipe, preset("nvlink-8"))
+        assert so_far == build.figures(training, recipe, preset("nvlink-8")).predicted_samples_per_s
 
 
 def test_links_that_are_as_good_as_even_change_nothing(base: Recipe) -> None:
