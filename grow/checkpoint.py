@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from grow.axes import ConnectionsAxis
 from grow.checkpoint_file import Checkpoint, CheckpointError, last_whole, latest, read, write
 from grow.editing.insertion import Insertion
+from grow.evidence.step import StepGradients
 from grow.kernels import Picked
 from grow.network import Network
 from grow.session import Session
@@ -116,6 +117,9 @@ def capture_session(session: Session, extra: Mapping[str, object] | None = None)
     """A training between two steps: network, optimizer, followers, random state, controller, and the network last accepted."""
     training: dict[str, object] = {"step": session.step, **asdict(session.state), "events": len(session.history.events)}
     taken = capture_followed(session, {**(extra or {}), "training": training})
+    if session.stepped is not None and session.stepped.valid:
+        held = {f"stepped/{name}": tensor.clone() for name, tensor in session.stepped.tensors().items()}
+        taken = Checkpoint({**taken.meta, "stepped": session.stepped.layers}, {**taken.tensors, **held})
     if session.accepted is None:
         return taken
     tensors = {f"accepted/{name}": tensor for name, tensor in session.accepted.tensors.items()}
@@ -135,6 +139,9 @@ def restore_session(session: Session, checkpoint: Checkpoint) -> None:
     session.step, events = training.pop("step"), training.pop("events")
     session.state = type(session.state)(**training)
     session.history.rewind(events)
+    held = {name.removeprefix("stepped/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("stepped/")}
+    layers = checkpoint.meta.get("stepped")
+    session.note(None if layers is None else StepGradients.loaded(layers, held, session.network.device))
     session.accepted = None
     if "accepted" in checkpoint.meta:
         tensors = {name.removeprefix("accepted/"): tensor for name, tensor in checkpoint.tensors.items() if name.startswith("accepted/")}

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from grow import apoptosis, checkpoint, tolerance
 from grow.allocate import Allocation, shares
+from grow.axes import IntArray
 from grow.births import Given
 from grow.controller import Accept, Edit, Grow, InsertLayer, Merge, Policy, Prune, PruneUnits, Restore, Tolerance
 from grow.criteria import Criterion
 from grow.criteria.gradient import GRADIENT
 from grow.criteria.units import choose_units
 from grow.editing.connecting import LastPathError
-from grow.evidence import Evidence, gather
+from grow.evidence import Evidence, Need, gather
 from grow.evidence.gather import DATA_FREE
 from grow.history import Event, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
@@ -203,7 +204,7 @@ def _grow(session: Session, count: int) -> None:
     count = min(count, sum(layer.possible - layer.count for layer in free))  # less than wanted where many units died
     if session.splice is not None:
         count -= _splice(session, session.splice, count)
-    network.grow_connections(_chosen(session, growth, _evidence(session, growth), count, to_grow))
+    network.grow_connections(_chosen(session, growth, _growth_evidence(session), count, to_grow))
 
 
 def _splice(session: Session, splice: Splice, count: int) -> int:
@@ -287,11 +288,23 @@ def mergeable(session: Session) -> list[str]:
     return found
 
 
+def _growth_evidence(session: Session) -> Evidence:
+    """The gradients of the last step, where they were noted and are still valid; otherwise evidence on the batches of the coming ones."""
+    growth, found = session.methods.growth, None
+    if session.stepped is not None:
+
+        def more(needs: frozenset[Need], only: Mapping[str, IntArray | None]) -> Evidence:
+            return gather(session.network, [_batch(session, session.step)], session.task.loss, needs, _generator(session), only=only)
+
+        found = session.stepped.evidence(session.network, session.watched, more)
+    return _evidence(session, growth) if found is None else found
+
+
 def _evidence(session: Session, criterion: Criterion) -> Evidence:
     """Evidence on the batches of the coming steps."""
     needed = session.methods.batches if (criterion.needs | criterion.later) - DATA_FREE else 0
     batches = [_batch(session, session.step + later) for later in range(needed)]
-    only = {name: None for name in session.network.layers if name not in session.kept} if session.kept else None
+    only = {name: None for name in session.watched} if session.kept else None
     return gather(session.network, batches, session.task.loss, criterion.needs, _generator(session), only=only)
 
 

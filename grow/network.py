@@ -219,6 +219,10 @@ class Network(nn.Module):
         """Let a record of positions follow every edit of units."""
         self._records.append(record)
 
+    def forget(self, record: Record) -> None:
+        """Let a record of positions go; nothing happens if it was not remembered."""
+        self._records = [found for found in self._records if found is not record]
+
     @property
     def followers(self) -> tuple[Follower, ...]:
         """What follows every edit, besides optimizers."""

@@ -14,12 +14,14 @@ from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
 from grow.births import BIRTHS, Birth
 from grow.checkpoint_file import Checkpoint
-from grow.controller import AnyPolicy, AnyState
+from grow.controller import AnyPolicy, AnyState, Policy, State
 from grow.criteria import Criterion
 from grow.criteria.units import FAN_IN_NORM, UnitCriterion
+from grow.evidence.step import StepGradients
 from grow.follow import Follower
 from grow.history import History
 from grow.kernels import Timings
+from grow.layers import SparseConv2d, SparseLinear
 from grow.network import Network
 from grow.schedules import Schedule
 from grow.splice import Splice
@@ -40,12 +42,13 @@ RANDOM_BIRTH = BIRTHS["random"]
 class Methods:
     """How decisions are carried out.
 
-    growth, pruning: what connections are worth. batches: of evidence at every edit. allocation: density of every layer at every
-    edit; None: global, the scores alone say where. kept: layers whose connections and spaces are left as they are. unit_pruning: what
-    units are worth. apoptosis, merging, stand_ins: bound, method and breadth of merges, see `grow.apoptosis.find`. pattern: how scores
-    become a choice; None: one connection at a time, by the price. birth: how units come into being. price: of one more halo unit, in
-    median scores; None: the network's parts play no role. timings: measured times, by which the kernel of every layer is chosen anew
-    after an update; None leaves the kernels as they are.
+    growth, pruning: what connections are worth. batches: of evidence at every edit. Growth that goes by the gradient on one batch takes
+    that of the last training step, where it could be watched (`Session.watches`), else that of the coming step's batch. allocation:
+    density of every layer at every edit; None: global, the scores alone say where. kept: layers whose connections and spaces are left as
+    they are. unit_pruning: what units are worth. apoptosis, merging, stand_ins: bound, method and breadth of merges, see
+    `grow.apoptosis.find`. pattern: how scores become a choice; None: one connection at a time, by the price. birth: how units come into
+    being. price: of one more halo unit, in median scores; None: the network's parts play no role. timings: measured times, by which the
+    kernel of every layer is chosen anew after an update; None leaves the kernels as they are.
     """
 
     growth: Criterion
@@ -98,6 +101,34 @@ class Session:
     """Step, topology and loss that were last probed: the loss after one edit is the one before the next."""
     probing: Batch | None = field(default=None, repr=False)
     """The validation samples that are probed."""
+
+    stepped: StepGradients | None = field(default=None, repr=False)
+    """The gradients of the last step, if an update comes next that grows by them."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether the gradients of the coming step are what the update behind it grows by.
+
+        Those of a compiled network cannot be watched, and under autocast they are coarser than the weights.
+        """
+        if not isinstance(self.policy, Policy) or not isinstance(self.state, State) or self.step + 1 != self.state.next_update:
+            return False
+        growth = self.methods.growth
+        alone = growth.needs == {"gradient"} and not growth.later and self.methods.batches == 1
+        return alone and self.policy.regrow and self.autocast is None and not self.network.compiled
+
+    @property
+    def watched(self) -> dict[str, SparseLinear | SparseConv2d]:
+        """The layers whose gradients are watched: those that edits may change."""
+        return {name: layer for name, layer in self.network.layers.items() if name not in self.kept}
+
+    def note(self, stepped: StepGradients | None) -> None:
+        """Take in the gradients of the last step, which then follow every edit; None: let them go."""
+        if self.stepped is not None:
+            self.network.forget(self.stepped)
+        self.stepped = stepped
+        if stepped is not None:
+            self.network.remember(stepped)
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """The network's outputs as the training sees them, (B, ...)."""

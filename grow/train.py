@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from grow import controller
 from grow.controller import Policy, Report, State, Stop, Train
 from grow.edits import birth_connections, birth_degrees, carry_out, choose_kernels
+from grow.evidence.step import StepGradients
 from grow.movement import Movement
 from grow.network import Network
 from grow.session import Methods, Session
@@ -71,6 +72,7 @@ def next_training(session: Session) -> Train | Stop:
         if isinstance(decision, (Train, Stop)):
             break
         carry_out(session, decision, told.accuracy)
+    session.note(None)
     if session.network.topology is not before:
         if session.methods.timings is not None:
             choose_kernels(session.network, session.methods.timings, session.task.batch_size, CHANGED)
@@ -89,8 +91,9 @@ def train_step(session: Session) -> float:
         for group in session.optimizer.param_groups:
             group["lr"] = rate(session.step)
     session.optimizer.zero_grad()
-    loss = session.task.loss(session.outputs(inputs), targets)
-    loss.backward()  # type: ignore[no-untyped-call]
+    with _watching(session):
+        loss = session.task.loss(session.outputs(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
     for follower in session.followers.values():
         if isinstance(follower, Movement):
             follower.step(session.network, float(session.optimizer.param_groups[0]["lr"]))
@@ -104,6 +107,15 @@ def train_step(session: Session) -> float:
     if not isfinite(value):
         raise DivergedError(f"loss is {value} at step {session.step}, but must be finite; lower learning_rate")
     return value
+
+
+def _watching(session: Session) -> AbstractContextManager[None]:
+    """Within it, the gradients that the next update grows by are noted, if the step is the one before it."""
+    if not session.watches:
+        return nullcontext()
+    stepped = StepGradients()
+    session.note(stepped)
+    return stepped.watching(session.watched)
 
 
 @torch.no_grad()

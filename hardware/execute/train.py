@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from grow import checkpoint
 from grow.axes import IntArray
 from grow.controller import Train
+from grow.evidence.step import StepGradients
 from grow.network import Network
 from grow.session import Session
 from grow.train import DivergedError, next_training, train_step
@@ -209,6 +210,15 @@ class Training:
         local.module.train()
         self._local = Local.of(self.session, local)
 
+    def _note_gradients(self) -> None:
+        """Let rank 0 make the coming step on the whole network beforehand, as far as its gradients: the next update grows by them."""
+        with self.busy("gathering evidence"):
+            self.collect_weights()
+            session = self.session
+            if self.peers.rank == 0:
+                inputs, targets = (part.to(session.network.device) for part in session.task.train_batch(session.step))
+                session.note(StepGradients.rehearsed(session.network, session.watched, (inputs, targets), session.task.loss))
+
     def _step(self) -> None:
         """Forward, backward, one optimizer step on every rank."""
         session, local = self.session, self._local
@@ -216,6 +226,8 @@ class Training:
             self._losses.append(train_step(session))
             return
         assert local is not None
+        if session.watches:
+            self._note_gradients()
         rate = session.learning_rate
         if rate is not None and not isinstance(rate, LRScheduler):
             for group in session.optimizer.param_groups:

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.nn import functional
 
-from grow.evidence import Need, gather
+from grow.axes import Moves, reindex
+from grow.evidence import Evidence, Need, gather
+from grow.evidence.step import StepGradients
 from grow.network import Network
 from grow.task import Batch
 
@@ -100,6 +104,81 @@ def test_the_gradient_is_that_of_the_mean_loss_absent_connections_included(modul
     for name, parameter in oracle.named_parameters():
         if name in found:
             torch.testing.assert_close(found[name], parameter.grad)
+
+
+def stepped(network: Network, batch: Batch) -> StepGradients:
+    """The gradients of one step, which is made with the same random numbers every time."""
+    found = StepGradients()
+    torch.manual_seed(7)
+    with found.watching(network.layers):
+        functional.cross_entropy(network.train()(batch[0]), batch[1]).backward()
+    return found
+
+
+def dense_gradients(network: Network, found: StepGradients) -> dict[str, Tensor]:
+    def more(needs: frozenset[Need], only: object) -> Evidence:
+        raise AssertionError("the gradient is all that is needed")
+
+    evidence = found.evidence(network, network.layers, more)
+    assert evidence is not None
+    return {name: evidence.layer(name)["gradient"] for name in network.layers}
+
+
+@networks
+@pytest.mark.parametrize("kernel", ["dense", "csr", "compiled"])
+def test_a_step_that_is_watched_tells_the_gradients_of_absent_connections(module: type[nn.Module], kernel: str) -> None:
+    network, (batch,) = double(module, density=0.5), batches(module, 5)
+    network.use_kernels(lambda case: kernel, batch=8)
+    twin = copy.deepcopy(network)
+    found = dense_gradients(network, stepped(network, batch))
+    rehearsed = copy.deepcopy(twin)
+    torch.manual_seed(7)
+    guessed = StepGradients.rehearsed(rehearsed, rehearsed.layers, batch, functional.cross_entropy)
+    assert all(torch.equal(tensor, twin.state_dict()[name]) for name, tensor in rehearsed.state_dict().items())
+    assert all(parameter.grad is None for parameter in rehearsed.parameters())
+    twin.use_kernels(lambda case: "dense", batch=8)
+    torch.manual_seed(7)
+    functional.cross_entropy(unmasked(twin).train()(batch[0]), batch[1]).backward()
+    for name, layer in twin.layers.items():
+        torch.testing.assert_close(found[name], layer.weight.grad)
+        torch.testing.assert_close(dense_gradients(rehearsed, guessed)[name], found[name])
+    assert all(not layer._forward_hooks for layer in network.layers.values())
+
+
+@networks
+def test_what_a_step_told_follows_the_removal_of_units_and_a_checkpoint(module: type[nn.Module]) -> None:
+    network, (batch,) = double(module), batches(module, 5)
+    found = stepped(network, batch)
+    network.remember(found)
+    before, topology = dense_gradients(network, found), network.topology
+    space = topology.hidden[0]
+    network.remove_units(space.name, [1])
+    moved = Moves({space.name: np.delete(np.arange(space.units), 1)}, {})
+    expected = {name: reindex(before[name], network.dense_axes[f"{name}.weight"], moved, topology.units) for name in before}
+    loaded = StepGradients.loaded(found.layers, found.tensors(), torch.device("cpu"))
+    for told in (found, loaded):
+        after = dense_gradients(network, told)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(after[name], gradient)
+
+
+def test_of_new_units_and_of_what_was_changed_a_step_tells_nothing() -> None:
+    (batch,) = batches(mlp, 5)
+    network = double(mlp)
+    found = stepped(network, batch)
+    network.remember(found)
+    network.add_units(network.topology.hidden[0].name, 1, torch.Generator(), 2, 2)
+    assert not found.valid
+    assert not found.tensors()
+    network = double(mlp)
+    read = torch.ones(2, 12, dtype=torch.float64)
+    network.layers["0"].weight.requires_grad_(False)  # torch itself refuses the change otherwise
+    changed = StepGradients()
+    with changed.watching(network.layers):
+        loss = network(read).sum()
+        read.add_(1)
+        loss.backward()
+    assert not changed.valid
 
 
 @networks

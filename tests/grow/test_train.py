@@ -1,5 +1,6 @@
 """Training while growing and pruning, its history, and checkpoints that resume bit by bit."""
 
+import copy
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from grow.criteria import CRITERIA
 from grow.editing.insertion import Insertion
 from grow.history import History
 from grow.kernels import KernelCase
+from grow.layers import SparseLayer
 from grow.network import Network
 from grow.optim import make
 from grow.task import Classification, Samples, some
 from grow.topology import unconnected
-from grow.train import DivergedError, Methods, Session, accuracy, carry_out, evaluate, train
+from grow.train import DivergedError, Methods, Session, accuracy, carry_out, evaluate, next_training, train
 
 
 def rings(samples: int, seed: int) -> Samples:
@@ -170,7 +172,55 @@ def test_growth_does_not_change_the_loss_and_is_not_asked_whether_it_did(monkeyp
         assert one.loss_after == pytest.approx(other.loss_after, rel=1e-5)
 
 
-STOPS = (1, 37, 60, 119)
+@pytest.mark.parametrize("kernel", ["dense", "csr"])
+def test_growth_takes_what_has_the_largest_gradients_in_the_step_before_it(kernel: str) -> None:
+    session = make_session(History(), kernel=kernel)
+    few = schedules.constant(round(0.98 * session.network.topology.connections))  # so that no unit dies of it
+    session.methods = replace(session.methods, pruning=CRITERIA["magnitude"])
+    session.policy = replace(session.policy, connections=few, drop_fraction=schedules.constant(0.05))
+    for progress in train(session):
+        if progress.step == 9:
+            dense = copy.deepcopy(session.network)
+        if progress.step == 10:
+            break
+    dense.use_kernels(lambda _: "dense", 50)
+    dense.set_connections(dict.fromkeys(dense.layers))
+    inputs, targets = session.task.train_batch(9)
+    session.task.loss(dense.train()(inputs), targets).backward()
+    assert session.stepped is not None
+    next_training(session)
+    assert session.stepped is None
+    assert session.network.records == ()
+    pruned, grown = session.history.events[-2:]
+    assert (pruned.what, grown.what) == ("prune_connections", "grow_connections")
+    layers = session.network.layers.items()
+    # New weights are the ones without any step: no pruned connection has come back with its weight.
+    new = {name: layer.positions.numpy()[layer.weight.detach().reshape(-1).numpy()[held(layer)] == 0] for name, layer in layers}
+    scores = {name: layer.weight.grad.abs().reshape(-1).numpy() for name, layer in dense.layers.items()}
+    absent = {name: np.setdiff1d(np.arange(scores[name].size), np.setdiff1d(layer.positions.numpy(), new[name])) for name, layer in layers}
+    ranked = sorted((-scores[name][at], number, at) for number, name in enumerate(scores) for at in absent[name].tolist())
+    chosen = {(number, at) for _, number, at in ranked[: grown.connections]}
+    assert chosen == {(number, at) for number, name in enumerate(scores) for at in new[name].tolist()}
+
+
+def held(layer: SparseLayer) -> np.ndarray:
+    """Where the weights of the connections stand in the layer's storage."""
+    assert layer.positions is not None
+    return layer.positions.numpy() if layer.storage == "dense" else np.arange(len(layer.positions))
+
+
+def test_what_is_computed_otherwise_than_in_the_weights_precision_is_not_grown_by() -> None:
+    session = make_session(History())
+    session.step = 9
+    assert session.watches
+    session.autocast = torch.bfloat16
+    assert not session.watches
+    session.autocast = None
+    session.network.compile(backend="eager")
+    assert not session.watches
+
+
+STOPS = (1, 37, 70, 119)  # the third one right before an update
 
 
 @pytest.mark.parametrize(
@@ -189,6 +239,8 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Pa
             checkpoint.save_session(tmp_path / f"{progress.step}", saving)
     assert digest(saving) == digest(whole)
     for stop in STOPS:
+        tensors = checkpoint.read(tmp_path / f"{stop}" / f"{stop:08d}").tensors
+        assert any(name.startswith("stepped/") for name in tensors) == (stop == 70)
         history = tmp_path / f"{stop}.jsonl"
         shutil.copy(tmp_path / "saving.jsonl", history)  # what happened after the checkpoint will happen again
         second = make_session(History(history), optimizer, grown=True, kernel=kernel)
