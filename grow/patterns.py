@@ -229,32 +229,45 @@ def as_choice(scored: Scored, chosen: BoolArray) -> Choice:
     """Positions of the marked candidates (N,), by layer."""
     ends = np.cumsum([len(positions) for positions, _ in scored.values()])
     shares = np.split(chosen, ends[:-1]) if len(ends) else []
-    return {layer: positions[share] for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
+    # A marked share of some numbers is taken four times as fast by its places as by the marks.
+    return {layer: positions[np.flatnonzero(share)] for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
 
 
 def smallest(scores: FloatArray | NDArray[np.float32], count: int) -> BoolArray:
     """Marks the ``count`` smallest in linear time. At the threshold the first win, so that every rank and rerun chooses alike."""
     if count == 0:
         return np.zeros(len(scores), bool)
-    threshold = nth_smallest(scores, count)
-    chosen: BoolArray = scores < threshold
-    chosen[np.flatnonzero(scores == threshold)[: count - int(chosen.sum())]] = True
+    chosen, near = _around(scores, count)
+    values = scores[near]
+    threshold = _nth(values, count - int(np.count_nonzero(chosen)))
+    chosen[near[np.flatnonzero(values < threshold)]] = True
+    chosen[near[np.flatnonzero(values == threshold)[: count - int(np.count_nonzero(chosen))]]] = True
     return chosen
 
 
 def nth_smallest(scores: FloatArray | NDArray[np.float32], n: int) -> np.floating[Any]:
-    """The n-th smallest of some scores, n = 1 the very smallest. Of many, a sample tells between which bounds it lies.
+    """The n-th smallest of some scores, n = 1 the very smallest."""
+    below, near = _around(scores, n)
+    return _nth(scores[near], n - int(np.count_nonzero(below)))
+
+
+def _nth(scores: FloatArray | NDArray[np.float32], n: int) -> np.floating[Any]:
+    return np.partition(scores, n - 1)[n - 1]  # type: ignore[no-any-return]
+
+
+def _around(scores: FloatArray | NDArray[np.float32], n: int) -> tuple[BoolArray, IntArray]:
+    """Marks scores that are below the n-th smallest, (N,), and says where those stand among which it is. Of many, a sample tells bounds.
 
     Floyd and Rivest 1975, Algorithm 489: the sample's ranks are off by less than a few standard deviations; where they are not, all
     scores are gone through.
     """
     if len(scores) >= MANY:
         low, high = bounds(scores, n)
-        between = scores[(scores >= low) & (scores <= high)]
-        left = n - int(np.count_nonzero(scores < low))
-        if 1 <= left <= len(between):
-            return np.partition(between, left - 1)[left - 1]  # type: ignore[no-any-return]
-    return np.partition(scores, n - 1)[n - 1]  # type: ignore[no-any-return]
+        below = scores < low
+        near = np.flatnonzero((scores <= high) ^ below)
+        if 1 <= n - int(np.count_nonzero(below)) <= len(near):
+            return below, near
+    return np.zeros(len(scores), bool), np.arange(len(scores))
 
 
 def bounds(scores: FloatArray | NDArray[np.float32], n: int) -> tuple[float, float]:

@@ -117,10 +117,13 @@ def _strongest(layer: Connections, positions: IntArray, scores: np.ndarray, by_r
     """Where in ``positions`` the highest score stands, of the layer or of each row, if it would lose all that it has otherwise."""
     if not by_row:
         return np.array([scores.argmax()]) if len(scores) == layer.count > 0 else np.zeros(0, np.int64)
-    width = prod(layer.shape[1:])
-    rows = positions // width
-    order = np.lexsort((scores, rows))
-    last = order[np.flatnonzero(np.diff(rows[order], append=-1))]
-    existing = np.bincount(layer.positions() // width, minlength=layer.shape[0])
-    whole: IntArray = last[np.bincount(rows, minlength=layer.shape[0])[rows[last]] == existing[rows[last]]]
+    firsts = np.arange(layer.shape[0] + 1) * prod(layer.shape[1:])
+    candidates, existing = (np.diff(np.searchsorted(among, firsts)) for among in (positions, layer.positions()))
+    (rows,) = np.nonzero(candidates)
+    sizes = candidates[rows]
+    highest = np.maximum.reduceat(scores, np.cumsum(sizes) - sizes) if len(rows) else scores
+    at = np.flatnonzero(scores == np.repeat(highest, sizes))
+    row = np.repeat(rows, sizes)[at]
+    last = np.flatnonzero(np.diff(row, append=-1))  # of equals
+    whole: IntArray = at[last][candidates[row[last]] == existing[row[last]]]
     return whole

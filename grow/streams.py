@@ -49,7 +49,7 @@ class Best:
     def show(self, layer: int, positions: IntArray, scores: AnyFloats) -> None:
         """Candidates of one layer, after those of the layers and positions before them."""
         if self.least > -np.inf:
-            better = scores > self.least
+            better = np.flatnonzero(scores > self.least)
             positions, scores = positions[better], scores[better]
         if not len(scores) or not self._count:
             return
@@ -65,7 +65,7 @@ class Best:
         self._cut()
         if count == len(self._scores):
             return self._layers, self._positions, self._scores
-        chosen = smallest(-self._scores, count)
+        chosen = np.flatnonzero(smallest(-self._scores, count))
         return self._layers[chosen], self._positions[chosen], self._scores[chosen]
 
     def _cut(self) -> None:

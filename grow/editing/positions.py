@@ -56,7 +56,7 @@ def joined(layer: Connections, new: IntArray, mask: NDArray[np.bool_] | None = N
     mask: of the connections that exist, flattened, where it is at hand.
     """
     if mask is not None:
-        twice = new[mask[new]]
+        twice = new[np.flatnonzero(mask[new])]
         found = mask.copy()
         found[new] = True
         joint = Connected(np.flatnonzero(found), mask=found)
@@ -64,7 +64,7 @@ def joined(layer: Connections, new: IntArray, mask: NDArray[np.bool_] | None = N
         both = np.concatenate([layer.positions(), new])
         order = np.argsort(both, kind="stable")  # two sorted runs are merged in linear time
         both = both[order]
-        twice = both[:-1][both[1:] == both[:-1]]
+        twice = both[np.flatnonzero(both[1:] == both[:-1])]
         joint = Connected(both, np.where(order < layer.count, order, -1))
     if len(twice):
         raise ValueError(f"position {twice[0]} of layer {layer.layer!r} exists already, but must be absent; grow absent connections only")
@@ -77,7 +77,7 @@ def parted(layer: Connections, old: IntArray, mask: NDArray[np.bool_] | None = N
     mask: of the connections that exist, flattened, where it is at hand.
     """
     if mask is not None:
-        missing = old[~mask[old]]
+        missing = old[np.flatnonzero(~mask[old])]
         left = mask.copy()
         left[old] = False
         rest = Connected(np.flatnonzero(left), mask=left)
