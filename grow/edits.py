@@ -124,9 +124,11 @@ def probe(session: Session) -> float:
         session.probing = (inputs[:PROBE_SAMPLES].clone(), targets[:PROBE_SAMPLES].clone())
     inputs, targets = session.probing
     training = network.training
-    network.eval()
+    if training:
+        network.eval()
     outputs = session.outputs(inputs.to(network.device))
-    network.train(training)
+    if training:
+        network.train()
     loss = session.task.loss(outputs, targets.to(network.device)).item()
     session.probed = (session.step, topology, loss)
     return loss

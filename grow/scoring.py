@@ -42,10 +42,15 @@ def to_prune(
     asked = Candidates(evidence, True, count, check_frozen(topology, frozen), reserve=protected, pointwise=criterion.pointwise)
     candidates, score = criterion.ready(asked)
     lowest_first = pattern is None and (network.parts is None or price is None)
-    scored = {}
-    for name, (positions, scores) in candidates.scored(score).items():
-        layer, by_row = topology.layer(name), _into_output(topology, topology.layer(name))
-        if lowest_first and not by_row and count < layer.count:  # the strongest of a layer is the last one to go
+    found, scored = candidates.scored(score), {}
+    into_output = {name: _into_output(topology, topology.layer(name)) for name in found}
+    if lowest_first and all(count < topology.layer(name).count for name, by_row in into_output.items() if not by_row):
+        choice = lowest(found, min(count, sum(len(positions) for positions, _ in found.values())))
+        if not any(_empties_row(topology.layer(name), choice[name]) for name, by_row in into_output.items() if by_row):
+            return choice  # the strongest of a row is the last one to go: it need not be kept from going
+    for name, (positions, scores) in found.items():
+        layer, by_row = topology.layer(name), into_output[name]
+        if lowest_first and not by_row and count < layer.count:  # so is the strongest of a layer
             scored[name] = positions, scores
             continue
         keep = _strongest(layer, positions, scores, by_row=by_row)
@@ -111,6 +116,13 @@ def check_frozen(topology: Topology, frozen: frozenset[str]) -> frozenset[str]:
     for name in sorted(frozen):
         topology.layer(name)
     return frozen
+
+
+def _empties_row(layer: Connections, gone: IntArray) -> bool:
+    """Whether a row loses all of its connections, at sorted positions."""
+    rows, width = layer.shape[0], prod(layer.shape[1:])
+    lost, existing = (np.bincount(positions // width, minlength=rows) for positions in (gone, layer.positions()))
+    return bool(((lost == existing) & (lost > 0)).any())
 
 
 def _strongest(layer: Connections, positions: IntArray, scores: np.ndarray, by_row: bool) -> IntArray:

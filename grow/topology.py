@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from grow.axes import IntArray, SpaceAxis, axis_length, entry_units
+from grow.axes import IntArray, Segment, SpaceAxis, axis_length, entry_units
 
 Role = Literal["input", "hidden", "output"]
 
@@ -201,7 +201,10 @@ class Topology:
     def with_index(self, index: Mapping[str, IntArray | None]) -> Topology:
         """The same network with other connections in the named layers."""
         layers = tuple(replace(c, index=index[c.layer]) if c.layer in index else c for c in self.layers)
-        return replace(self, layers=layers)
+        found = replace(self, layers=layers)
+        if not index:
+            found.has_all_of(self)
+        return found
 
     def has_all_of(self, before: Topology) -> None:
         """Take note that it has all units and connections of another one: a unit that has a path keeps it, and need not be looked at."""
@@ -276,6 +279,8 @@ def _columns(layer: Connections, index: IntArray) -> NDArray[np.bool_]:
 
 def _units_of(axis: SpaceAxis, entries: NDArray[np.bool_], topology: Topology, space: str) -> IntArray:
     """Units of a space to which any of the marked entries of an axis belongs."""
+    if axis == (Segment(space),):
+        return np.flatnonzero(entries)
     segment_of, unit_of = entry_units(axis, topology.units)
     entries = entries & np.array([segment.space == space for segment in axis])[segment_of]
     units = np.zeros(topology.units[space], bool)

@@ -66,12 +66,7 @@ def next_training(session: Session) -> Train | Stop:
             "or step it yourself between two steps"
         )
     before = session.network.topology
-    while True:
-        told = report(session)
-        decision, session.state = controller.decide(session.policy, told, session.state)
-        if isinstance(decision, (Train, Stop)):
-            break
-        carry_out(session, decision, told.accuracy)
+    decision = _edited(session)
     session.note(None)
     if session.network.topology is not before:
         if session.methods.timings is not None:
@@ -79,6 +74,23 @@ def next_training(session: Session) -> Train | Stop:
         if session.methods.divide is not None:
             session.methods.divide(session.network)
     return decision
+
+
+def _edited(session: Session) -> Train | Stop:
+    """Decide and edit until there is nothing more to edit, in evaluation mode, so that not every probe has to change it."""
+    network, training = session.network, session.network.training
+    try:
+        while True:
+            told = report(session)
+            decision, session.state = controller.decide(session.policy, told, session.state)
+            if isinstance(decision, (Train, Stop)):
+                return decision
+            if network.training:
+                network.eval()
+            carry_out(session, decision, told.accuracy)
+    finally:
+        if network.training != training:
+            network.train(training)
 
 
 def train_step(session: Session) -> float:

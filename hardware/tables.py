@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from math import prod
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +41,6 @@ class KernelTable:
     """
 
     def __init__(self, rows: Sequence[Row], cost_of: Callable[[float], float] = float) -> None:
-        from scipy.interpolate import RegularGridInterpolator
-
         self.cost_of = cost_of
         points = np.array([(row.rows, row.columns, cost_of(row.batch), row.density) for row in rows])
         axes = [np.unique(points[:, axis]) for axis in range(4)]
@@ -52,14 +52,33 @@ class KernelTable:
             raise ValueError(
                 f"kernel {rows[0].kernel!r} of the profile has gaps, but must be measured at every point of its grid; run `grow profile`"
             )
-        self._seconds = RegularGridInterpolator([axis.astype(float) for axis in self.axes], values, bounds_error=False, fill_value=None)
+        self._points: list[list[float]] = [axis.tolist() for axis in self.axes]
+        self._values = values.tolist()  # a few numbers of each table are asked for at a time: no arrays
 
     def seconds(self, rows: float, columns: float, batch: float, density: float) -> float:
         """Time at a point; all quantities positive."""
-        point = np.array([rows, columns, self.cost_of(batch), density])[: len(self.axes)]
-        within = np.clip(point, [axis[0] for axis in self.axes], [axis[-1] for axis in self.axes])
-        continued, measured = self._seconds([point, within])
-        return float(max(continued, measured * np.minimum(point / within, 1).prod()))
+        point = (rows, columns, self.cost_of(batch), density)[: len(self._points)]
+        within = [min(max(x, axis[0]), axis[-1]) for x, axis in zip(point, self._points, strict=True)]
+        measured = self._between(within)
+        continued = measured if within == list(point) else self._between(point)
+        return max(continued, measured * prod(min(x / inside, 1.0) for x, inside in zip(point, within, strict=True)))
+
+    def _between(self, point: Sequence[float]) -> float:
+        """Multilinear between the corners of the cell that a point lies in, or is nearest to."""
+        cells = []
+        for x, axis in zip(point, self._points, strict=True):
+            first = min(max(bisect_right(axis, x) - 1, 0), max(len(axis) - 2, 0))
+            cells.append((first, (x - axis[first]) / (axis[first + 1] - axis[first]) if len(axis) > 1 else 0.0))
+        return _between(self._values, cells)
+
+
+def _between(values: Any, cells: Sequence[tuple[int, float]]) -> float:
+    """Of nested lists of values: between the two places of each axis, the share of the way from the first to the second."""
+    if not cells:
+        return float(values)
+    (first, share), *others = cells
+    low = _between(values[first], others)
+    return low if share == 0 else (1 - share) * low + share * _between(values[first + 1], others)
 
 
 class SizeTable:

@@ -199,14 +199,20 @@ class WeightCarrier:
 class MaskCarrier:
     """The same where no unit moves and the weight is stored dense before and after: what exists is a mask.
 
-    Entries are kept and cleared bit by bit, which takes a fraction of the time of choosing them, and is exact for every value.
+    Entries are kept and cleared bit by bit, which takes a fraction of the time of choosing them, and is exact for every value. added:
+    sorted flat positions of what is new, where that is known, and either connections come or connections go.
     """
 
-    def __init__(self, before: Tensor | None, after: Tensor) -> None:
+    def __init__(self, before: Tensor | None, after: Tensor, added: IntArray | None = None) -> None:
         self.after = after
-        self._kept = after if before is None else after & before
-        self._new = after & ~self._kept
-        self.adds = before is not None and _any(self._new)
+        if before is None or added is not None:
+            self._kept = before if before is not None and added is not None and len(added) else after
+            new = np.zeros(0, np.int64) if added is None else added
+        else:
+            self._kept = after & before
+            new = np.flatnonzero((after & ~before).cpu().numpy())
+        self._new = torch.from_numpy(new).to(after.device)
+        self.adds = len(new) > 0
         self._bits: dict[torch.dtype, Tensor] = {}
 
     def __call__(self, tensor: Tensor, fill: float) -> Tensor:
@@ -214,18 +220,12 @@ class MaskCarrier:
         numbers = _NUMBERS[tensor.element_size()]
         if numbers not in self._bits:
             self._bits[numbers] = self._kept.to(numbers).neg_()  # all bits of what is kept
-        carried = torch.bitwise_and(tensor.view(numbers), self._bits[numbers])
-        if fill and self.adds:
-            carried += self._new * tensor.new_tensor(fill).view(numbers)  # no bit is set there
-        return carried.view(tensor.dtype)
+        carried = torch.bitwise_and(tensor.view(numbers), self._bits[numbers]).view(tensor.dtype)
+        return carried.view(-1).index_fill_(0, self._new, fill).view(carried.shape) if fill and self.adds else carried
 
 
 _NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers of as many bytes."""
-
-
-def _any(mask: Tensor) -> bool:
-    return bool(mask.numpy().any() if mask.device.type == "cpu" else mask.any())  # torch's takes many times as long on the CPU
 
 
 def same_index(one: Index, other: Index) -> bool:

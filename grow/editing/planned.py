@@ -228,20 +228,23 @@ def _carrier(
     before, after, kernel = network.topology.layer(path), plan.topology.layer(path), plan.kernels[path]
     if before.shape == after.shape and same_index(before.index, after.index) and layer.kernel == kernel and not touches(before, moves):
         return None
-    known, storage = connected.get(path), KERNELS[kernel].storage
-    if layer.storage == "dense" == storage and not touches(before, moves):
-        return MaskCarrier(layer.mask, _mask_after(after, known, layer.weight.device))
-    slots = None if known is None else known.slots
-    return WeightCarrier(
-        layer, after, storage, stored_slots(layer, old_positions(network.topology, before, after, moves)) if slots is None else slots
-    )
+    storage, moved = KERNELS[kernel].storage, touches(before, moves)
+    known = Connected(after.positions()) if path not in connected else connected[path]
+    if layer.storage == "dense" == storage and not moved:
+        return MaskCarrier(layer.mask, _mask_after(after, known, layer.weight.device), known.added)
+    slots = known.slots
+    if slots is None and before.index is after.index and not moved:  # stored otherwise, no more
+        slots = known.positions if layer.storage == "dense" else np.arange(after.count)
+    elif slots is None:
+        slots = stored_slots(layer, old_positions(network.topology, before, after, moves))
+    return WeightCarrier(layer, after, storage, slots)
 
 
-def _mask_after(after: Connections, known: Connected | None, device: torch.device) -> Tensor:
+def _mask_after(after: Connections, known: Connected, device: torch.device) -> Tensor:
     """The mask (O, I, *kernel) of a layer after the edit."""
-    if known is not None and known.mask is not None:
+    if known.mask is not None:
         return torch.from_numpy(known.mask).reshape(after.shape)
-    return mask_at(torch.from_numpy(after.positions()).to(device), after.shape)
+    return mask_at(torch.from_numpy(known.positions).to(device), after.shape)
 
 
 def _kept(tensor: Tensor, fill: float) -> Tensor:

@@ -23,12 +23,13 @@ class Connected:
     """A layer's connections after some came or went: sorted positions (E,).
 
     slots: where each stood among those before, -1 where it is new, (E,); of a layer whose mask is at hand, the new mask instead,
-    flattened.
+    flattened, and the positions that are new.
     """
 
     positions: IntArray
     slots: IntArray | None = None
     mask: NDArray[np.bool_] | None = None
+    added: IntArray | None = None
 
 
 def as_index(positions: IntArray, possible: int) -> Index:
@@ -59,7 +60,7 @@ def joined(layer: Connections, new: IntArray, mask: NDArray[np.bool_] | None = N
         twice = new[np.flatnonzero(mask[new])]
         found = mask.copy()
         found[new] = True
-        joint = Connected(np.flatnonzero(found), mask=found)
+        joint = Connected(np.flatnonzero(found), mask=found, added=new)
     else:
         both = np.concatenate([layer.positions(), new])
         order = np.argsort(both, kind="stable")  # two sorted runs are merged in linear time
@@ -80,7 +81,7 @@ def parted(layer: Connections, old: IntArray, mask: NDArray[np.bool_] | None = N
         missing = old[np.flatnonzero(~mask[old])]
         left = mask.copy()
         left[old] = False
-        rest = Connected(np.flatnonzero(left), mask=left)
+        rest = Connected(np.flatnonzero(left), mask=left, added=old[:0])
     else:
         slots = np.flatnonzero(~among(layer, old))
         missing = old[:0] if len(slots) + len(old) == layer.count else np.setdiff1d(old, layer.positions(), assume_unique=True)
