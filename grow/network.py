@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 
 from grow.axes import Axes, ConnectionsAxis, IntArray, Value
 from grow.editing.adding import drawn, inserted, split
-from grow.editing.carry import Index, evened_parts
+from grow.editing.carry import evened_parts
+from grow.editing.connected import Index
 from grow.editing.connecting import grown, pruned, replaced
 from grow.editing.folding import folded
 from grow.editing.insertion import (

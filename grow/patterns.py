@@ -229,8 +229,14 @@ def as_choice(scored: Scored, chosen: BoolArray) -> Choice:
     """Positions of the marked candidates (N,), by layer."""
     ends = np.cumsum([len(positions) for positions, _ in scored.values()])
     shares = np.split(chosen, ends[:-1]) if len(ends) else []
-    # A marked share of some numbers is taken four times as fast by its places as by the marks.
-    return {layer: positions[np.flatnonzero(share)] for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
+    return {layer: _marked(positions, share) for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
+
+
+def _marked(positions: IntArray, marks: BoolArray) -> IntArray:
+    """Some of sorted positions. By their places a large share is taken four times as fast as by the marks."""
+    places = np.flatnonzero(marks)
+    together = len(positions) > 0 and positions[-1] - positions[0] + 1 == len(positions)
+    return places + positions[0] if together else positions[places]
 
 
 def smallest(scores: FloatArray | NDArray[np.float32], count: int) -> BoolArray:
@@ -272,8 +278,9 @@ def _around(scores: FloatArray | NDArray[np.float32], n: int) -> tuple[BoolArray
 
 def bounds(scores: FloatArray | NDArray[np.float32], n: int) -> tuple[float, float]:
     """Two scores of a sample between which the n-th smallest should lie."""
-    sample = np.sort(scores[::SAMPLED])
-    rank, margin = n * len(sample) / len(scores), 2 * len(sample) ** 0.5
+    sample, share = np.sort(scores[::SAMPLED]), n / len(scores)
+    rank = share * len(sample)
+    margin = 4 * (rank * (1 - share)) ** 0.5 + 4  # of the rank that a random sample would give it, in standard deviations
     low = sample[int(rank - margin)] if rank >= margin else -np.inf
     return low, sample[int(rank + margin)] if rank + margin < len(sample) else np.inf
 

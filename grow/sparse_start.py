@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grow.editing.carry import Index
+from grow.editing.connected import Index
 from grow.editing.restoring import shape_with
 from grow.kernels import KERNELS
 from grow.layers import SparseLayer

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from grow.axes import IntArray, Moves, reindex
-from grow.editing.carry import Index, moved_topology
+from grow.editing.carry import moved_topology
+from grow.editing.connected import Index, as_index
 from grow.editing.editable import Editable
 from grow.editing.planned import PlannedEdit, planned
-from grow.editing.positions import as_index, random_columns, random_rows, split_shares
+from grow.editing.positions import random_columns, random_rows, split_shares
 from grow.editing.units import Births, born_columns, born_rows, hidden_units
 from grow.layers import expand
 

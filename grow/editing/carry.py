@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,27 +15,48 @@ from scipy import sparse
 from torch import Tensor
 
 from grow.axes import IntArray, axis_moves, spread
+from grow.editing.connected import Connected, Index, as_index
 from grow.kernels import Storage
 from grow.layers import SparseConv2d, SparseLinear, expand
 from grow.optim import BIRTH, PerConnectionStep
 from grow.topology import FLAGGED, Connections, Topology
 
-Index: TypeAlias = IntArray | None
-"""Sorted flat positions (E,) of a layer's connections; None when all exist."""
-
 
 def moved_topology(before: Topology, moves: Mapping[str, IntArray], index: Mapping[str, Index]) -> Topology:
     """The topology after units moved (new units unconnected, unless ``index`` says otherwise)."""
+    return moved(before, moves, index)[0]
+
+
+def moved(before: Topology, moves: Mapping[str, IntArray], index: Mapping[str, Index]) -> tuple[Topology, dict[str, Connected]]:
+    """The same, and what is known of the connections of layers whose units keep their order."""
     if not moves:
-        return before.with_index(index)
+        return before.with_index(index), {}
     spaces = tuple(replace(space, units=len(moves[space.name])) if space.name in moves else space for space in before.spaces)
     units = {space.name: space.units for space in spaces}
-    layers = []
+    layers, known = [], {}
     for layer in before.layers:
-        shape = layer.sized(units)
-        carried = index[layer.layer] if layer.layer in index else _moved_index(before, layer, moves, shape)
-        layers.append(replace(layer, shape=shape, index=carried))
-    return Topology(spaces, tuple(layers))
+        after = replace(layer, shape=layer.sized(units))
+        if layer.layer in index:
+            layers.append(replace(after, index=index[layer.layer]))
+        elif (left := _left(before, layer, after, moves)) is None:
+            layers.append(replace(after, index=_moved_index(before, layer, moves, after.shape)))
+        else:
+            known[layer.layer] = left
+            layers.append(replace(after, index=as_index(left.positions, after.possible)))  # what was missing may have gone with its units
+    return Topology(spaces, tuple(layers)), known
+
+
+def _left(before: Topology, layer: Connections, after: Connections, moves: Mapping[str, IntArray]) -> Connected | None:
+    """What is left of a layer's connections where not all exist and units keep their order; None elsewhere."""
+    if not touches(layer, moves):
+        return None
+    rows, columns = line_moves(before, layer, moves)
+    whole = layer.index is None and rows.min(initial=0) >= 0 and columns.min(initial=0) >= 0
+    if whole or not (_in_order(rows) and _in_order(columns)):
+        return None
+    positions = moved_positions(before, layer, after, moves, layer.positions())
+    slots = np.flatnonzero(positions >= 0)
+    return Connected(positions[slots], slots)
 
 
 def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntArray], shape: tuple[int, ...]) -> Index:
@@ -46,10 +66,6 @@ def _moved_index(before: Topology, layer: Connections, moves: Mapping[str, IntAr
     rows, columns = line_moves(before, layer, moves)
     if layer.index is None and rows.min(initial=0) >= 0 and columns.min(initial=0) >= 0:
         return None
-    if _in_order(rows) and _in_order(columns):
-        moved = moved_positions(before, layer, replace(layer, shape=shape), moves, layer.positions())
-        left = moved[moved >= 0]
-        return None if len(left) == prod(shape) else left  # what was missing may have gone with its units
     taps = prod(layer.shape[2:])
     entries = spread(columns, taps)
     height, width = layer.shape[0], layer.shape[1] * taps
@@ -93,7 +109,7 @@ def old_positions(before: Topology, layer: Connections, after: Connections, move
 def moved_positions(
     before: Topology, layer: Connections, after: Connections, moves: Mapping[str, IntArray], positions: IntArray
 ) -> IntArray:
-    """For flat positions before the edit: where they are after it, -1 where their row or column is gone."""
+    """For sorted flat positions before the edit: where they are after it, -1 where their row or column is gone."""
     if not touches(layer, moves):
         return positions
     taps = prod(layer.shape[2:])
@@ -102,10 +118,14 @@ def moved_positions(
         new = np.full(size, -1)
         new[old[old >= 0]] = np.flatnonzero(old >= 0)
         lines.append(new)
-    rows, rest = np.divmod(positions, layer.shape[1] * taps)
-    columns, tap = np.divmod(rest, taps)
-    row, column = lines[0][rows], lines[1][columns]
-    return np.where((row < 0) | (column < 0), -1, (row * after.shape[1] + column) * taps + tap)
+    ends = positions.searchsorted(np.arange(layer.shape[0] + 1) * (layer.shape[1] * taps))
+    sizes = np.diff(ends)  # of the old rows: no division
+    rest = positions - np.repeat(np.arange(layer.shape[0]) * (layer.shape[1] * taps), sizes)
+    columns, tap = (rest, 0) if taps == 1 else np.divmod(rest, taps)
+    row, column = np.repeat(lines[0], sizes), lines[1][columns]
+    found: IntArray = (row * after.shape[1] + column) * taps + tap
+    found[(row < 0) | (column < 0)] = -1
+    return found
 
 
 def touches(layer: Connections, moves: Mapping[str, IntArray]) -> bool:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grow.axes import IntArray
-from grow.editing.carry import Index
+from grow.editing.connected import Connected, Index, as_index
 from grow.editing.editable import Editable
 from grow.editing.planned import PlannedEdit, planned
-from grow.editing.positions import Connected, as_index, checked, joined, parted
+from grow.editing.positions import checked, joined, parted
 from grow.layers import SparseLayer
 from grow.topology import Connections, unconnected
 

@@ -20,23 +20,22 @@ from torch import Tensor, nn
 
 from grow.axes import ConnectionsAxis, IntArray, Moves, reindex
 from grow.editing.carry import (
-    Index,
     MaskCarrier,
     WeightCarrier,
     carried_state,
+    moved,
     moved_parts,
-    moved_topology,
     old_positions,
     same_index,
     stored_slots,
     touches,
 )
+from grow.editing.connected import Connected, Index
 from grow.editing.editable import Editable
-from grow.editing.positions import Connected
 from grow.follow import Follower
 from grow.kernels import KERNELS, Storage
 from grow.kernels.base import any_structure
-from grow.layers import Structure, mask_at
+from grow.layers import SparseConv2d, SparseLinear, Structure, mask_at
 from grow.topology import Connections, Topology, rows_of
 
 Carry: TypeAlias = Callable[[Tensor, float], Tensor]
@@ -174,14 +173,15 @@ def planned(
     known of the new connections than their positions, where no unit moves.
     """
     present = {name: layer.kernel for name, layer in network.layers.items()}
-    plan = PlannedEdit(network, moved_topology(network.topology, moves, index), {**present, **(kernels or {})}, moves=moves)
+    topology, left = moved(network.topology, moves, index)
+    plan = PlannedEdit(network, topology, {**present, **(kernels or {})}, moves=moves)
     for layer in plan.topology.layers:
         before, kernel = network.topology.layer(layer.layer), network.layers[layer.layer].kernel
         same = kernel == plan.kernels[layer.layer] and before.index is layer.index and before.shape == layer.shape
         if not same and not fitting(layer, plan.kernels[layer.layer]):
             plan.kernels[layer.layer] = KERNELS[plan.kernels[layer.layer]].otherwise
     for name, tensor in network.tensors().items():
-        carry = _carrier(network, name, moves, plan, connected)
+        carry = _carrier(network, name, moves, plan, {**left, **connected})
         if carry is None and name in touched:
             carry = _kept
         if carry is None:
@@ -228,16 +228,27 @@ def _carrier(
     before, after, kernel = network.topology.layer(path), plan.topology.layer(path), plan.kernels[path]
     if before.shape == after.shape and same_index(before.index, after.index) and layer.kernel == kernel and not touches(before, moves):
         return None
-    storage, moved = KERNELS[kernel].storage, touches(before, moves)
+    storage, touched = KERNELS[kernel].storage, touches(before, moves)
     known = Connected(after.positions()) if path not in connected else connected[path]
-    if layer.storage == "dense" == storage and not moved:
+    if layer.storage == "dense" == storage and not touched:
         return MaskCarrier(layer.mask, _mask_after(after, known, layer.weight.device), known.added)
-    slots = known.slots
-    if slots is None and before.index is after.index and not moved:  # stored otherwise, no more
-        slots = known.positions if layer.storage == "dense" else np.arange(after.count)
-    elif slots is None:
-        slots = stored_slots(layer, old_positions(network.topology, before, after, moves))
-    return WeightCarrier(layer, after, storage, slots)
+    return WeightCarrier(layer, after, storage, _slots(network, layer, before, after, moves, known))
+
+
+def _slots(
+    network: Editable,
+    layer: SparseLinear | SparseConv2d,
+    before: Connections,
+    after: Connections,
+    moves: Mapping[str, IntArray],
+    known: Connected,
+) -> IntArray:
+    """Where every connection after the edit stands in the layer's storage before it, -1 where it is new."""
+    if known.slots is not None:
+        return known.slots if layer.storage == "compressed" else before.positions()[known.slots]
+    if before.index is after.index and not touches(before, moves):  # stored otherwise, no more
+        return known.positions if layer.storage == "dense" else np.arange(after.count)
+    return stored_slots(layer, old_positions(network.topology, before, after, moves))
 
 
 def _mask_after(after: Connections, known: Connected, device: torch.device) -> Tensor:

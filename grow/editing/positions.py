@@ -5,7 +5,6 @@ Legend: K units that are split, S columns of a unit, O target entries of a weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,27 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grow.axes import IntArray
-from grow.editing.carry import Index
+from grow.editing.connected import Connected
 from grow.topology import Connections, Topology, among, columns_of, rows_of
-
-
-@dataclass(frozen=True, eq=False)
-class Connected:
-    """A layer's connections after some came or went: sorted positions (E,).
-
-    slots: where each stood among those before, -1 where it is new, (E,); of a layer whose mask is at hand, the new mask instead,
-    flattened, and the positions that are new.
-    """
-
-    positions: IntArray
-    slots: IntArray | None = None
-    mask: NDArray[np.bool_] | None = None
-    added: IntArray | None = None
-
-
-def as_index(positions: IntArray, possible: int) -> Index:
-    """Sorted positions as an index: None where all exist."""
-    return None if len(positions) == possible else positions
 
 
 def checked(layer: Connections, positions: IntArray) -> IntArray:
@@ -42,9 +22,9 @@ def checked(layer: Connections, positions: IntArray) -> IntArray:
     ordered = np.asarray(positions, np.int64)
     if not (ordered[1:] > ordered[:-1]).all():  # as they mostly come
         ordered = np.sort(ordered)
-    duplicates = int((ordered[1:] == ordered[:-1]).sum())
-    if duplicates:
-        raise ValueError(f"positions of layer {layer.layer!r} has {duplicates} duplicates, but must be distinct")
+        duplicates = int((ordered[1:] == ordered[:-1]).sum())
+        if duplicates:
+            raise ValueError(f"positions of layer {layer.layer!r} has {duplicates} duplicates, but must be distinct")
     if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < layer.possible:
         outside = ordered[0] if ordered[0] < 0 else ordered[-1]
         raise ValueError(f"position {outside} of layer {layer.layer!r} does not exist, but must be in 0..{layer.possible - 1}")
@@ -57,16 +37,18 @@ def joined(layer: Connections, new: IntArray, mask: NDArray[np.bool_] | None = N
     mask: of the connections that exist, flattened, where it is at hand.
     """
     if mask is not None:
-        twice = new[np.flatnonzero(mask[new])]
         found = mask.copy()
         found[new] = True
         joint = Connected(np.flatnonzero(found), mask=found, added=new)
     else:
         both = np.concatenate([layer.positions(), new])
         order = np.argsort(both, kind="stable")  # two sorted runs are merged in linear time
-        both = both[order]
-        twice = both[np.flatnonzero(both[1:] == both[:-1])]
-        joint = Connected(both, np.where(order < layer.count, order, -1))
+        joint = Connected(both[order], np.where(order < layer.count, order, -1))
+    twice = np.zeros(0, np.int64)
+    if mask is None:
+        twice = joint.positions[np.flatnonzero(joint.positions[1:] == joint.positions[:-1])]
+    elif len(joint.positions) < layer.count + len(new):
+        twice = new[mask[new]]
     if len(twice):
         raise ValueError(f"position {twice[0]} of layer {layer.layer!r} exists already, but must be absent; grow absent connections only")
     return joint
@@ -78,14 +60,15 @@ def parted(layer: Connections, old: IntArray, mask: NDArray[np.bool_] | None = N
     mask: of the connections that exist, flattened, where it is at hand.
     """
     if mask is not None:
-        missing = old[np.flatnonzero(~mask[old])]
         left = mask.copy()
         left[old] = False
         rest = Connected(np.flatnonzero(left), mask=left, added=old[:0])
     else:
         slots = np.flatnonzero(~among(layer, old))
-        missing = old[:0] if len(slots) + len(old) == layer.count else np.setdiff1d(old, layer.positions(), assume_unique=True)
         rest = Connected(layer.positions()[slots], slots)
+    missing = old[:0]
+    if len(rest.positions) + len(old) > layer.count:
+        missing = np.setdiff1d(old, layer.positions(), assume_unique=True)
     if len(missing):
         raise ValueError(f"position {missing[0]} of layer {layer.layer!r} does not exist, but must; prune existing connections only")
     return rest

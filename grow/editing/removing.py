@@ -10,9 +10,9 @@ from torch import Tensor
 
 from grow.axes import IntArray
 from grow.editing.carry import moved_topology
+from grow.editing.connected import as_index
 from grow.editing.editable import Editable
 from grow.editing.planned import BiasChange, PlannedEdit, planned, slots_of
-from grow.editing.positions import as_index
 from grow.editing.units import Merge, check_merges, constant_input, hidden_units, inherit, merge_columns
 from grow.kernels import KERNELS
 from grow.layers import expand

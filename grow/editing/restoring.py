@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from grow.axes import ConnectionsAxis, IntArray, axis_length
-from grow.editing.carry import Index, moved_topology
+from grow.editing.carry import moved_topology
+from grow.editing.connected import Index, as_index
 from grow.editing.editable import Editable
 from grow.editing.planned import PlannedEdit
-from grow.editing.positions import as_index, checked
+from grow.editing.positions import checked
 from grow.kernels import KERNELS
 from grow.topology import Topology
 
