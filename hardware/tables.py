@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ class KernelTable:
     powers between points as far apart as these would lie above them. Continued by the nearest slopes, but below the smallest
     point never at less than in proportion.
 
+    Rows and columns are compared at as many connections, not at the density: what a connection costs depends on the cache that all of them
+    fit into, and a layer of 1,000 units has a quarter of those that one of 2,000 has at the same density.
+
     cost_of: of a batch, where a step does not take longer with every single sample, as with kernels that compute whole tiles of them.
     """
 
@@ -44,41 +47,45 @@ class KernelTable:
         self.cost_of = cost_of
         points = np.array([(row.rows, row.columns, cost_of(row.batch), row.density) for row in rows])
         axes = [np.unique(points[:, axis]) for axis in range(4)]
-        self.axes = axes if len(axes[3]) > 1 else axes[:3]
-        values = np.full([len(axis) for axis in self.axes], np.nan)
+        values = np.full([len(axis) for axis in axes], np.nan)
         for row, point in zip(rows, points, strict=True):
-            values[tuple(int(np.searchsorted(axis, x)) for axis, x in zip(self.axes, point, strict=False))] = row.seconds
+            values[tuple(int(np.searchsorted(axis, x)) for axis, x in zip(axes, point, strict=True))] = row.seconds
         if np.isnan(values).any():
             raise ValueError(
                 f"kernel {rows[0].kernel!r} of the profile has gaps, but must be measured at every point of its grid; run `grow profile`"
             )
-        self._points: list[list[float]] = [axis.tolist() for axis in self.axes]
-        self._values = values.tolist()  # a few numbers of each table are asked for at a time: no arrays
+        self._axes: list[list[float]] = [axis.tolist() for axis in axes]  # numpy takes longer than all else for single numbers
+        self._seconds: list[list[list[list[float]]]] = values.tolist()
 
     def seconds(self, rows: float, columns: float, batch: float, density: float) -> float:
         """Time at a point; all quantities positive."""
-        point = (rows, columns, self.cost_of(batch), density)[: len(self._points)]
-        within = [min(max(x, axis[0]), axis[-1]) for x, axis in zip(point, self._points, strict=True)]
-        measured = self._between(within)
-        continued = measured if within == list(point) else self._between(point)
-        return max(continued, measured * prod(min(x / inside, 1.0) for x, inside in zip(point, within, strict=True)))
+        varied = density if len(self._axes[3]) > 1 else self._axes[3][0]
+        point = (rows, columns, self.cost_of(batch), varied)
+        within = tuple(min(max(x, axis[0]), axis[-1]) for x, axis in zip(point, self._axes, strict=True))
+        proportion = prod(min(x / near, 1.0) for x, near in zip(point, within, strict=True))
+        measured = self._between(*within)
+        return max(measured if point == within else self._between(*point), measured * proportion)
 
-    def _between(self, point: Sequence[float]) -> float:
-        """Multilinear between the corners of the cell that a point lies in, or is nearest to."""
-        cells = []
-        for x, axis in zip(point, self._points, strict=True):
-            first = min(max(bisect_right(axis, x) - 1, 0), max(len(axis) - 2, 0))
-            cells.append((first, (x - axis[first]) / (axis[first + 1] - axis[first]) if len(axis) > 1 else 0.0))
-        return _between(self._values, cells)
+    def _between(self, rows: float, columns: float, cost: float, density: float) -> float:
+        """Of the four nearest shapes, each with as many connections as are asked for; beyond them with as large a share of its own."""
+        row_axis, column_axis, cost_axis, density_axis = self._axes
+        rows_in, columns_in = (axis[0] <= x <= axis[-1] for axis, x in ((row_axis, rows), (column_axis, columns)))
+        costs, found = _neighbours(cost_axis, cost), 0.0
+        for i, of_row in _neighbours(row_axis, rows):
+            for j, of_column in _neighbours(column_axis, columns):
+                as_dense = density * (rows / row_axis[i] if rows_in else 1) * (columns / column_axis[j] if columns_in else 1)
+                for d, of_density in _neighbours(density_axis, as_dense):
+                    found += of_row * of_column * of_density * sum(of * self._seconds[i][j][n][d] for n, of in costs)
+        return found
 
 
-def _between(values: Any, cells: Sequence[tuple[int, float]]) -> float:
-    """Of nested lists of values: between the two places of each axis, the share of the way from the first to the second."""
-    if not cells:
-        return float(values)
-    (first, share), *others = cells
-    low = _between(values[first], others)
-    return low if share == 0 else (1 - share) * low + share * _between(values[first + 1], others)
+def _neighbours(axis: Sequence[float], x: float) -> list[tuple[int, float]]:
+    """The points of an axis between which x lies, or to which it is nearest, and the share that each has in a line through both."""
+    if len(axis) == 1:
+        return [(0, 1.0)]
+    first = min(max(bisect_left(axis, x) - 1, 0), len(axis) - 2)
+    share = (x - axis[first]) / (axis[first + 1] - axis[first])
+    return [(place, of) for place, of in ((first, 1 - share), (first + 1, share)) if of]
 
 
 class SizeTable:

@@ -32,5 +32,14 @@ def batch_cost(batch: float, element_size: int) -> int:
     return min(_cost(batch, element_size, tile) for tile in TILE_BYTES)
 
 
+def fills_tiles(batch: float, element_size: int) -> bool:
+    """Whether a batch fills its tiles, or is copied into such as it does not fill.
+
+    >>> [fills_tiles(batch, 4) for batch in (16, 32, 64, 96, 128, 192)]
+    [True, False, True, False, True, False]
+    """
+    return batch * element_size % tile_bytes(ceil(batch), element_size) == 0
+
+
 def _cost(batch: float, element_size: int, tile: int) -> int:
     return ceil(batch * element_size / tile) * (tile + CONNECTION_BYTES)

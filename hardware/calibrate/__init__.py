@@ -6,7 +6,9 @@ The cost model's parts are measured one by one (`hardware.sweep`). What a step t
     halo, sum         communication within a step: waiting for the slowest device, whose reasons are many
     call_s            what a step does for every collective, however small
 
-Legend: predicted and measured are seconds of a step.
+Legend: predicted and measured are seconds of a step. Measured is told by a yardstick (`hardware.sweep.clock.Yardstick`), a fixed
+product that runs beside every turn: how many times as long a step took, times the yardstick's median over all cases. By the plain clock
+a case would be as fast as the machine was just then.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ CALL_SCALE_S = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """A case by the cost model and by the clock. lowest_s, highest_s: the range over the rounds; waited: `Throughput.waited`."""
+    """A case by the cost model and by the clock, told by the yardstick. lowest_s, highest_s: the range over the rounds; waited:
+    `Throughput.waited`.
+    """
 
     case: Case
     predicted_s: float
@@ -130,7 +134,7 @@ def _coefficients(tried: FloatArray) -> Coefficients:
 def calibrate(
     profile: Profile, *, seconds_per_case: float = 1.0, rounds: int = 7, progress: Progress = lambda message: None
 ) -> tuple[Profile, list[Comparison]]:
-    """The profile with fitted coefficients and its errors, and the held-out cases that these are of."""
+    """The profile with fitted coefficients and its errors, and the held-out cases that these are of, measured as `compare` does."""
     if profile.word != "predicted":
         differences = ", ".join(profile.differences())
         raise ValueError(f"profile is of {profile.described}, but must be of this machine ({differences}); measure it with `grow profile`")

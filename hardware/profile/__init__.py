@@ -1,6 +1,6 @@
 """What a machine's devices and links really do, as a record: measured once, cached, never used for another machine in silence.
 
-Kernel times are those of a whole layer step on one device: forward, both gradients, activation and the optimizer's update.
+Kernel times are what a layer adds to a step on one device: forward, both gradients, activation and the optimizer's update.
 
     Profile         here             what is asked of it, and its file
     measurements    measurements.py  the records that it consists of
@@ -42,12 +42,13 @@ from hardware.tables import FloatArray, KernelTable, SizeTable
 if TYPE_CHECKING:
     from grow.kernels import KernelCase
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 Progress: TypeAlias = Callable[[str], None]
 
 MASKED = " masked"
 """Ends the name of a dense kernel's table of times with a mask: without one every connection exists."""
-
+FIRST = " first"
+"""Ends the name of a kernel's table of times in a first layer, which reads data row-major and leaves the gradient of its input out."""
 
 TILED = "compiled"
 """Computes whole tiles of the batch. In a convolution the positions of all samples fill many."""
@@ -66,10 +67,13 @@ def table_name(kernel: str, *, convolution: bool, taps: int = CONVOLUTION_TAPS[1
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured rates of devices and links. ``without_input_gradient``: per kernel, the share of its time that the first layer takes.
+    """Measured rates of devices and links.
 
-    channel_block: channels that a dense convolution computes at a time: it takes as long for fewer. unpadded: how much longer one takes
-    whose maps shrink for want of padding. sources: where the figures of a machine that was never measured come from, by what they are.
+    without_input_gradient: per kernel, the share of its time that the first layer takes, where that has no table of its own. unfilled:
+    seconds by which a batch that does not fill its tiles makes a step of the compiled kernel longer, and for every value of them that is
+    copied into some that it fills. channel_block: channels that a dense convolution computes at a time: it takes as long for fewer.
+    unpadded: how much longer one takes whose maps shrink for want of padding. sources: where the figures of a machine that was never
+    measured come from, by what they are.
     """
 
     schema_version: int
@@ -88,6 +92,7 @@ class Profile:
     halos: tuple[HaloTime, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
+    unfilled: tuple[float, float] = (0.0, 0.0)
     channel_block: int = 1
     unpadded: float = 1.0
     coefficients: Coefficients = field(default_factory=Coefficients)
@@ -136,7 +141,7 @@ class Profile:
 
         tables = {}
         for name in {row.kernel for row in self.kernels}:
-            cost_of = partial(batch_cost, element_size=self.element_size) if name == TILED else float
+            cost_of = partial(batch_cost, element_size=self.element_size) if name in (TILED, TILED + FIRST) else float
             tables[name] = KernelTable([row for row in self.kernels if row.kernel == name], cost_of)
         return tables
 
@@ -175,7 +180,9 @@ class Profile:
             found[ranks] = rates([(1.0, row.own_bytes, row.halo_bytes) for row in rows], extra, [row.seconds for row in rows])
         return found
 
-    def seconds(self, kernel: str, rows: int, columns: int, density: float, batch: int, devices: int = 1) -> float:
+    def seconds(
+        self, kernel: str, rows: int, columns: int, density: float, batch: int, devices: int = 1, *, input_gradient: bool = True
+    ) -> float:
         """Time of a layer step while ``devices`` compute, interpolated and continued by the nearest slopes.
 
         0 where there is nothing to do. A dense kernel that lacks connections has a mask to apply.
@@ -186,10 +193,24 @@ class Profile:
         if name not in self._kernel_tables:
             measured = ", ".join(sorted(self._kernel_tables))
             raise ValueError(f"kernel is {kernel!r}, but must be one that was measured: {measured}; measure it with `grow profile`")
-        alone = self._kernel_tables[name].seconds(rows, columns, batch, density)
+        if input_gradient or name + FIRST in self._kernel_tables:
+            alone = self._kernel_tables[name if input_gradient else name + FIRST].seconds(rows, columns, batch, density)
+        else:
+            alone = self._kernel_tables[name].seconds(rows, columns, batch, density) * self.without_input_gradient.get(kernel, 1.0)
+        if kernel == TILED:
+            alone += self._copied_s(rows, columns if input_gradient else 0, batch)
         if devices == 1:
             return alone * self.coefficients.alone
         return alone * self.coefficients.together * self._contended(kernel, devices, touched_bytes(rows, columns, batch, self.element_size))
+
+    def _copied_s(self, rows: int, columns: int, batch: int) -> float:
+        """Time in which outputs' gradients and inputs are copied into whole tiles; those of a first layer are in any case."""
+        from grow.kernels.tiles import fills_tiles
+
+        if fills_tiles(batch, self.element_size):
+            return 0.0
+        call_s, value_s = self.unfilled
+        return call_s * (1.0 if columns else 0.5) + value_s * batch * (rows + columns)
 
     def convolution_seconds(
         self, kernel: str, rows: int, channels: int, taps: int, density: float, positions: int, devices: int = 1, *, padded: bool = True
@@ -234,11 +255,11 @@ class Profile:
         table = table_name(kernel, convolution=case.convolution)
         if table not in self._kernel_tables or case.device != self.devices[0].kind:
             return None
-        if case.convolution:
-            shape = case.rows, case.columns // case.taps, case.taps
-            seconds = self.convolution_seconds(kernel, *shape, case.density, case.batch, case.devices, padded=case.padded)
-        else:
-            seconds = self.seconds(kernel, case.rows, case.columns, case.density, case.batch, case.devices)
+        if not case.convolution:
+            product = case.rows, case.columns, case.density, case.batch
+            return self.seconds(kernel, *product, case.devices, input_gradient=case.input_gradient)
+        shape = case.rows, case.columns // case.taps, case.taps
+        seconds = self.convolution_seconds(kernel, *shape, case.density, case.batch, case.devices, padded=case.padded)
         return seconds if case.input_gradient else seconds * self.without_input_gradient.get(table, 1.0)
 
     def kernel(self, case: KernelCase) -> str:

@@ -17,7 +17,7 @@ get everybody's (all-gather)."""
 
 @dataclass(frozen=True)
 class KernelTime:
-    """One measured layer step on one device while the others are idle. ``kernel`` is the name of a table."""
+    """What one layer was measured to add to a step on one device while the others are idle. ``kernel`` is the name of a table."""
 
     kernel: str
     rows: int

@@ -41,6 +41,7 @@ class Measured:
     halos: tuple[HaloTime, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
+    unfilled: tuple[float, float] = (0.0, 0.0)
     channel_block: int = 1
     unpadded: float = 1.0
 
@@ -98,6 +99,7 @@ def _profile(key: str, devices: tuple[Device, ...], hosts: Sequence[str], dtype:
         halos=first.halos,
         overlaps=first.overlaps,
         operators=first.operators,
+        unfilled=first.unfilled,
         channel_block=first.channel_block,
         unpadded=first.unpadded,
     )
@@ -121,12 +123,14 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
     import torch
     from torch import distributed
 
+    from hardware.sweep.clock import keep_memory
     from hardware.sweep.contention import measure_contention, measure_overlap
     from hardware.sweep.kernels import Bench
     from hardware.sweep.messages import measure_collectives, measure_halos, measure_messages, slowest
     from hardware.sweep.operators import measure_operators
 
     torch.manual_seed(0)
+    keep_memory()
     bench = Bench(rank.device, getattr(torch, dtype), grid)
     alone = Measured((), {}, 0.0)
     if rank.number == 0:
@@ -135,6 +139,7 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
             bench.without_input_gradient(),
             bench.overhead(),
             operators=measure_operators(rank.device, bench.dtype, bench.patience),
+            unfilled=bench.unfilled(),
             channel_block=bench.channel_block(),
             unpadded=bench.unpadded(),
         )

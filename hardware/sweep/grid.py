@@ -14,6 +14,8 @@ class Grid:
 
     The fewest rows are those of an output layer of ten classes: libraries take twice as long for 10 as for 16.
 
+    Batches fill the compiled kernel's tiles; what it costs where they do not is measured beside.
+
     ``structured`` kernels are made for some structures and are measured on these, at fewer points.
 
     Convolutions have kernels of 5 x 5, which their columns count, and maps of 8 x 8, which their batch counts; ``wide_columns`` and
@@ -44,7 +46,7 @@ QUICK = Grid(
     kernels=ANYWHERE,
     rows=(10, 256, 2048),
     columns=(64, 512, 2048),
-    batches=(32, 128, 512),
+    batches=(64, 128, 512),
     densities=(0.01, 0.1, 0.5),
     conv_rows=(16, 64),
     conv_columns=(25, 400),
@@ -54,7 +56,7 @@ QUICK = Grid(
     sizes=(8, 64, 512, 2**12, 2**15, 2**18, 2**21, 2**24, 2**26),
     exchanged_bytes=2**24,
     repeats=30,
-    budget_s=0.012,
+    budget_s=0.009,
     structured=STRUCTURED,
     structured_sides=(256, 1024),
     structured_conv_columns=(400, 1600),
@@ -66,7 +68,7 @@ FULL = Grid(
     kernels=ANYWHERE,
     rows=(10, 64, 256, 1024, 4096),
     columns=(16, 64, 256, 1024, 4096),
-    batches=(32, 128, 512),
+    batches=(64, 128, 512),
     densities=(0.002, 0.01, 0.05, 0.2, 0.5),
     conv_rows=(16, 64, 256),
     conv_columns=(25, 400, 1600),

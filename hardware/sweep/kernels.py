@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from grow.kernels import KERNELS
 from grow.kernels.compiled import available
+from grow.kernels.tiles import TILE_BYTES
 from grow.layers import SparseConv2d, SparseLinear
-from hardware.profile import CONVOLUTION_TAPS, MASKED, table_name
+from hardware.profile import CONVOLUTION_TAPS, FIRST, MASKED, TILED, table_name
 from hardware.profile.measurements import KernelTime
 from hardware.sweep.clock import Patience, Timing, Yardstick, in_passes, own_work
 from hardware.sweep.structures import drawn
@@ -30,6 +31,8 @@ MASKED_DENSITY = 0.3
 """Any would do: a mask costs what it costs, however many zeros it has."""
 
 
+LEAST_OWN = 0.01
+"""Share of a layer's step that is its own at least: what all steps have in common may not leave nothing or less of a noisy one."""
 CHANNEL_BLOCKS = (1, 4, 8, 16, 32)
 MOST_VALUES = 2**27
 """Of weights and features that are kept at once: with gradients and moments, half a gigabyte a tensor of float32."""
@@ -82,12 +85,13 @@ class Bench:
     def measured(self, points: Sequence[Point]) -> tuple[KernelTime, ...]:
         """Points in passes over as many as fit into memory, in seconds of the speed that the machine had in the median.
 
-        A mask costs a step the same on every batch: it is measured on the smallest one.
+        What a step costs without any layer is measured beside them and is none of theirs: a network's step has it once. A mask costs a
+        step the same on every batch: it is measured on the smallest one.
         """
         yardstick, found = Yardstick(self.device), list[Timing]()
         for group in _groups(points):
             layers: Layers = {}
-            found += in_passes([point.make(layers) for point in group], self.device, self.patience, yardstick)
+            found += self._own([point.make(layers) for point in group], yardstick)
         rows = (
             KernelTime(
                 point.table, point.rows, point.columns, point.batch, point.density, timing.seconds * yardstick.usual_s, timing.spread
@@ -96,10 +100,28 @@ class Bench:
         )
         return tuple(_with_masks(list(rows), self.grid.batches))
 
+    def _own(self, steps: Sequence[Step], yardstick: Yardstick) -> list[Timing]:
+        """Of layer steps what the layer adds to a step, in yardsticks."""
+        empty, *found = in_passes([self._empty_step(), *steps], self.device, self.patience, yardstick)
+        return [timing._replace(seconds=max(timing.seconds - empty.seconds, LEAST_OWN * timing.seconds)) for timing in found]
+
+    def _empty_step(self) -> Step:
+        """What every step has: autograd and an optimizer, here of a single number."""
+        number = nn.Parameter(torch.zeros(1, device=self.device, dtype=self.dtype))
+        optimizer = torch.optim.SGD([number], lr=0.0, momentum=0.9)
+        upstream = torch.ones_like(number.detach())
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            (2 * number).backward(upstream)  # type: ignore[no-untyped-call,unused-ignore]
+            optimizer.step()
+
+        return step
+
     def _structured(self) -> Iterator[Point]:
         """Kernels that are made for some structures, each on one of its own; convolutions are those of the channels that are left."""
         grid, known = self.grid, self.structured
-        batches = sorted(grid.batches)[:2]  # every sample takes as long as the one before
+        batches = sorted({min(grid.batches), max(grid.batches)})
         sides, densities = grid.structured_sides, grid.structured_densities
         for name, rows, columns, density, batch in product(known, sides, sides, densities, batches):
             yield self._linear(name, name, rows, columns, batch, density)
@@ -115,8 +137,17 @@ class Bench:
                 for batch in grid.conv_batches if convolution else grid.batches:
                     if convolution:
                         yield self._convolution(name, rows, columns, batch, density)
-                    elif not table.endswith(MASKED) or batch == min(grid.batches):
+                    elif self._differs(table, rows, columns, batch):
                         yield self._linear(name, table, rows, columns, batch, density)
+
+    def _differs(self, table: str, rows: int, columns: int, batch: int) -> bool:
+        """Whether a point is measured: a mask costs the same on every batch, and few of the points of a first layer tell the others."""
+        grid = self.grid
+        if table.endswith(MASKED):
+            return batch == min(grid.batches)
+        if table.endswith(FIRST):
+            return rows in grid.rows[-2:] and columns in grid.columns[-2:] and batch in (min(grid.batches), max(grid.batches))
+        return True
 
     def _dense_convolutions(self) -> Iterator[Point]:
         """Dense ones of 5 x 5 of many channels or on wide maps, and of 3 x 3 with the channels of all."""
@@ -129,10 +160,10 @@ class Bench:
 
     def _linear(self, name: str, table: str, rows: int, columns: int, batch: int, density: float) -> Point:
         def make(layers: Layers) -> Step:
-            key = table, rows, columns, density
+            key = table.removesuffix(FIRST), rows, columns, density
             if key not in layers:
                 layers[key] = self.linear_layer(name, rows, columns, density)
-            return self.linear_step_of(layers[key], columns, batch)
+            return self.linear_step_of(layers[key], columns, batch, input_gradient=not table.endswith(FIRST))
 
         recorded = 1.0 if table.endswith(MASKED) else density
         return Point(table, rows, columns, batch, recorded, make)
@@ -168,14 +199,18 @@ class Bench:
         return min(CHANNEL_BLOCKS, key=misfit)
 
     def _variants(self, *, convolution: bool) -> Iterator[tuple[str, str, float]]:
-        """Kernel, name of the table, density. A convolution's mask is small against its maps, and its time a smooth one of the density."""
+        """Kernel, name of the table, density. A convolution's mask is small against its maps, and its time a smooth one of the density.
+
+        First layers have a table where a kernel computes both gradients at once: leaving one out does not save the time of a product.
+        """
         for name in self.names:
             if KERNELS[name].storage == "dense":
                 yield name, name, 1.0
                 if not convolution:
                     yield name, name + MASKED, MASKED_DENSITY
-            else:
-                yield from ((name, name, density) for density in self.grid.densities[:: 2 if convolution else 1])
+                continue
+            densities = self.grid.densities[:: 2 if convolution else 1]
+            yield from ((name, table, density) for density in densities for table in ((name,) if convolution else (name, name + FIRST)))
 
     def without_input_gradient(self) -> dict[str, float]:
         """Per kernel, the time of a step without the gradient of the input over the time with it."""
@@ -184,9 +219,28 @@ class Bench:
             for convolution in (False, True) if name in (*self.names, "columns") else (False,):  # the first convolution reads an image
                 make, sizes = (self.conv_step, (32, 25, 4096)) if convolution else (self.linear_step, (512, 512, 256))
                 steps = [make(name, *sizes, 0.1, input_gradient=needed) for needed in (True, False)]
-                with_it, without = (own_work(step, self.device, self.patience).seconds for step in steps)
+                with_it, without = (timing.seconds for timing in self._own(steps, Yardstick(self.device)))
                 found[table_name(name, convolution=convolution)] = min(1.0, without / with_it)
         return found
+
+    def unfilled(self) -> tuple[float, float]:
+        """Seconds by which a batch that fills three quarters of its tile makes a compiled step longer: of any, and of a value in the tiles.
+
+        By the smallest and the largest layer of the grid with few connections.
+        """
+        grid = self.grid
+        if TILED not in self.names:
+            return 0.0, 0.0
+        whole = TILE_BYTES[0] // self.dtype.itemsize
+        sides = [(min(grid.rows), min(grid.columns)), (max(grid.rows), max(grid.columns))]
+        layers = [self.linear_layer(TILED, *side, min(grid.densities)) for side in sides]
+        yardstick, batches = Yardstick(self.device), (whole * 3 // 4, whole)
+        steps = [self.linear_step_of(layer, side[1], batch) for layer, side in zip(layers, sides, strict=True) for batch in batches]
+        times = [timing.seconds * yardstick.usual_s for timing in in_passes(steps, self.device, self.patience, yardstick)]
+        small, large = times[0] - times[1], times[2] - times[3]
+        fewer, more = (batches[0] * sum(side) for side in sides)
+        of_value = max(0.0, large - small) / (more - fewer)
+        return max(0.0, small - of_value * fewer), of_value
 
     def overhead(self) -> float:
         """A step without any layer: loss, autograd and an optimizer of one small parameter."""

@@ -29,7 +29,9 @@ def calibrate(
 ) -> int:
     """Compare predictions with the clock, correct what is systematically off, and say how far off they are on other cases.
 
-    Takes a minute or two, with the devices to itself. What it finds is kept in the profile, and used by every prediction from then on.
+    Takes two or three minutes, with the devices to itself. Steps are timed in units of a fixed product that runs beside them, so that a
+    machine whose speed drifts is compared with itself: measured is that many times the product's median. What it finds is kept in the
+    profile, and used by every prediction from then on.
 
     Example: grow calibrate --gpus 2 --anew
 

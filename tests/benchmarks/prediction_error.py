@@ -4,8 +4,9 @@
 
 Trains the held-out cases of `grow calibrate` for some steps each, in turns, and compares them with the profile of these devices as it
 is in the cache: measured when there is none, with the coefficients of the last calibration. `--calibrate` does that first, profile
-included. A row's ratio is predicted over measured; its range is that of the rounds. The summary goes to stderr. `--only` may be repeated;
-its keys are network, density, batch, strategy, devices and crossing.
+included. A step is measured in units of a yardstick that runs beside it, a fixed product; measured is that many times the yardstick's
+median over all cases. A row's ratio is predicted over measured; its range is that of the rounds. The summary goes to stderr. `--only`
+may be repeated; its keys are network, density, batch, strategy, devices and crossing.
 """
 
 from __future__ import annotations

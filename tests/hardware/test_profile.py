@@ -9,7 +9,7 @@ from grow.kernels import KernelCase
 from hardware import sweep
 from hardware.cache import obtain
 from hardware.devices import Device
-from hardware.profile import MASKED, SCHEMA_VERSION, Profile, calibrated, key, touched_bytes
+from hardware.profile import FIRST, MASKED, SCHEMA_VERSION, Profile, calibrated, key, touched_bytes
 from hardware.profile.calibration import Calibration, Coefficients
 from hardware.profile.key import key_of, machine
 from hardware.profile.measurements import CollectiveTime, Contention, HaloTime, KernelTime, MeasuredLink, OperatorTime, Overlap
@@ -62,6 +62,17 @@ def test_a_start_and_costs_of_rows_columns_samples_and_products_are_met_between_
     assert table.seconds(*point, 1.0) == pytest.approx(seconds(*point))
 
 
+def test_shapes_are_compared_at_as_many_connections_whatever_more_of_them_cost() -> None:
+    """Layers of 100 and of 400 rows with 2,000 connections each take 3 s, with 500 or 8,000 other times: one of 200 rows takes 3 s, too."""
+    cost = {500: 1.0, 2000: 3.0, 8000: 20.0}
+    points = product((100, 400), (50, 100), (16, 32), (0.05, 0.2))
+    rows = [KernelTime("csr", r, c, b, d, cost.get(round(r * c * d), 50.0)) for r, c, b, d in points]
+    table = KernelTable(rows)
+    assert table.seconds(200, 100, 24, 0.1) == pytest.approx(3.0)
+    assert table.seconds(100, 100, 24, 0.2) == table.seconds(400, 100, 24, 0.05) == 3.0
+    assert table.seconds(800, 100, 24, 0.05) == pytest.approx(3.0 + (3.0 - 1.0) / 300 * 400)  # beyond, by the slope at the same density
+
+
 def test_below_the_smallest_point_no_time_is_less_than_in_proportion() -> None:
     steep = [KernelTime("dense", rows, 64, batch, 1.0, rows**2 * 1e-6) for rows, batch in product((16, 32), (16, 32))]
     table = KernelTable([*steep, *(replace(row, columns=128) for row in steep)])
@@ -76,6 +87,31 @@ def test_the_compiled_kernel_takes_as_long_for_a_batch_as_for_its_whole_tiles() 
     half, odd, whole, more = (found.seconds("compiled", 100, 100, 0.1, batch) for batch in (128, 129, 256, 257))
     assert half < odd == whole < more
     assert found.seconds("csr", 100, 100, 0.1, 129) < found.seconds("csr", 100, 100, 0.1, 256)
+
+
+def test_a_batch_that_does_not_fill_its_tiles_is_copied_into_such_as_it_does() -> None:
+    plain = made_up_profile()
+    rows = [replace(row, kernel="compiled") for row in plain.kernels if row.kernel == "csr"]
+    copied = replace(plain, kernels=(*plain.kernels, *rows), unfilled=(1e-3, 1e-8))
+    free = replace(copied, unfilled=(0.0, 0.0))
+
+    def extra(batch: int, **first: bool) -> float:
+        return copied.seconds("compiled", 100, 50, 0.1, batch, **first) - free.seconds("compiled", 100, 50, 0.1, batch, **first)
+
+    assert extra(96) == pytest.approx(1e-3 + 1e-8 * 96 * 150)
+    assert extra(96, input_gradient=False) == pytest.approx(0.5e-3 + 1e-8 * 96 * 100)  # data is put into tiles in any case
+    assert extra(128) == extra(64) == 0
+    assert copied.seconds("csr", 100, 50, 0.1, 96) == free.seconds("csr", 100, 50, 0.1, 96)
+
+
+def test_a_first_layer_takes_its_own_measured_time_or_a_share_of_others() -> None:
+    plain = made_up_profile()
+    case = KernelCase(rows=100, columns=100, density=0.1, batch=100, device="cpu", input_gradient=False)
+    inner = plain.timings("csr", replace(case, input_gradient=True))
+    assert inner is not None
+    assert plain.timings("csr", case) == pytest.approx(0.5 * inner)
+    own = tuple(replace(row, kernel="csr" + FIRST, seconds=0.8 * row.seconds) for row in plain.kernels if row.kernel == "csr")
+    assert replace(plain, kernels=(*plain.kernels, *own)).timings("csr", case) == pytest.approx(0.8 * inner)
 
 
 def with_convolutions() -> Profile:

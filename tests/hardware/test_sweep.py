@@ -10,14 +10,15 @@ import torch
 from torch import distributed
 
 from grow.kernels import KERNELS, suited
+from grow.kernels.tiles import fills_tiles
 from grow.layers import SparseConv2d, SparseLinear
 from hardware.devices import discover
 from hardware.execute.ranks import Rank, run_ranks
 from hardware.operators import KINDS
-from hardware.profile import MASKED
+from hardware.profile import FIRST, MASKED, TILED
 from hardware.profile.key import STRUCTURED
 from hardware.profile.measurements import KernelTime
-from hardware.sweep import Grid, contention, measure, measure_rank
+from hardware.sweep import FULL, QUICK, Grid, contention, measure, measure_rank
 from hardware.sweep import kernels as sweep_kernels
 from hardware.sweep.clock import Patience, Timing, Yardstick, in_company, in_passes, own_work
 from hardware.sweep.contention import _together_over_alone
@@ -52,7 +53,7 @@ def test_a_measured_table_has_every_kernel_at_every_point(monkeypatch: pytest.Mo
     rows = bench.kernels()
     kernels = {"dense", "csr", "conv dense", "conv csr"}
     counted = {name: sum(row.kernel == name for row in rows) for name in {row.kernel for row in rows}}
-    linear = {"dense": 8, "dense" + MASKED: 8, "csr": 8 * 3}
+    linear = {"dense": 8, "dense" + MASKED: 8, "csr": 8 * 3, "csr" + FIRST: 8 * 3}
     # dense convolutions have a third number of channels and of positions; sparse ones every other density
     assert counted == {**linear, "conv dense": 2 * 3 * 3, "conv csr": 8 * 2, "conv 3x3 dense": 2 * 3 * 3}
     assert {row.columns for row in rows if row.kernel == "conv 3x3 dense"} == {9, 18, 36}
@@ -178,6 +179,51 @@ def test_points_that_do_not_fit_into_memory_together_are_measured_one_group_afte
     assert [point for group in groups for point in group] == points
     assert len(groups) > 2
     assert all(sum(point.values for point in group) <= 4000 for group in groups)
+
+
+def timed_so(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Let a step take so many yardsticks, each of 1 ms, whatever it is; the first one stands for what is measured first."""
+    monkeypatch.setattr(sweep_kernels, "in_passes", lambda *_: [Timing(each, 0.1) for each in seconds])
+    monkeypatch.setattr(Yardstick, "usual_s", 1e-3)
+
+
+def test_what_every_step_costs_is_none_of_a_layers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 2 yardsticks without any layer, and 5 and 12 with one; noise has the third at less than nothing."""
+    bench = Bench(CPU, torch.float32, SMALL)
+    timed_so(monkeypatch, 2.0, 5.0, 12.0, 1.5)
+    points = [point for point in bench._table(convolution=False) if point.table == "csr"][:3]
+    assert [row.seconds for row in bench.measured(points)] == pytest.approx([3e-3, 10e-3, 0.015e-3])
+
+
+def test_a_step_without_any_layer_trains_a_number() -> None:
+    step = Bench(CPU, torch.float32, SMALL)._empty_step()
+    (number,) = (cell.cell_contents for cell in step.__closure__ or () if isinstance(cell.cell_contents, torch.nn.Parameter))
+    step()
+    assert number.grad == 2
+
+
+def test_tiles_that_are_not_filled_cost_something_a_step_and_something_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 96 samples instead of 128, in layers of 32 and of 64 rows and columns."""
+    bench = Bench(CPU, torch.float32, replace(SMALL, kernels=("dense", "compiled")))
+    timed_so(monkeypatch, 3.0 + 2.0 + 96 * 32 * 1e-3, 3.0, 9.0 + 2.0 + 96 * 64 * 1e-3, 9.0)
+    assert bench.unfilled() == pytest.approx((2e-3, 1e-6))
+    assert Bench(CPU, torch.float32, SMALL).unfilled() == (0.0, 0.0)  # which kernel is none of these
+
+
+@pytest.mark.parametrize("element_size", [4, 8])
+def test_the_batches_of_the_grids_fill_their_tiles(element_size: int) -> None:
+    assert all(fills_tiles(batch, element_size) for grid in (QUICK, FULL) for batch in grid.batches)
+
+
+def test_first_layers_are_measured_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a gradient of what they read, on which nothing depends that is row-major."""
+    seen: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(sweep_kernels, "_step", lambda layer, x: seen.append((x.requires_grad, x.is_contiguous())))
+    bench = Bench(CPU, torch.float32, replace(SMALL, kernels=("dense", TILED)))
+    for point in bench._table(convolution=False):
+        if point.table.startswith(TILED) and point.density == 0.3:
+            point.make({})
+            assert seen.pop() == ((False, True) if point.table == TILED + FIRST else (True, False))
 
 
 def test_a_mask_costs_the_same_on_every_batch() -> None:
