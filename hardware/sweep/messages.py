@@ -17,6 +17,7 @@ from hardware.execute.exchange import Peers, halo_plans
 from hardware.execute.moves import Halo, Moved
 from hardware.profile.measurements import Collective, CollectiveTime, HaloTime, MeasuredLink, MessageTime
 from hardware.sweep.clock import Timing, in_company, short_product
+from hardware.transitions import DIRECT_BYTES
 
 if TYPE_CHECKING:
     from hardware.execute.ranks import Rank
@@ -96,9 +97,20 @@ def measure_collectives(rank: Rank, grid: Grid, link: Link) -> tuple[CollectiveT
     """Exchanges, sums and gathers of all sizes, on the first 2, 4, 8, ... and on all ranks; each rank comes from a computation."""
     found: list[CollectiveTime] = []
     for peers in _groups(rank):
-        found += [row for size in grid.sizes if link.seconds(size) <= MOST_S for row in _collectives(rank, peers, size, grid, link)]
+        sizes = [size for size in collective_sizes(grid.sizes, peers.count) if link.seconds(size) <= MOST_S]
+        found += [row for size in sizes for row in _collectives(rank, peers, size, grid, link)]
         distributed.barrier()
     return tuple(found)
+
+
+def collective_sizes(sizes: Sequence[int], ranks: int) -> list[int]:
+    """These sizes in bytes, and the smallest one that is summed in a ring: it takes up to twice as long as the next smaller one.
+
+    >>> collective_sizes((8, 2**20), 2)
+    [8, 262148, 1048576]
+    """
+    ring = (DIRECT_BYTES // (ranks - 1) // 4 + 1) * 4
+    return sorted({*sizes, *([ring] if min(sizes) < ring < max(sizes) else [])})
 
 
 def measure_halos(rank: Rank, grid: Grid, link: Link) -> tuple[HaloTime, ...]:
@@ -133,14 +145,15 @@ def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid, link: Link) ->
     handed = [share if number in others else None for number in range(peers.count)]
     shapes = [tuple(share.shape) if number in others else (0,) for number in range(peers.count)]
     whole = torch.zeros(max(1, size // 4), device=rank.device)
+    direct = (peers.count - 1) * size <= DIRECT_BYTES
     calls: dict[Collective, Callable[[], object]] = {
         "exchange": partial(peers.exchange, handed, shapes),
-        "sum": partial(peers.sum, whole),
+        "sum": partial(peers.sum if direct else peers.all_reduce, whole),  # large gradients become their sum: none is copied
         "gather": partial(peers.gather, whole),
     }
     compute = short_product(rank.device)
     for name, call in calls.items():
-        if name != "sum" and size > grid.exchanged_bytes:
+        if name != "sum" and (size > grid.exchanged_bytes or size not in grid.sizes):
             continue
         timing = in_company(call, rank.device, _repeats(grid, size, rank.count, link.seconds(size)), compute)
         yield CollectiveTime(name, peers.count, size, *timing)

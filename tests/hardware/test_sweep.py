@@ -23,9 +23,10 @@ from hardware.sweep import kernels as sweep_kernels
 from hardware.sweep.clock import Patience, Timing, Yardstick, in_company, in_passes, own_work
 from hardware.sweep.contention import _together_over_alone
 from hardware.sweep.kernels import Bench
-from hardware.sweep.messages import fitted, links_of
+from hardware.sweep.messages import collective_sizes, fitted, links_of
 from hardware.sweep.operators import measure_operators
 from hardware.sweep.structures import drawn
+from hardware.transitions import DIRECT_BYTES
 from tests.hardware.test_profile import made_up_profile
 
 SMALL = Grid(
@@ -237,6 +238,15 @@ def test_latency_and_bandwidth_are_found_again_in_a_sweep() -> None:
     link = fitted(sizes, 2e-5 + sizes / 1e9)
     assert link.latency_s == pytest.approx(2e-5, rel=0.01)
     assert link.bandwidth_bytes_per_s == pytest.approx(1e9, rel=0.01)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_sums_are_measured_on_both_sides_of_where_they_become_rings(ranks: int) -> None:
+    """The largest sum that every rank adds up by itself is no smaller than a float less than the first one of a ring."""
+    sizes = collective_sizes(QUICK.sizes, ranks)
+    (ring,) = set(sizes) - set(QUICK.sizes)
+    assert (ranks - 1) * (ring - 4) <= DIRECT_BYTES < (ranks - 1) * ring
+    assert collective_sizes(SMALL.sizes, ranks) == list(SMALL.sizes)  # all of which are smaller
 
 
 @pytest.mark.slow
