@@ -3,8 +3,9 @@
 Every device computes the layers in network order, then the loss, then the layers backward, as PyTorch issues them. Before a layer of
 another layout come the messages of its transition; gradients that are partial are summed as soon as all devices have them, the
 small ones at the end. Where devices communicate while they compute (GPUs), a dense layer of ``units`` that alone reads a value begins
-with its own columns before the halo is there, and every layer computes more slowly while messages come and go; on one-core workers a
-device does one thing at a time.
+with its own columns before the halo is there, and backward with the halo's, whose gradients are under way while those of its own columns
+are computed (`hardware.execute.overlap`); and every layer computes more slowly while messages come and go. On one-core workers a device
+does one thing at a time.
 
 A collective is one task where its time was measured (or where nothing overlaps), else it is messages: each holds the sender's way
 out, the receiver's way in and every link on its route.
@@ -57,6 +58,12 @@ class Prices:
         both, forward = operator_seconds(local, self.profile, self.devices)
         share = FORWARD_SHARE if local.work.input_gradient else 1 / 2
         return (self.layer(local)[0] - both) * share + forward
+
+    def products_s(self, local: LocalLayer) -> tuple[float, float]:
+        """Seconds of the products alone, on the way forward and back, without the operators after them."""
+        both, forward = operator_seconds(local, self.profile, self.devices)
+        ahead = self.forward_s(local) - forward
+        return ahead, self.layer(local)[0] - both - ahead
 
     def _layer_seconds(self, local: LocalLayer) -> tuple[float, str]:
         seconds, kernel = layer_seconds(local, self.profile, self.devices)
@@ -173,7 +180,7 @@ class _Step:
         ended: Waits = []
         for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
             forward = self.prices.forward_s(local)
-            at_once = forward * (1 - local.remote_columns / local.columns) if self._overlaps(local, transition) else 0.0
+            at_once = self.prices.products_s(local)[0] * self._at_once(local, transition)
             if at_once and values is not own:
                 self._compute(f"{layer.layer} own units", "forward", at_once, r, own[r])
                 forward -= at_once
@@ -184,24 +191,32 @@ class _Step:
             ended = self._move(forward_sum.move, f"{forward_sum.names[0]} moments", ended)
         self.computed[layer.computes] = self._join([self.computed.get(layer.computes), ended])
 
-    def _overlaps(self, local: LocalLayer, transition: Transition | None) -> bool:
-        """Whether a layer begins before its halo is there: on GPUs a dense one does that is the only one to read what is exchanged."""
-        alone = transition is not None and len(transition.layers) == 1
-        return self.prices.overlapping and alone and local.columns > 0 and self.prices.layer(local)[1] == "dense"
+    def _at_once(self, local: LocalLayer, transition: Transition | None) -> float:
+        """Share of a layer's products that is computed while its halo, or the gradient of that, is under way.
+
+        On GPUs that of the own columns, in a dense layer that is the only one to read what is exchanged.
+        """
+        halo = transition is not None and transition.source == transition.target == "units" and len(transition.layers) == 1
+        if not (halo and self.prices.overlapping and local.columns and self.prices.layer(local)[1] == "dense"):
+            return 0.0
+        return 1 - local.remote_columns / local.columns
 
     def _backward(self, layer: LayerWork, returned: dict[str, Waits]) -> None:
         """returned: per layer, what its gradient waits for."""
         waits = self._join([returned.get(layer.layer)])
         for _, backward_sum in self.norms.get(layer.layer, ()):
             waits = self._move(backward_sum.move, f"{backward_sum.names[0]} gradients", self._join([waits, self.last]))
+        transition = self.transition.get(layer.layer)
+        sent: Waits = []
         ended: Waits = []
         for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
             seconds = self.prices.layer(local)[0] - self.prices.forward_s(local)
-            ended.append(self._compute(layer.layer, "backward", seconds, r, waits[r]))
+            at_once = self.prices.products_s(local)[1] * self._at_once(local, transition)
+            sent.append(self._compute(layer.layer, "backward", seconds - at_once, r, waits[r]))
+            ended.append(self._compute(f"{layer.layer} own units", "backward", at_once, r, sent[r]))
         self._begin_sums(layer, ended)
-        transition = self.transition.get(layer.layer)
         if transition is not None and layer.layer == transition.layers[0]:  # the last of them in this direction
-            ended = self._move(transition.backward, f"{_spaces(transition)} backward", self._join([ended, self.last]))
+            ended = self._join([ended, self._move(transition.backward, f"{_spaces(transition)} backward", sent)])
         producers = {reads.space for reads in layer.reads}
         for earlier in self.work.layers:
             if earlier.layer == layer.layer:

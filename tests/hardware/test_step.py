@@ -87,6 +87,28 @@ def test_on_gpus_a_layer_begins_with_its_own_units() -> None:
     assert found["fc2 forward"] == pytest.approx(max(own, halo) + FLOP_S * 64 * 10 * 10 / 3)
 
 
+@pytest.mark.parametrize("units", [20, 2000])
+def test_on_gpus_gradients_of_a_halo_are_under_way_while_those_of_the_own_units_are_computed(units: int) -> None:
+    """As `hardware.execute.overlap` does; with few units the message is what the first layer waits for, with many the products."""
+    halves = Partition({space: np.repeat([0, 1], units // 2) for space in ("s1", "s2")}, 2)
+    found = ends(simulate(Workload.of(mlp(10, units, units, 5)), "model", halves, gpus(2), 64))
+    product, last, first = (FLOP_S * 64 * units / 2 * columns for columns in (units / 2, 5, 10))
+    halo = found["loss and optimizer overhead"] + 2 / 3 * (last + product)
+    message = LATENCY_S + 64 * units / 2 * 4 / BANDWIDTH
+    assert found["fc2 backward"] == pytest.approx(halo)
+    assert found["fc2 own units backward"] == pytest.approx(halo + 2 / 3 * product)
+    assert found["fc1 backward"] == pytest.approx(halo + max(message, 2 / 3 * product) + first / 4)
+    assert (message < 2 / 3 * product) == (units == 2000)
+
+
+def test_a_layer_that_reads_all_units_of_its_own_samples_waits_for_them_on_gpus_too() -> None:
+    layouts: dict[str, Layout] = {"s0": "whole", "s1": "units", "s2": "batch", "s3": "batch"}
+    found = simulate(WORK, layouts, HALVES, gpus(2), 64).timeline.spans
+    arrived = max(span.end_s for span in found if span.task.name.endswith("units to batch forward"))
+    assert min(span.begin_s for span in found if span.task.name.startswith("fc2")) == arrived
+    assert not any("own units" in span.task.name for span in found)
+
+
 def test_what_is_not_executed_before_its_halo_is_there_is_not_simulated_so() -> None:
     """Sparse products take all columns at once, and layers that read one value wait for it together."""
     thin = Workload.of(sparse(mlp(10, 20, 20, 5), 0.04))
