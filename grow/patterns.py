@@ -243,6 +243,11 @@ def smallest(scores: FloatArray | NDArray[np.float32], count: int) -> BoolArray:
     """Marks the ``count`` smallest in linear time. At the threshold the first win, so that every rank and rerun chooses alike."""
     if count == 0:
         return np.zeros(len(scores), bool)
+    if len(scores) < MANY:
+        threshold = _nth(scores, count)
+        few: BoolArray = scores < threshold
+        few[np.flatnonzero(scores == threshold)[: count - int(np.count_nonzero(few))]] = True
+        return few
     chosen, near = _around(scores, count)
     values = scores[near]
     threshold = _nth(values, count - int(np.count_nonzero(chosen)))

@@ -44,13 +44,14 @@ def to_prune(
     lowest_first = pattern is None and (network.parts is None or price is None)
     found, scored = candidates.scored(score), {}
     into_output = {name: _into_output(topology, topology.layer(name)) for name in found}
-    if lowest_first and all(count < topology.layer(name).count for name, by_row in into_output.items() if not by_row):
+    if lowest_first:  # the strongest are the last ones to go: mostly they need not be kept from going
         choice = lowest(found, min(count, sum(len(positions) for positions, _ in found.values())))
-        if not any(_empties_row(topology.layer(name), choice[name]) for name, by_row in into_output.items() if by_row):
-            return choice  # the strongest of a row is the last one to go: it need not be kept from going
+        risky = [name for name, by_row in into_output.items() if by_row or count >= topology.layer(name).count]
+        if not any(_loses(topology.layer(name), found[name], choice[name], into_output[name]) for name in risky):
+            return choice
     for name, (positions, scores) in found.items():
         layer, by_row = topology.layer(name), into_output[name]
-        if lowest_first and not by_row and count < layer.count:  # so is the strongest of a layer
+        if lowest_first and not by_row and count < layer.count:
             scored[name] = positions, scores
             continue
         keep = _strongest(layer, positions, scores, by_row=by_row)
@@ -118,10 +119,17 @@ def check_frozen(topology: Topology, frozen: frozenset[str]) -> frozenset[str]:
     return frozen
 
 
-def _empties_row(layer: Connections, gone: IntArray) -> bool:
-    """Whether a row loses all of its connections, at sorted positions."""
+def _loses(layer: Connections, found: tuple[IntArray, np.ndarray], gone: IntArray, by_row: bool) -> bool:
+    """Whether a choice of the lowest takes the strongest connection of the layer, or all of a row, at sorted positions."""
+    positions, scores = found
+    if not by_row:
+        if len(positions) < layer.count or not len(gone):
+            return False
+        strongest = positions[scores.argmax()]
+        at = gone.searchsorted(strongest)
+        return bool(at < len(gone) and gone[at] == strongest)
     rows, width = layer.shape[0], prod(layer.shape[1:])
-    lost, existing = (np.bincount(positions // width, minlength=rows) for positions in (gone, layer.positions()))
+    lost, existing = (np.bincount(held // width, minlength=rows) for held in (gone, layer.positions()))
     return bool(((lost == existing) & (lost > 0)).any())
 
 

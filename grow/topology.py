@@ -259,7 +259,10 @@ def flagged(layer: Connections) -> bool:
 def among(layer: Connections, positions: IntArray) -> NDArray[np.bool_]:
     """Which of a layer's connections are at the given positions, sorted and distinct, (E,)."""
     if layer.index is not None and not flagged(layer):
-        return np.isin(layer.index, positions, assume_unique=True)
+        which = np.zeros(len(layer.index) + 1, bool)
+        at = np.searchsorted(layer.index, positions)
+        which[at[layer.index.take(at, mode="clip") == positions] if len(layer.index) else at[:0]] = True
+        return which[:-1]
     flags = np.zeros(layer.possible, bool)
     flags[positions] = True
     return flags if layer.index is None else flags[layer.index]
@@ -273,7 +276,8 @@ def _columns(layer: Connections, index: IntArray) -> NDArray[np.bool_]:
         flags[index] = True
         found[:] = flags.reshape(layer.shape[0], layer.shape[1], taps).any((0, 2))
     else:
-        found[index % (layer.shape[1] * taps) // taps] = True
+        entries = index % (layer.shape[1] * taps)
+        found[entries if taps == 1 else entries // taps] = True
     return found
 
 
