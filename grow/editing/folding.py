@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,14 +13,15 @@ from grow.axes import IntArray
 from grow.editing.editable import Editable
 from grow.editing.units import Merge
 from grow.layers import SparseConv2d, SparseLinear
-from grow.topology import columns_of, read_units
+from grow.topology import Connections, Topology, columns_of, read_units
 from grow.watch import layer_inputs
 
 
 def folded(network: Editable, dead: Mapping[str, IntArray]) -> dict[str, list[Merge]]:
     """Those of the given units by space whose removal the readers' biases can make up for, as the constants that they are.
 
-    One pass through the network tells all constants, if any is read: folding those of one space leaves the others as they are.
+    One pass through the network tells all constants, if any is read: folding those of one space leaves the others as they are. A unit that
+    no layer reads has none.
     """
     topology = network.topology
     read = {
@@ -33,33 +33,27 @@ def folded(network: Editable, dead: Mapping[str, IntArray]) -> dict[str, list[Me
     inputs = _inputs(network, readers) if readers else {}
     found = {}
     for space, units in dead.items():
-        constants = _constants(network, space, units, read, inputs)
-        allowed = [all(_exact(network.layers[layer], values) for layer, values in read_of.items()) for read_of in constants]
-        merges = [
-            Merge(int(unit), {}, {layer: float(values[0]) for layer, values in read_of.items() if network.layers[layer].bias is not None})
-            for unit, read_of, may in zip(units.tolist(), constants, allowed, strict=True)
-            if may
-        ][: topology.units[space] - 1]
-        if merges:
-            found[space] = merges
+        allowed, constants = np.ones(len(units), bool), [dict[str, float]() for _ in units]
+        for layer in topology.consumers(space):
+            which, module = np.flatnonzero(read[space, layer.layer]), network.layers[layer.layer]
+            if not len(which):
+                continue
+            values = _values(topology, layer, space, units[which], inputs[layer.layer])
+            allowed[which] &= _exact(module, values)
+            for at, value in zip(which.tolist(), values[:, 0].tolist(), strict=True):
+                if module.bias is not None:
+                    constants[at][layer.layer] = value
+        taken = np.flatnonzero(allowed)[: topology.units[space] - 1].tolist()
+        if taken:
+            found[space] = [Merge(int(units[at]), {}, constants[at]) for at in taken]
     return found
 
 
-Read: TypeAlias = Mapping[tuple[str, str], NDArray[np.bool_]]
-"""Which of some units of a space a layer reads, by space and layer."""
-
-
-def _constants(network: Editable, space: str, units: IntArray, read: Read, inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Per unit: what each layer that reads it reads of it in evaluation mode, over samples, repeats and positions, flattened."""
-    found: list[dict[str, Tensor]] = [{} for _ in units]
-    for layer in network.topology.consumers(space):
-        which = np.flatnonzero(read[space, layer.layer])
-        if not len(which):
-            continue
-        values = inputs[layer.layer] if len(layer.shape) > 2 else inputs[layer.layer].movedim(-1, 1)
-        for number, group in zip(which.tolist(), columns_of(network.topology, layer, space, units[which]), strict=True):
-            found[number][layer.layer] = values[:, torch.from_numpy(group).to(values.device)].flatten()
-    return found
+def _values(topology: Topology, layer: Connections, space: str, units: IntArray, inputs: Tensor) -> Tensor:
+    """Per unit: what a layer reads of it in evaluation mode, over samples, repeats and positions, (units, values)."""
+    columns = torch.from_numpy(np.stack(columns_of(topology, layer, space, units))).to(inputs.device)  # (units, columns)
+    features = inputs if len(layer.shape) > 2 else inputs.movedim(-1, 1)
+    return features[:, columns].movedim(1, 0).flatten(1)
 
 
 def _inputs(network: Editable, paths: Collection[str]) -> dict[str, Tensor]:
@@ -72,9 +66,10 @@ def _inputs(network: Editable, paths: Collection[str]) -> dict[str, Tensor]:
     return layer_inputs(network.module, {path: network.layers[path] for path in paths}, torch.cat([example, noise.to(example)]))
 
 
-def _exact(layer: SparseLinear | SparseConv2d, values: Tensor) -> bool:
-    """Whether a layer's bias can take over what these values (one unit's, everywhere) contribute."""
-    if bool((values == 0).all()):
-        return True
+def _exact(layer: SparseLinear | SparseConv2d, values: Tensor) -> NDArray[np.bool_]:
+    """Of which units a layer's bias can take over what their values (units, values) contribute, (units,)."""
+    exact = (values == 0).all(1)
     padded = isinstance(layer, SparseConv2d) and any(layer.padding)
-    return layer.bias is not None and not padded and bool((values == values[0]).all())
+    if layer.bias is not None and not padded:
+        exact |= (values == values[:, :1]).all(1)
+    return exact.cpu().numpy()
