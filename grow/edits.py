@@ -47,7 +47,7 @@ _PHASES = ("train", "prune", "tidy", "units", "grow", "shed", "merge", "insert")
 def carry_out(session: Session, decision: Edit, accuracy: float | None = None) -> None:
     """Edit the network as decided, and note the event. ``accuracy``: what was reported, for the event."""
     network, before = session.network, session.network.topology
-    if any(parameter.grad is not None for parameter in network.parameters()):
+    if any(parameter.grad is not None for group in session.optimizer.param_groups for parameter in group["params"]):
         session.optimizer.zero_grad()  # stale already: edits need not carry them
     loss_before = probe(session)
     thresholds: dict[str, float] = {}  # filled where connections are pruned

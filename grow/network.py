@@ -180,7 +180,7 @@ class Network(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(self.module.parameters()).device
+        return next(iter(self.layers.values())).weight.device  # at hand, unlike the parameters of all modules
 
     def attach(self, follower: torch.optim.Optimizer | Follower) -> None:
         """Let an optimizer, or tensors shaped like the network's, follow every edit.

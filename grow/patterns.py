@@ -227,9 +227,11 @@ def _joined(scored: Scored, count: int) -> NDArray[np.float32]:
 
 def as_choice(scored: Scored, chosen: BoolArray) -> Choice:
     """Positions of the marked candidates (N,), by layer."""
-    ends = np.cumsum([len(positions) for positions, _ in scored.values()])
-    shares = np.split(chosen, ends[:-1]) if len(ends) else []
-    return {layer: _marked(positions, share) for (layer, (positions, _)), share in zip(scored.items(), shares, strict=True)}
+    choice, start = Choice(), 0
+    for layer, (positions, _) in scored.items():
+        choice[layer] = _marked(positions, chosen[start : start + len(positions)])
+        start += len(positions)
+    return choice
 
 
 def _marked(positions: IntArray, marks: BoolArray) -> IntArray:

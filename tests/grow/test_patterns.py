@@ -21,6 +21,7 @@ from grow.patterns import (
     lowest,
     lowest_groups,
     nth_smallest,
+    smallest,
 )
 from grow.structured import source_groups
 from grow.topology import Connections, Space, Topology
@@ -358,5 +359,7 @@ def test_the_nth_smallest_of_many_is_that_of_the_sorted_scores(kind: str) -> Non
         scores.sort()
     elif kind == "as the sample does not show":
         scores[::61] = 9
+    order = np.argsort(scores, kind="stable")
     for n in (1, 2, MANY // 3, MANY - 1, MANY):
-        assert nth_smallest(scores, n) == np.sort(scores)[n - 1]
+        assert nth_smallest(scores, n) == scores[order[n - 1]]
+        assert np.array_equal(np.flatnonzero(smallest(scores, n)), np.sort(order[:n]))  # the first of equals

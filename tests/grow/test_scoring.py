@@ -96,6 +96,30 @@ def test_pruning_in_blocks_of_rows_chooses_what_pruning_at_once_would(compressed
     assert lists(chosen) == lists(lowest(protected, 40))
 
 
+@pytest.mark.parametrize("count", [1, 20, 60, 100, 10**4])
+def test_of_equal_weights_the_first_are_pruned_and_no_layer_or_output_unit_loses_all_however_many(count: int) -> None:
+    """An oracle that goes through the sorted weights one by one."""
+    found, rng = network(density=0.1), np.random.default_rng(count)
+    with torch.no_grad():
+        for layer in found.layers.values():
+            layer.weight.copy_(torch.from_numpy(rng.integers(1, 4, layer.weight.shape)) * (layer.weight != 0))
+    topology, taken = found.topology, dict[str, list[int]]()
+    ranked = []
+    for number, layer in enumerate(topology.layers):
+        values = {int(at): float(found.layers[layer.layer].weight.detach().flatten()[at]) for at in layer.positions()}
+        taken[layer.layer] = []
+        if layer.layer == "4":  # the last one of a unit's strongest stays
+            rows = {at // layer.shape[1] for at in values}
+            kept = {max((at for at in values if at // layer.shape[1] == row), key=lambda at: (values[at], at)) for row in rows}
+        else:  # the first one of the layer's strongest
+            kept = {max(values, key=lambda at: (values[at], -at))} if count >= layer.count else set()
+        ranked += [(value, number, at, layer.layer) for at, value in values.items() if at not in kept]
+    for _, _, at, name in sorted(ranked)[:count]:
+        taken[name].append(at)
+    chosen = to_prune(found, criterion("magnitude"), evidence(found, "magnitude"), count)
+    assert lists(chosen) == {name: sorted(positions) for name, positions in taken.items()}
+
+
 def test_frozen_layers_neither_lose_nor_gain() -> None:
     found = network()
     given, frozen = evidence(found, "gradient"), frozenset({"2"})

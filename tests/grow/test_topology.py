@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from grow.axes import Segment
-from grow.topology import Connections, Space, Topology
+from grow.topology import Connections, Space, Topology, among, unconnected
 from tests.contracts.topologies import branched, convolutional, mlp
 
 
@@ -25,6 +25,32 @@ def test_a_layer_with_all_connections_lists_them_without_storing_them() -> None:
     assert layer.index is None
     assert layer.positions().tolist() == list(range(12))
     assert (layer.count, layer.density) == (12, 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_connections_at_given_positions_are_found_by_flags_as_by_search(count: int) -> None:
+    """640 places: flags from 20 connections on."""
+    rng = np.random.default_rng(count)
+    index = np.sort(rng.choice(640, count, replace=False))
+    layer = mlp(32, 20).with_index({"fc1": index}).layer("fc1")
+    for positions in (index[:0], index[::2], index, np.arange(0, 640, 3)):
+        assert among(layer, positions).tolist() == np.isin(index, positions).tolist()
+    assert among(mlp(2, 2).layers[0], np.array([1])).tolist() == [False, True, False, False]
+
+
+def test_units_with_a_path_are_not_looked_at_again_when_connections_come() -> None:
+    before = mlp(2, 2, 1).with_index({"fc1": np.array([0, 3])})
+    after = before.with_index({"fc1": np.array([0, 2, 3])})
+    after.has_all_of(before)
+    assert "unconnected" not in after.__dict__  # nobody has looked
+    assert not unconnected(before)
+    after.has_all_of(before)
+    assert after.__dict__["unconnected"] == {}
+    dead = mlp(2, 2, 1).with_index({"fc1": np.array([0])})
+    assert unconnected(dead)["s1"].tolist() == [1]
+    revived = dead.with_index({"fc1": np.array([0, 3])})
+    revived.has_all_of(dead)
+    assert not unconnected(revived)
 
 
 def test_pairs_of_units_weigh_as_many_connections_as_join_them() -> None:
