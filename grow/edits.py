@@ -27,7 +27,7 @@ from grow.network import Network
 from grow.patterns import Choice
 from grow.rounds import exponential, rounds_needed
 from grow.scoring import to_grow, to_prune
-from grow.splice import Splice, weights_of
+from grow.splice import Splice
 from grow.task import Batch
 from grow.topology import Topology
 from grow.unit_evidence import gather_units
@@ -188,15 +188,14 @@ def _prune_round(session: Session, count: int) -> dict[str, Tensor]:
     evidence = _evidence(session, session.methods.pruning)
     while count > 0:
         choice = _chosen(session, session.methods.pruning, evidence, -count, to_prune)
-        weights = weights_of(network, choice)
         try:
-            network.prune_connections(choice)
+            weights = network.prune_connections(choice)
         except LastPathError:
             count //= 2
             continue
         if splice is not None:
             splice.note(choice, weights)
-        return {name: lost for name, lost in weights.items() if len(lost)}
+        return weights
     return {}
 
 

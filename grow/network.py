@@ -61,7 +61,7 @@ class Network(nn.Module):
     ``module`` is any module that `grow.trace` can follow, ``example`` one input (1, ...). The module is copied.
 
     >>> network = Network(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4))
-    >>> network.prune_connections({"0": np.array([0, 5])})
+    >>> lost = network.prune_connections({"0": np.array([0, 5])})
     >>> network.topology.connections, round(network.topology.density, 2)
     (16, 0.89)
     """
@@ -273,12 +273,15 @@ class Network(nn.Module):
         """
         self._carry_out(grown(self, positions, values))
 
-    def prune_connections(self, positions: Mapping[str, IntArray]) -> None:
+    def prune_connections(self, positions: Mapping[str, IntArray]) -> dict[str, Tensor]:
         """Remove the connections at flat positions of the named layers, with their weights and optimizer state.
 
-        ValueError if a position does not exist, or if a hidden space would be left without any unit that is connected on both sides.
+        The weights that they had, in the order of their positions, of every layer that loses some. ValueError if a position does not exist,
+        or if a hidden space would be left without any unit that is connected on both sides.
         """
-        self._carry_out(pruned(self, positions))
+        plan = pruned(self, positions)
+        self._carry_out(plan)
+        return plan.lost
 
     def set_connections(self, index: Mapping[str, Index]) -> None:
         """Give the named layers exactly these connections; weights of connections that are kept stay, new ones are zero."""

@@ -22,7 +22,7 @@ from grow.editing.carry import moved_positions
 from grow.evidence import Evidence
 from grow.network import Network
 from grow.patterns import Choice
-from grow.topology import Topology, among
+from grow.topology import Topology
 
 RISE = 1.1 / 0.9
 """How far above the threshold below which connections went a weight must be to come back, in thresholds."""
@@ -39,11 +39,11 @@ class Splice:
         self.held: dict[str, tuple[IntArray, Tensor]] = {}
 
     def note(self, choice: Choice, pruned: Mapping[str, Tensor]) -> None:
-        """Remember connections that are pruned, with the weights that they had: `weights_of`."""
+        """Remember connections that are pruned, with the weights that they had: what `Network.prune_connections` gives."""
         for name, positions in choice.items():
-            weights = pruned[name]
             if not len(positions):
                 continue
+            weights = pruned[name]
             self.thresholds[name] = float(weights.abs().max())
             old, values = self.held.get(name, (np.zeros(0, np.int64), weights[:0]))
             stays = ~np.isin(old, positions)
@@ -117,14 +117,3 @@ class Splice:
         for name, (positions, values) in self.held.items():
             absent = ~np.isin(positions, network.topology.layer(name).positions())
             self.held[name] = (positions[absent], values[torch.from_numpy(absent).to(values.device)])
-
-
-def weights_of(network: Network, choice: Choice) -> dict[str, Tensor]:
-    """Weights of existing connections, in the order of their positions, which are sorted."""
-    found = {}
-    for name, positions in choice.items():
-        layer = network.layers[name]
-        held = network.topology.layer(name)
-        at = positions if layer.storage == "dense" else np.flatnonzero(among(held, positions))
-        found[name] = layer.weight.detach().reshape(-1).index_select(0, torch.from_numpy(at).to(network.device))
-    return found

@@ -19,13 +19,14 @@ class Connected:
     """Sorted flat positions (E,) of a layer's connections after some came or went.
 
     slots: where each stood among those before, -1 where it is new, (E,); of a layer whose mask is at hand, the new mask instead,
-    flattened, and the positions that are new.
+    flattened, and the positions that are new. gone: where those that went stood among those before.
     """
 
     positions: IntArray
     slots: IntArray | None = None
     mask: NDArray[np.bool_] | None = None
     added: IntArray | None = None
+    gone: IntArray | None = None
 
 
 def as_index(positions: IntArray, possible: int) -> Index:

@@ -27,7 +27,7 @@ class LastPathError(ValueError):
 
 def grown(network: Editable, positions: Mapping[str, IntArray], values: Mapping[str, Tensor] | None) -> PlannedEdit:
     """The edit that adds connections at flat positions, of weight zero or with the given weights."""
-    plan = _planned(network, positions, joined)
+    plan = _planned(network, _changed(network, positions, joined))
     plan.topology.has_all_of(network.topology)
     for name, given in (values or {}).items():
         new = np.asarray(positions.get(name, ()), np.int64)
@@ -40,23 +40,33 @@ def grown(network: Editable, positions: Mapping[str, IntArray], values: Mapping[
 
 def pruned(network: Editable, positions: Mapping[str, IntArray]) -> PlannedEdit:
     """The edit that removes the connections at flat positions."""
-    plan = _planned(network, positions, parted)
+    connected = _changed(network, positions, parted)
+    plan = _planned(network, connected)
     for space, dead in unconnected(plan.topology).items():
         if len(dead) == plan.topology.units[space]:
             raise LastPathError(f"space {space!r} would keep 0 connected units, but must keep at least 1; prune fewer connections")
+    for name, rest in connected.items():
+        layer = network.layers[name]
+        gone = checked(network.topology.layer(name), positions[name]) if layer.storage == "dense" else rest.gone
+        assert gone is not None
+        plan.lost[name] = layer.weight.detach().reshape(-1).index_select(0, torch.from_numpy(gone).to(layer.weight.device))
     return plan
 
 
-def _planned(
+def _changed(
     network: Editable, positions: Mapping[str, IntArray], change: Callable[[Connections, IntArray, BoolArray | None], Connected]
-) -> PlannedEdit:
-    """The edit that changes the connections of layers at some flat positions."""
+) -> dict[str, Connected]:
+    """The connections of layers that change at some flat positions."""
     connected = {}
     for name, given in positions.items():
         layer = network.topology.layer(name)
         changed = checked(layer, given)
         if len(changed):
             connected[name] = change(layer, changed, _mask(network.layers[name]))
+    return connected
+
+
+def _planned(network: Editable, connected: Mapping[str, Connected]) -> PlannedEdit:
     index = {name: as_index(found.positions, network.topology.layer(name).possible) for name, found in connected.items()}
     return planned(network, {}, index, connected=connected)
 

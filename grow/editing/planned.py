@@ -52,7 +52,7 @@ class PlannedEdit:
 
     topology, kernels, parts, tensors: of the network. carries: how a tensor, and what is shaped like it, goes through the edit.
     gradients, states, followed: of its optimizers and followers. revalued: (id of a follower, name) whose copies change by themselves.
-    moves: old unit of every new one, by space; None where the whole network is replaced.
+    moves: old unit of every new one, by space; None where the whole network is replaced. lost: weights of connections that are pruned.
     """
 
     network: Editable
@@ -66,6 +66,7 @@ class PlannedEdit:
     revalued: set[tuple[int, str]] = field(default_factory=set)
     parts: dict[str, IntArray] | None = None
     moves: Mapping[str, IntArray] | None = None
+    lost: dict[str, Tensor] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ other values than those carried over
 

@@ -64,8 +64,9 @@ def parted(layer: Connections, old: IntArray, mask: NDArray[np.bool_] | None = N
         left[old] = False
         rest = Connected(np.flatnonzero(left), mask=left, added=old[:0])
     else:
-        slots = np.flatnonzero(~among(layer, old))
-        rest = Connected(layer.positions()[slots], slots)
+        gone = among(layer, old)
+        slots = np.flatnonzero(~gone)
+        rest = Connected(layer.positions()[slots], slots, gone=np.flatnonzero(gone))
     missing = old[:0]
     if len(rest.positions) + len(old) > layer.count:
         missing = np.setdiff1d(old, layer.positions(), assume_unique=True)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from grow.evidence import gather
 from grow.network import Network
-from grow.splice import Splice, weights_of
+from grow.splice import Splice
 
 
 def row(*weights: float) -> Network:
@@ -26,9 +26,7 @@ def first(choice: dict[str, np.ndarray]) -> list[int]:
 
 def prune(network: Network, splice: Splice, *positions: int) -> None:
     choice = {"0": np.array(positions)}
-    weights = weights_of(network, choice)
-    network.prune_connections(choice)
-    splice.note(choice, weights)
+    splice.note(choice, network.prune_connections(choice))
 
 
 ALL = {"0": 12, "1": 3}
