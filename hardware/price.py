@@ -64,9 +64,12 @@ def machine_price(work: Workload, density: float, parts: int, profile: Profile, 
 
 
 def halo_unit_seconds(profile: Profile, parts: int, own: float, values: float) -> float:
-    """Time that one more halo unit takes in a step, there and back; ``own`` units are held by a part, each of so many values."""
+    """Time that one more halo unit takes in a step, there and back; ``own`` units are held by a part, each of so many values.
+
+    Its values lie together, as sparse kernels leave them.
+    """
     size = values * profile.element_size
-    less, more = (profile.halo_seconds(parts, own * size, factor * HALO_SHARE * own * size) for factor in (1.0, MORE))
+    less, more = (profile.halo_seconds(parts, own * size, factor * HALO_SHARE * own * size, by_unit=True) for factor in (1.0, MORE))
     return (more - less) / ((MORE - 1) * HALO_SHARE * own)
 
 

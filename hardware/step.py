@@ -28,6 +28,9 @@ from hardware.workload import LayerWork
 FORWARD_SHARE = 1 / 3
 """One of the three products of a layer step."""
 
+BY_SAMPLE = ("dense", "columns")
+"""Kernels whose outputs lie in memory sample after sample; those of the others unit after unit."""
+
 Waits = list[tuple[int, ...]]
 """Per device, the tasks that have to end first."""
 
@@ -93,14 +96,27 @@ class Prices:
         known = {norm.name for norm in self.work.norms if inference and norm.over == "batch"}
         return {forward.names[0]: (forward, backward) for forward, backward in found if forward.names[0] not in known}
 
-    def move_s(self, move: Move) -> float:
-        """Seconds of a collective by itself: measured where the profile has it, else by its slowest device. Exchanges go there and back."""
+    def by_unit(self, transition: Transition, layouts: Strategy) -> bool:
+        """Whether the values of a unit that a halo consists of lie together: those of maps, and of what sparse kernels computed."""
+        if not transition.source == transition.target == "units":
+            return False
+        if any(self.work.layer(name).convolution for name in transition.layers):
+            return True
+        makers = [layer for layer in self.work.layers if layer.computes in transition.spaces]
+        kernels = {self.layer(local)[1] for layer in makers for local in self.shares.of(layer, layouts) if local.rows}
+        return not any(layer.convolution for layer in makers) and kernels.isdisjoint(BY_SAMPLE)
+
+    def move_s(self, move: Move, *, by_unit: bool = False) -> float:
+        """Seconds of a collective by itself: measured where the profile has it, else by its slowest device. Exchanges go there and back.
+
+        by_unit: of a halo, as above; for others, and where kernels are not known yet, the layout that takes longer counts.
+        """
         most = int(max(move.pairs.sum(0).max(), move.pairs.sum(1).max()))
         if move.collective == "sum":
             return self.profile.collective_seconds("sum", self.devices, move.shared or most // (self.devices - 1))
         if move.collective == "gather":
             return self.profile.collective_seconds("gather", self.devices, most / (self.devices - 1))
-        return self.profile.halo_seconds(self.devices, move.kept, most) / 2
+        return self.profile.halo_seconds(self.devices, move.kept, most, by_unit=by_unit) / 2
 
     def measured(self, move: Move) -> bool:
         """Whether the time of such a collective is known from the clock."""
@@ -175,7 +191,8 @@ class _Step:
         values = own
         if transition is not None and transition.forward.collective != "sum":
             if id(transition) not in arrived:
-                arrived[id(transition)] = self._move(transition.forward, f"{_spaces(transition)} forward", own)
+                by_unit = self.prices.by_unit(transition, self.layouts)
+                arrived[id(transition)] = self._move(transition.forward, f"{_spaces(transition)} forward", own, by_unit)
             values = arrived[id(transition)]
         ended: Waits = []
         for r, local in enumerate(self.prices.shares.of(layer, self.layouts)):
@@ -216,7 +233,8 @@ class _Step:
             ended.append(self._compute(f"{layer.layer} own units", "backward", at_once, r, sent[r]))
         self._begin_sums(layer, ended)
         if transition is not None and layer.layer == transition.layers[0]:  # the last of them in this direction
-            ended = self._join([ended, self._move(transition.backward, f"{_spaces(transition)} backward", sent)])
+            by_unit = self.prices.by_unit(transition, self.layouts)
+            ended = self._join([ended, self._move(transition.backward, f"{_spaces(transition)} backward", sent, by_unit)])
         producers = {reads.space for reads in layer.reads}
         for earlier in self.work.layers:
             if earlier.layer == layer.layer:
@@ -242,25 +260,25 @@ class _Step:
         self.last[r] = self._add(Task(name, kind, seconds, (device(r),), waits, disturbed))
         return self.last[r]
 
-    def _move(self, move: Move, name: str, after: Waits) -> Waits:
+    def _move(self, move: Move, name: str, after: Waits, by_unit: bool = False) -> Waits:
         """A collective, after which every device has what it needs."""
         if move.bytes == 0:
             return after
         ordered = () if self.prices.overlapping else self.last  # one thing after the other, as it is issued
         everyone = tuple(sorted({number for waits in (*after, *ordered) for number in waits}))
         if not self.prices.overlapping or self.prices.measured(move):
-            return self._together(move, name, everyone)
+            return self._together(name, self.prices.move_s(move, by_unit=by_unit), move.bytes, everyone)
         if move.shared:
             return self._ring(move, name, everyone)
         return self._messages(move, name, after)
 
-    def _together(self, move: Move, name: str, after: tuple[int, ...]) -> Waits:
+    def _together(self, name: str, seconds: float, size_bytes: int, after: tuple[int, ...]) -> Waits:
         ranks = range(self.k)
         if self.prices.overlapping:
             resources = tuple(f"{way} {r}" for r in ranks for way in ("out", "in"))
         else:
             resources = tuple(device(r) for r in ranks)
-        task = self._add(Task(name, "communication", self.prices.move_s(move), resources, after, size_bytes=move.bytes))
+        task = self._add(Task(name, "communication", seconds, resources, after, size_bytes=size_bytes))
         if not self.prices.overlapping:
             self.last = [task for _ in ranks]
         return [task for _ in ranks]

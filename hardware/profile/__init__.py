@@ -169,15 +169,15 @@ class Profile:
         return {key: SizeTable(rows) for key, rows in tables.items()}
 
     @cached_property
-    def _halo_rates(self) -> Mapping[int, FloatArray]:
-        """Per number of ranks: seconds of a halo beyond its two exchanges, and per byte of its own and of its remote values."""
+    def _halo_rates(self) -> Mapping[tuple[bool, int], FloatArray]:
+        """By layout and number of ranks: seconds of a halo beyond its two exchanges, and per byte of its own and of its remote values."""
         from hardware.tables import rates
 
         found = {}
-        for ranks in sorted({row.ranks for row in self.halos}):
-            rows = [row for row in self.halos if row.ranks == ranks]
+        for by_unit, ranks in sorted({(row.by_unit, row.ranks) for row in self.halos}):
+            rows = [row for row in self.halos if (row.by_unit, row.ranks) == (by_unit, ranks)]
             extra = [row.seconds - 2 * self._exchange_s(ranks, row.halo_bytes) for row in rows]
-            found[ranks] = rates([(1.0, row.own_bytes, row.halo_bytes) for row in rows], extra, [row.seconds for row in rows])
+            found[by_unit, ranks] = rates([(1.0, row.own_bytes, row.halo_bytes) for row in rows], extra, [row.seconds for row in rows])
         return found
 
     def seconds(
@@ -277,17 +277,19 @@ class Profile:
             raise ValueError(f"kernel is {kernel!r}, but must be one that was measured: {names}; measure it with `grow profile`")
         return seconds, kernel
 
-    def halo_seconds(self, ranks: int, own_bytes: float, halo_bytes: float) -> float:
+    def halo_seconds(self, ranks: int, own_bytes: float, halo_bytes: float, *, by_unit: bool = False) -> float:
         """Time that a step spends on the halo of one space, there and back: picking, sending and joining values.
 
-        own_bytes, halo_bytes: values of the batch that a rank holds itself and that it gets from the others.
+        own_bytes, halo_bytes: values of the batch that a rank holds itself and that it gets from the others. by_unit: as `HaloTime` has it;
+        where one layout was not measured, the other one's time.
         """
         if ranks < 2 or halo_bytes <= 0:
             return 0.0
         exchanged = 2 * self._exchange_s(ranks, halo_bytes)
-        known = [count for count in self._halo_rates if count <= ranks]
+        layout = by_unit if any(row.by_unit == by_unit for row in self.halos) else not by_unit
+        known = [count for found, count in self._halo_rates if found == layout and count <= ranks]
         if known:
-            constant, own, remote = map(float, self._halo_rates[max(known)])
+            constant, own, remote = map(float, self._halo_rates[layout, max(known)])
             exchanged += constant + own * own_bytes + remote * halo_bytes
         return self.coefficients.halo * exchanged + 2 * self.coefficients.call_s
 

@@ -86,7 +86,8 @@ class CollectiveTime:
 class HaloTime:
     """What dividing a space costs a step: values picked, sent, received and joined, and the way back of their gradients.
 
-    own_bytes, halo_bytes: values of a batch that a rank holds itself, and that it gets from the others.
+    own_bytes, halo_bytes: values of a batch that a rank holds itself, and that it gets from the others. by_unit: whether those of a unit
+    lie together in memory, as sparse kernels leave them, or those of a sample, which takes longer: messages are by unit.
     """
 
     ranks: int
@@ -94,6 +95,7 @@ class HaloTime:
     halo_bytes: int
     seconds: float
     spread: float = 0.0
+    by_unit: bool = False
 
 
 LEAST_HIDDEN = 0.01

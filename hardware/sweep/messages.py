@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,8 @@ def measure_halos(rank: Rank, grid: Grid, link: Link) -> tuple[HaloTime, ...]:
     found: list[HaloTime] = []
     for peers in _groups(rank):
         for units in HALO_UNITS:
-            found += [_halo(rank, peers, units, max(1, round(share * units)), grid, link) for share in HALO_SHARES]
+            for share, by_unit in product(HALO_SHARES, (False, True)):
+                found.append(_halo(rank, peers, units, max(1, round(share * units)), by_unit, grid, link))
         distributed.barrier()
     return tuple(found)
 
@@ -159,8 +160,8 @@ def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid, link: Link) ->
         yield CollectiveTime(name, peers.count, size, *timing)
 
 
-def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid, link: Link) -> HaloTime:
-    """``units`` of every rank, of which the next rank needs some."""
+def _halo(rank: Rank, peers: Peers, units: int, needed: int, by_unit: bool, grid: Grid, link: Link) -> HaloTime:
+    """``units`` of every rank, of which the next rank needs some; their values as sparse kernels leave them (``by_unit``) or dense ones."""
     owner = np.repeat(np.arange(peers.count), units)
     needs = []
     for number in range(peers.count):
@@ -168,8 +169,11 @@ def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid, link: L
         needs.append(np.sort(np.concatenate([np.arange(number * units, (number + 1) * units), np.arange(before, before + needed)])))
     plans, _ = halo_plans(owner, needs)
     exchange = Moved(Halo(plans[peers.rank], peers)).to(rank.device)
-    x = torch.zeros(HALO_BATCH, units, device=rank.device, requires_grad=True)
-    upstream = torch.ones(HALO_BATCH, units + needed, device=rank.device)
+    x, upstream = (
+        torch.ones(width, HALO_BATCH, device=rank.device).t() if by_unit else torch.ones(HALO_BATCH, width, device=rank.device)
+        for width in (units, units + needed)
+    )
+    x.requires_grad_(True)
 
     def there_and_back() -> None:
         x.grad = None
@@ -178,7 +182,7 @@ def _halo(rank: Rank, peers: Peers, units: int, needed: int, grid: Grid, link: L
     values = x.element_size() * HALO_BATCH
     repeats = min(max(5, grid.repeats // 2), _affordable(2 * link.seconds(values * needed)))
     timing = in_company(there_and_back, rank.device, repeats, short_product(rank.device))
-    return HaloTime(peers.count, values * units, values * needed, *timing)
+    return HaloTime(peers.count, values * units, values * needed, *timing, by_unit)
 
 
 def _repeats(grid: Grid, size: int, ranks: int, expected_s: float) -> int:

@@ -214,6 +214,19 @@ def test_a_halo_costs_two_exchanges_and_what_was_measured_beyond_them() -> None:
     assert made_up_profile().halo_seconds(2, 10**6, 10**6) == pytest.approx(2 * (LATENCY_S + 10**6 / BANDWIDTH))
 
 
+def test_a_halo_whose_units_lie_together_takes_its_own_measured_time() -> None:
+    def truth(own: float, remote: float, by_unit: bool) -> float:
+        return 2 * (LATENCY_S + remote / BANDWIDTH) + 1e-4 + (1e-10 if by_unit else 5e-10) * (own + remote)
+
+    points = product((10**4, 10**6), (10**3, 10**5), (False, True))
+    rows = tuple(HaloTime(2, own, remote, truth(own, remote, by_unit), 0.0, by_unit) for own, remote, by_unit in points)
+    profile = replace(made_up_profile(), halos=rows)
+    for by_unit in (False, True):
+        assert profile.halo_seconds(2, 10**7, 10**6, by_unit=by_unit) == pytest.approx(truth(10**7, 10**6, by_unit))
+    one = replace(profile, halos=tuple(row for row in rows if not row.by_unit))
+    assert one.halo_seconds(2, 10**7, 10**6, by_unit=True) == pytest.approx(truth(10**7, 10**6, False))  # what was measured at all
+
+
 def test_coefficients_stretch_what_they_name_and_nothing_else() -> None:
     plain = made_up_profile()
     profile = replace(plain, coefficients=Coefficients(alone=1.1, together=1.2, halo=1.5, sum=2.0))

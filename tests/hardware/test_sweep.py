@@ -262,7 +262,7 @@ def test_two_ranks_measure_all_that_takes_two() -> None:
     measured = [(row.collective, row.bytes) for row in first.collectives]
     assert sorted(measured) == sorted([*product(("exchange", "sum", "gather"), (8, 512)), ("sum", 2**15)])
     assert {row.kernel for row in first.contention} == {"dense", "csr", "conv dense", "conv csr"}
-    assert {row.own_bytes // row.halo_bytes for row in first.halos} == {1, 16}
+    assert {(row.own_bytes // row.halo_bytes, row.by_unit) for row in first.halos} == set(product((1, 16), (False, True)))
     assert len(first.overlaps) == 1
 
 
