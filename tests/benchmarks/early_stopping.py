@@ -1,6 +1,6 @@
 """What is early stopping worth? Hypervolume of searches with it against those without, at most so large a share of their training samples.
 
-    python -m tests.benchmarks.early_stopping [--share 0.7] [--studies digits mnist] [--seeds 5] [--trials 32] [--hardware FILE]
+    python -m tests.benchmarks.early_stopping [--share 0.7] [--sampler tpe] [--studies digits mnist] [--seeds 5] [--trials 32] [--hardware FILE]
         [--network NAME] [--tolerance POINTS] [--data-dir DIR] [--set steps=150] [--runs-dir DIR] [--json]
 
 The search without early stopping has so many trials. The one with it begins with the same budget, sampler, seed and reference point (the
@@ -11,7 +11,8 @@ the share of the other's samples; trials that it began beyond that do not count.
 ``at_equal_trials`` is the ratio after so many trials as the search without has, for ``samples_at_equal_trials``; ``shortened`` is the ratio
 of the search without early stopping itself, broken off at the same share: what is to be had by searching less. ``baselines`` is the
 share of its hypervolume that every search has for nothing: where that is nearly all, a ratio says little. Medians over the seeds.
-Trials take turns, so that a search is repeatable, where one core is allowed (``taskset -c 1``).
+Under ``--sampler random`` both searches draw the same recipes, whatever they were told of earlier ones: what the rule itself loses, and not
+what a model of the recipes makes of it. Trials take turns, so that a search is repeatable, where one core is allowed (``taskset -c 1``).
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class Compared:
 
 def compared(arguments: argparse.Namespace, runs: Path, study: str, seed: int) -> Compared:
     """Search with one seed, or take what was searched before."""
-    whole = searches.searched(arguments, runs, study, seed, "tpe", ["--sampler", "tpe", "--no-early-stopping"])
-    early = searches.searched(arguments, runs, study, seed, "early", ["--sampler", "tpe", "--early-stopping"])
+    sampler = arguments.sampler
+    whole = searches.searched(arguments, runs, study, seed, sampler, ["--sampler", sampler, "--no-early-stopping"])
+    early = searches.searched(arguments, runs, study, seed, f"early-{sampler}", ["--sampler", sampler, "--early-stopping"])
     within = arguments.share * outcome(whole).samples
     searches.extended(early, within)
     found = Compared(
@@ -93,9 +95,12 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--share", type=float, default=0.7, help="of the training samples, that early stopping may take")
+    parser.add_argument("--sampler", choices=("tpe", "nsga2", "gp", "random"), default="tpe")
     searches.options(parser)
     arguments = parser.parse_args()
-    cases = rows.selected([{"study": study, "trials": arguments.trials} for study in arguments.studies], arguments.only)
+    cases = rows.selected(
+        [{"study": study, "trials": arguments.trials, "sampler": arguments.sampler} for study in arguments.studies], arguments.only
+    )
     with searches.folder_of_runs(arguments) as runs:
         rows.write([measured(arguments, runs, case) for case in cases], arguments.json)
 
