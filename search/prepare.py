@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from grow.network import Network
 from grow.topology import Topology
 from hardware.cache import obtain
 from hardware.cost import predict
@@ -39,8 +40,8 @@ def prepare(run: RunFolder) -> Plan:
     found = discover(options.device, options.gpus if machine is None else 1)
     ranges = definition.ranges(options.devices_per_trial)
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
-    topology = _start_topology(definition, source, options, network)
-    _check_units(topology, options.devices_per_trial, definition)
+    start = _start_network(definition, source, options, network)
+    _check_units(start.topology, options.devices_per_trial, definition)
     if price_is_idle(definition.settings, ranges, options.devices_per_trial):
         _say(f"price {UNPRICED}")
     if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
@@ -56,14 +57,14 @@ def prepare(run: RunFolder) -> Plan:
         kind=found.kind,
         device_names=[device.name for device in profile.devices[: options.gpus]],
         elsewhere=None if machine is None else machine.described,
-        dense_step_s=None if machine is not None else _dense_step_s(topology, definition, profile),
+        dense_step_s=None if machine is not None else _dense_step_s(start, definition, profile),
     )
 
 
-def _dense_step_s(topology: Topology, definition: StudyDefinition, profile: Profile) -> float:
+def _dense_step_s(start: Network, definition: StudyDefinition, profile: Profile) -> float:
     batch = definition.settings.get("batch_size", default("batch_size"))
     assert isinstance(batch, int)
-    return predict(Workload.of(topology), "single", None, profile, batch).total_s
+    return predict(Workload.of_network(start), "single", None, profile, batch).total_s
 
 
 def _machine(options: Options) -> Profile | None:
@@ -120,7 +121,7 @@ def price_is_idle(settings: Mapping[str, object], ranges: Mapping[str, Range], d
     return bool(settings.get("price")) or (parted and "price" in ranges)
 
 
-def _start_topology(definition: StudyDefinition, source: DataSource, options: Options, network: str) -> Topology:
+def _start_network(definition: StudyDefinition, source: DataSource, options: Options, network: str) -> Network:
     fields: dict[str, object] = {
         "study": options.study,
         "network": network,
@@ -130,7 +131,7 @@ def _start_topology(definition: StudyDefinition, source: DataSource, options: Op
     }
     first = recipe(dict(definition.settings) | baseline("baseline_dense", 1) | fields)
     material = build.Material(first, definition, definition.task(source, first.batch_size, first.seed))
-    return build.start_network(material).topology
+    return build.start_network(material)
 
 
 def _check_units(topology: Topology, gpus: int, definition: StudyDefinition) -> None:

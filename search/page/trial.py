@@ -96,7 +96,7 @@ class _Shown:
     def simulation(self) -> Simulation:
         recipe = self.run.recipe(self.number)
         profile = Profile.load(self.run.folder.hardware)
-        return simulate(Workload.of(self.after.topology), recipe.strategy, self.partition, profile, recipe.batch_size, recipe.devices)
+        return simulate(Workload.of_network(self.after), recipe.how, self.partition, profile, recipe.batch_size, recipe.devices)
 
 
 def _recipe_line(trial: TrialDocument) -> str:

@@ -1,7 +1,7 @@
 """What is early stopping worth? Hypervolume of searches with it against those without, at most so large a share of their training samples.
 
-    python -m tests.benchmarks.early_stopping [--share 0.7] [--sampler tpe] [--studies digits mnist] [--seeds 5] [--trials 32] [--hardware FILE]
-        [--network NAME] [--tolerance POINTS] [--data-dir DIR] [--set steps=150] [--runs-dir DIR] [--json]
+    python -m tests.benchmarks.early_stopping [--share 0.7] [--sampler tpe] [--studies digits mnist] [--seeds 5] [--trials 32]
+        [--hardware FILE] [--network NAME] [--tolerance POINTS] [--data-dir DIR] [--set steps=150] [--runs-dir DIR] [--json]
 
 The search without early stopping has so many trials. The one with it begins with the same budget, sampler, seed and reference point (the
 lowest accuracy within the tolerance and no throughput), and goes on by ``grow resume --add`` while a whole training more would stay within
