@@ -229,7 +229,7 @@ def _splice(session: Session, splice: Splice, count: int) -> int:
 def _add_units(session: Session, units: Mapping[str, int]) -> None:
     """Let so many units be born in each space."""
     network, birth, generator = session.network, session.methods.birth, _generator(session)
-    batches = [] if birth.name == "random" else [_batch(session, session.step + later) for later in range(session.methods.batches)]
+    batches = [] if birth.name == "random" else [_batch(session, session.step + later) for later in range(session.methods.passes)]
     degrees = {space: birth_degrees(network.topology, space) for space in units}
     for space, count in units.items():
         most = _most_births(network.topology, space, birth.name)  # the others are born at the next update
@@ -252,7 +252,7 @@ def _most_births(topology: Topology, space: str, birth: str) -> int | None:
 def _prune_units(session: Session, units: Mapping[str, int]) -> None:
     """Remove so many units of each space, those that the criterion finds least worth having."""
     network, criterion = session.network, session.methods.unit_pruning
-    batches = [_batch(session, session.step + later) for later in range(session.methods.batches if criterion.needs else 0)]
+    batches = [_batch(session, session.step + later) for later in range(session.methods.passes if criterion.needs else 0)]
     evidence = gather_units(network, batches, session.task.loss, criterion.needs, _generator(session), units)
     chosen = {space: choose_units({space: criterion.score(evidence[space])}, count)[space] for space, count in units.items()}
     for space, found in chosen.items():
@@ -264,7 +264,7 @@ def _merge(session: Session) -> None:
     network, methods = session.network, session.methods
     if methods.apoptosis is None:
         raise ValueError("apoptosis is None, but must be a bound where the policy merges units; set it among the methods")
-    batches = [_batch(session, session.step + later)[0] for later in range(methods.batches)]
+    batches = [_batch(session, session.step + later)[0] for later in range(methods.passes)]
     for space in mergeable(session):
         found = apoptosis.find(network, space, batches, methods.apoptosis, methods.merging, stand_ins=methods.stand_ins)
         if found.merges:
@@ -304,7 +304,7 @@ def _growth_evidence(session: Session) -> Evidence:
 
 def _evidence(session: Session, criterion: Criterion) -> Evidence:
     """Evidence on the batches of the coming steps."""
-    needed = session.methods.batches if (criterion.needs | criterion.later) - DATA_FREE else 0
+    needed = session.methods.passes if (criterion.needs | criterion.later) - DATA_FREE else 0
     batches = [_batch(session, session.step + later) for later in range(needed)]
     only = {name: None for name in session.watched} if session.kept else None
     return gather(session.network, batches, session.task.loss, criterion.needs, _generator(session), only=only)

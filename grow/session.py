@@ -42,10 +42,10 @@ RANDOM_BIRTH = BIRTHS["random"]
 class Methods:
     """How decisions are carried out.
 
-    growth, pruning: what connections are worth. batches: of evidence at every edit. Growth that goes by the gradient on one batch takes
-    that of the last training step, where it could be watched (`Session.watches`), else that of the coming step's batch. allocation:
-    density of every layer at every edit; None: global, the scores alone say where. kept: layers whose connections and spaces are left as
-    they are. unit_pruning: what units are worth. apoptosis, merging, stand_ins: bound, method and breadth of merges, see
+    growth, pruning: what connections are worth. batches: of the coming steps, as evidence at every edit; 0 costs least: growth by the
+    gradient takes that of the last training step, before the pruning, where it could be watched (`Session.watches`), all else one batch.
+    allocation: density of every layer at every edit; None: global, the scores alone say where. kept: layers whose connections and spaces
+    are left as they are. unit_pruning: what units are worth. apoptosis, merging, stand_ins: bound, method and breadth of merges, see
     `grow.apoptosis.find`. pattern: how scores become a choice; None: one connection at a time, by the price. birth: how units come into
     being. price: of one more halo unit, in median scores; None: the network's parts play no role. timings: measured times, by which the
     kernel of every layer is chosen anew after an update; None leaves the kernels as they are.
@@ -55,7 +55,7 @@ class Methods:
     pruning: Criterion
     price: float | None = None
     timings: Timings | None = None
-    batches: int = 1
+    batches: int = 0
     allocation: Allocation | None = None
     kept: frozenset[str] = frozenset()
     unit_pruning: UnitCriterion = FAN_IN_NORM
@@ -67,8 +67,13 @@ class Methods:
     divide: Callable[[Network], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.batches < 1:
-            raise ValueError(f"batches is {self.batches}, but must be at least 1; criteria that look at gradients need data")
+        if self.batches < 0:
+            raise ValueError(f"batches is {self.batches}, but must be at least 0, the fewest that the criteria can do with")
+
+    @property
+    def passes(self) -> int:
+        """Batches that are passed through the network where a criterion looks at data."""
+        return max(1, self.batches)
 
 
 @dataclass
@@ -114,7 +119,7 @@ class Session:
         if not isinstance(self.policy, Policy) or not isinstance(self.state, State) or self.step + 1 != self.state.next_update:
             return False
         growth = self.methods.growth
-        alone = growth.needs == {"gradient"} and not growth.later and self.methods.batches == 1
+        alone = growth.needs == {"gradient"} and not growth.later and self.methods.batches == 0
         return alone and self.policy.regrow and self.autocast is None and not self.network.compiled
 
     @property

@@ -52,8 +52,9 @@ class Recipe:
     initial: the seed topology. density: final connections as a share of the dense start network's. update_interval: steps
     between updates. drop_fraction: share of the live connections replaced at one update. price: of one more halo unit, in
     median saliencies; ``machine``: as many as the connections that the machine computes in the time of sending it, by the profile.
-    schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of evidence at
-    every update. birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
+    schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of evidence at every
+    update; with 0, the cheapest, growth takes the gradient of the step before, which 1 has measured anew after the pruning. birth: of
+    units. apoptosis: bound of merging redundant units, 0 merges none.
     devices, strategy, partitioner, imbalance: how the final network is split; ``layouts``: of every space, where the strategy is
     ``mixed``, which is every one without a name. repartition: whether units are divided anew after every
     update, as far as it pays. autocast: whether products are computed in bfloat16 (by kernels that know it; others stay in float32),
@@ -93,7 +94,7 @@ class Recipe:
     updates_end: Share = 0.75
     rounds: Count = 5
     cycles: Count = 3
-    evidence_batches: Count = 1
+    evidence_batches: Annotated[int, Ge(0)] = 0
     allocation: Literal["global", "uniform", "erdos_renyi", "erk"] = "global"
     birth: Literal["random", "split", "gradmax", "bridging"] = "random"
     apoptosis: Annotated[float, Ge(0), Lt(1)] = 0.0

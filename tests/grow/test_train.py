@@ -173,24 +173,27 @@ def test_growth_does_not_change_the_loss_and_is_not_asked_whether_it_did(monkeyp
 
 
 @pytest.mark.parametrize("kernel", ["dense", "csr"])
-def test_growth_takes_what_has_the_largest_gradients_in_the_step_before_it(kernel: str) -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_growth_takes_what_has_the_largest_gradients_in_the_step_before_it_or_after_the_pruning(kernel: str, anew: bool) -> None:
     session = make_session(History(), kernel=kernel)
     few = schedules.constant(round(0.98 * session.network.topology.connections))  # so that no unit dies of it
-    session.methods = replace(session.methods, pruning=CRITERIA["magnitude"])
+    session.methods = replace(session.methods, pruning=CRITERIA["magnitude"], batches=int(anew))
     session.policy = replace(session.policy, connections=few, drop_fraction=schedules.constant(0.05))
     for progress in train(session):
         if progress.step == 9:
             dense = copy.deepcopy(session.network)
         if progress.step == 10:
             break
-    dense.use_kernels(lambda _: "dense", 50)
-    dense.set_connections(dict.fromkeys(dense.layers))
-    inputs, targets = session.task.train_batch(9)
-    session.task.loss(dense.train()(inputs), targets).backward()
-    assert session.stepped is not None
+    assert (session.stepped is None) == anew
     next_training(session)
     assert session.stepped is None
     assert session.network.records == ()
+    if anew:  # what is new has no weight yet, so that the network is the pruned one
+        dense = copy.deepcopy(session.network)
+    dense.use_kernels(lambda _: "dense", 50)
+    dense.set_connections(dict.fromkeys(dense.layers))
+    inputs, targets = session.task.train_batch(9 + anew)
+    session.task.loss(dense.train(not anew)(inputs), targets).backward()
     pruned, grown = session.history.events[-2:]
     assert (pruned.what, grown.what) == ("prune_connections", "grow_connections")
     layers = session.network.layers.items()
@@ -218,6 +221,12 @@ def test_what_is_computed_otherwise_than_in_the_weights_precision_is_not_grown_b
     session.autocast = None
     session.network.compile(backend="eager")
     assert not session.watches
+
+
+def test_a_training_has_at_least_one_batch_of_evidence() -> None:
+    assert [Methods(CRITERIA["gradient"], CRITERIA["taylor"], batches=batches).passes for batches in (0, 1, 3)] == [1, 1, 3]
+    with pytest.raises(ValueError, match="batches is -1, but must be at least 0"):
+        Methods(CRITERIA["gradient"], CRITERIA["taylor"], batches=-1)
 
 
 STOPS = (1, 37, 70, 119)  # the third one right before an update
