@@ -134,7 +134,7 @@ class Settings:
     growth: str | Criterion = "gradient"
     smoothing: float | None = None
     splicing: bool = False
-    batches: int = 0
+    batches: int = 1
     allocation: str | None = None
 
     pattern: str | Pattern | None = None

@@ -55,7 +55,7 @@ class Methods:
     pruning: Criterion
     price: float | None = None
     timings: Timings | None = None
-    batches: int = 0
+    batches: int = 1
     allocation: Allocation | None = None
     kept: frozenset[str] = frozenset()
     unit_pruning: UnitCriterion = FAN_IN_NORM

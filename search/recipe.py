@@ -94,7 +94,7 @@ class Recipe:
     updates_end: Share = 0.75
     rounds: Count = 5
     cycles: Count = 3
-    evidence_batches: Annotated[int, Ge(0)] = 0
+    evidence_batches: Annotated[int, Ge(0)] = 1
     allocation: Literal["global", "uniform", "erdos_renyi", "erk"] = "global"
     birth: Literal["random", "split", "gradmax", "bridging"] = "random"
     apoptosis: Annotated[float, Ge(0), Lt(1)] = 0.0

@@ -1,7 +1,7 @@
 """What does control cost: edits and the scoring before them, as a share of the training time?
 
     python -m tests.benchmarks.edit_cost [--data-dir DIR] [--steps 1000] [--repeats 5] [--network NAME]
-        [--pruning NAME] [--update-interval 100] [--evidence-batches 0] [--only kernels=profile] [--json]
+        [--pruning NAME] [--update-interval 100] [--evidence-batches 1] [--only kernels=profile] [--json]
 
 LeNet-300-100 (or another network) on MNIST, batch 128, one thread, Adam: gradually pruned to 5 % while 30 % of the connections are
 replaced at every update. Once with the dense kernel everywhere, once with the kernels that the profile of this machine names, as a user
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--network", default="lenet-300-100")
     parser.add_argument("--pruning", default="magnitude")
-    parser.add_argument("--evidence-batches", type=int, default=0)
+    parser.add_argument("--evidence-batches", type=int, default=1)
     parser.add_argument("--update-interval", type=int, default=100)
     add_options(parser)
     arguments = parser.parse_args()

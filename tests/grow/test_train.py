@@ -63,7 +63,7 @@ def make_session(
     network.attach(optim)
     target = schedules.cubic(network.topology.connections, round(0.2 * possible), 0, 60)
     policy = controller.Policy(120, 10, 80, target, schedules.cosine(0.3, 80), units)
-    methods = Methods(CRITERIA["gradient"], CRITERIA["obd"], price)
+    methods = Methods(CRITERIA["gradient"], CRITERIA["obd"], price, batches=0)
     return Session(network, optim, task, policy, methods, lambda step: learning_rate, 5, history, controller.begin(policy))
 
 

@@ -111,7 +111,7 @@ def make_session(case: Case, history: History) -> Session:
     insertions = ((12, Insertion("3", "extra", "identity")),) if case.inserted else ()
     policy = controller.Policy(STEPS, INTERVAL, 30, wanted, schedules.cosine(0.3, 30), units, insertions=insertions)
     pruning = CRITERIA["movement" if case.movement else "magnitude"]
-    methods = Methods(CRITERIA["gradient"], pruning, divide=rotate if case.rotated else None)
+    methods = Methods(CRITERIA["gradient"], pruning, batches=int(case.rotated), divide=rotate if case.rotated else None)
     return Session(
         network,
         optimizer,
