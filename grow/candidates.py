@@ -95,7 +95,7 @@ class Candidates:
                     continue
                 scores, taken = flat.cpu().numpy(), self._taken(layer, block.rows, width)
                 if finite and self.within is None:
-                    scores = scores.copy() if block.evidence.holds(flat) else scores
+                    scores = scores.copy()  # they may be the criterion's own
                     scores[taken] = -np.inf  # no floor is below it
                     local = _high(scores, floor(), most)
                 else:

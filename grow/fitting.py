@@ -66,7 +66,7 @@ RULES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("epochs", "above 0", lambda value: value > 0),
     ("steps", "at least 1", lambda value: value >= 1),
     ("update_interval", "at least 1", lambda value: value >= 1),
-    ("batches", "at least 0, the fewest that the criteria can do with", lambda value: value >= 0),
+    ("batches", "at least 0; with 0 growth goes by the gradient of the step before", lambda value: value >= 0),
     ("apoptosis", "in [0, 1), a share of the next layer's pre-activations", lambda value: 0 <= value < 1),
     ("learning_rate", "above 0", lambda value: value > 0),
     ("momentum", "in [0, 1)", lambda value: 0 <= value < 1),

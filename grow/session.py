@@ -68,7 +68,7 @@ class Methods:
 
     def __post_init__(self) -> None:
         if self.batches < 0:
-            raise ValueError(f"batches is {self.batches}, but must be at least 0, the fewest that the criteria can do with")
+            raise ValueError(f"batches is {self.batches}, but must be at least 0; with 0 growth goes by the gradient of the step before")
 
     @property
     def passes(self) -> int:
@@ -112,15 +112,21 @@ class Session:
 
     @property
     def watches(self) -> bool:
-        """Whether the gradients of the coming step are what the update behind it grows by.
+        """Whether the gradients of the coming step are what the update behind it grows by."""
+        return self.step == self.watched_step
+
+    @property
+    def watched_step(self) -> int | None:
+        """The step whose gradients the next update grows by, the one before it; None where it grows by others.
 
         Those of a compiled network cannot be watched, and under autocast they are coarser than the weights.
         """
-        if not isinstance(self.policy, Policy) or not isinstance(self.state, State) or self.step + 1 != self.state.next_update:
-            return False
+        if not isinstance(self.policy, Policy) or not isinstance(self.state, State):
+            return None
         growth = self.methods.growth
         alone = growth.needs == {"gradient"} and not growth.later and self.methods.batches == 0
-        return alone and self.policy.regrow and self.autocast is None and not self.network.compiled
+        watched = alone and self.policy.regrow and self.autocast is None and not self.network.compiled
+        return self.state.next_update - 1 if watched else None
 
     @property
     def watched(self) -> dict[str, SparseLinear | SparseConv2d]:

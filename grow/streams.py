@@ -58,7 +58,8 @@ class Best:
         if self._held > 2 * self._count:  # a cut costs as much as ``count``, and is due only after as many
             self._cut()
         elif self.least == -np.inf and self._held >= self._count:
-            self.least = float(min(held.min() for held, _, _ in self._more))  # so many are as high, and come first
+            shown = (self._scores, *(held for held, _, _ in self._more))
+            self.least = float(min(held.min(initial=np.inf) for held in shown))  # so many are as high, and come first
 
     def highest(self, count: int) -> tuple[NDArray[np.int32], IntArray, AnyFloats]:
         """Number of the layer, position and score of the ``count`` highest, in the order in which they were shown."""

@@ -68,15 +68,21 @@ class KernelTable:
 
     def _between(self, rows: float, columns: float, cost: float, density: float) -> float:
         """Of the four nearest shapes, each with as many connections as are asked for; beyond them with as large a share of its own."""
-        row_axis, column_axis, cost_axis, density_axis = self._axes
+        row_axis, column_axis, cost_axis, _ = self._axes
         rows_in, columns_in = (axis[0] <= x <= axis[-1] for axis, x in ((row_axis, rows), (column_axis, columns)))
         costs, found = _neighbours(cost_axis, cost), 0.0
         for i, of_row in _neighbours(row_axis, rows):
             for j, of_column in _neighbours(column_axis, columns):
                 as_dense = density * (rows / row_axis[i] if rows_in else 1) * (columns / column_axis[j] if columns_in else 1)
-                for d, of_density in _neighbours(density_axis, as_dense):
-                    found += of_row * of_column * of_density * sum(of * self._seconds[i][j][n][d] for n, of in costs)
+                found += of_row * of_column * self._along(i, j, costs, as_dense)
         return found
+
+    def _along(self, i: int, j: int, costs: Sequence[tuple[int, float]], density: float) -> float:
+        """Of one shape; below the smallest density never at less than in proportion."""
+        axis = self._axes[3]
+        measured = [sum(of * self._seconds[i][j][n][d] for n, of in costs) for d in range(len(axis))]
+        line = sum(of * measured[d] for d, of in _neighbours(axis, density))
+        return max(line, measured[0] * density / axis[0]) if density < axis[0] else line
 
 
 def _neighbours(axis: Sequence[float], x: float) -> list[tuple[int, float]]:

@@ -246,7 +246,7 @@ def _slots(
 ) -> IntArray:
     """Where every connection after the edit stands in the layer's storage before it, -1 where it is new."""
     if known.slots is not None:
-        return known.slots if layer.storage == "compressed" else before.positions()[known.slots]
+        return known.slots if layer.storage == "compressed" else np.where(known.slots < 0, -1, before.positions()[known.slots])
     if before.index is after.index and not touches(before, moves):  # stored otherwise, no more
         return known.positions if layer.storage == "dense" else np.arange(after.count)
     return stored_slots(layer, old_positions(network.topology, before, after, moves))

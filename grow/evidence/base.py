@@ -86,11 +86,6 @@ class LayerEvidence:
         """Weights of the rows, zero where no connection exists."""
         return self.given if isinstance(self.given, Tensor) else self.given()
 
-    def holds(self, scores: Tensor) -> bool:
-        """Whether scores lie in memory that the evidence needs: a criterion may give it as it stands."""
-        held = [*self.found.values(), self.weight] if "weight" in self.__dict__ else self.found.values()
-        return any(tensor.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr() for tensor in held)
-
     def __getitem__(self, need: Need) -> Tensor:
         if need not in self.found:
             held = ", ".join(self.found) or "nothing"

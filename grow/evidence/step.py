@@ -1,8 +1,9 @@
 """The gradient of the last training step as evidence: what every layer read in it, and the gradient of what it gave out.
 
 An update's own pass through the network costs as much as a training step, and the step before it has just made one: with the weights that
-it began with, on its own batch, with dropout and the statistics of that batch. RigL's own code, too, grows by the gradient that a step has
-computed (Evci et al. 2019, arXiv 1911.11134). Held are the factors of the gradients, as large as the activations, and no products.
+it began with, on its own batch, with dropout and the statistics of that batch. RigL, too, grows by a gradient from before the drop (Evci et
+al. 2019, arXiv 1911.11134), but by that at the present weights, whose step it leaves out. Held are the factors of the gradients, as large
+as the activations, and no products.
 
 Legend: B samples, O / I target and source entries of a weight (O, I, *kernel).
 """
@@ -36,8 +37,8 @@ More = Callable[[frozenset[Need], Mapping[str, IntArray | None]], Evidence]
 class StepGradients:
     """The factors of every call of some layers in one step. As a record of its network it follows edits that remove units.
 
-    valid: False where an edit has added units or layers of which the step knows nothing, or where something was changed after a layer had
-    read it. Evidence must then come from another pass.
+    valid: False where an edit has added units or layers of which the step knows nothing, or where the step itself changed something after
+    a layer had read it. Evidence must then come from another pass.
     """
 
     def __init__(self, factors: Mapping[str, list[Factors]] | None = None) -> None:
@@ -56,13 +57,15 @@ class StepGradients:
     def _called(self, name: str, layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         # As in `grow.evidence.watch`: of a view, a change in place would not be seen.
         output = output.clone() if output._is_view() else output
-        read = args[0].detach()
+        # What the step reads of its batch may be refilled before the update: a task may have one buffer for all batches.
+        given = args[0].detach()
+        read = given if args[0].requires_grad else given.clone()
         if output.requires_grad:
-            output.register_hook(partial(self._came_back, name, read, read._version))  # type: ignore[no-untyped-call]
+            output.register_hook(partial(self._came_back, name, read, given, given._version))  # type: ignore[no-untyped-call]
         return output
 
-    def _came_back(self, name: str, read: Tensor, version: int, g: Tensor) -> None:
-        self.valid = self.valid and read._version == version
+    def _came_back(self, name: str, read: Tensor, given: Tensor, version: int, g: Tensor) -> None:
+        self.valid = self.valid and given._version == version
         self._factors[name].append((read, g.detach()))
 
     @staticmethod

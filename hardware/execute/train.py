@@ -79,6 +79,7 @@ class Training:
         self._local: Local | None = None
         self._shares: list[Tensor] = []
         self._losses: list[float] = []  # of steps that are made alone
+        self._noted: int | None = None  # the step whose gradients the next update grows by
         self._asked_at, self._ask_every, self._ask_step = time.monotonic(), 1, 0
 
     def steps(self) -> Iterator[int]:
@@ -172,8 +173,9 @@ class Training:
             edited = self._local is None or self.session.network.topology is not before
             if edited and until is not None:
                 parts = self._divide(self.session.network)
-            told = {"until": until, "edited": edited, "divided": parts is not None}
+            told = {"until": until, "edited": edited, "divided": parts is not None, "noted": self.session.watched_step}
         heard = broadcast_json(told, self.peers, self._device)
+        self._noted = heard["noted"]  # of rank 0 alone the state goes on with updates that change nothing
         if heard["edited"]:
             self._take_over()
             self._take(parts, divided=heard["divided"]) if heard["until"] is not None else None
@@ -226,7 +228,7 @@ class Training:
             self._losses.append(train_step(session))
             return
         assert local is not None
-        if session.watches:
+        if session.step == self._noted:
             self._note_gradients()
         rate = session.learning_rate
         if rate is not None and not isinstance(rate, LRScheduler):

@@ -162,6 +162,17 @@ def test_what_a_step_told_follows_the_removal_of_units_and_a_checkpoint(module: 
             torch.testing.assert_close(after[name], gradient)
 
 
+def test_what_a_step_told_stays_when_the_batch_is_filled_anew() -> None:
+    (batch,) = batches(mlp, 5)
+    network = double(mlp)
+    found = stepped(network, batch)
+    before = {name: gradient.clone() for name, gradient in dense_gradients(network, found).items()}
+    batch[0].numpy()[:] = 0.0  # as a task does that has one buffer for all batches, unseen by torch
+    for name, gradient in dense_gradients(network, found).items():
+        assert torch.equal(gradient, before[name])
+        assert gradient.any()
+
+
 def test_of_new_units_and_of_what_was_changed_a_step_tells_nothing() -> None:
     (batch,) = batches(mlp, 5)
     network = double(mlp)

@@ -28,7 +28,8 @@ def found(start: nn.Module, **settings: object) -> Fit:
 
 
 def test_every_side_is_trained_from_every_seed_with_as_many_connections_as_found() -> None:
-    outcome = found(build(), rewind=0.02, steps=48)
+    torch.manual_seed(0)
+    outcome = found(build(), rewind=0.02)
     before = {name: tensor.clone() for name, tensor in outcome.network.state_dict().items()}
     table = grow.retrain(outcome, build, seeds=(5, 6))
     assert list(zip(table["side"], table["seed"], strict=True)) == [

@@ -46,6 +46,7 @@ def make_session(
     price: float | None = None,
     grown: bool = False,
     kernel: str = "dense",
+    batches: int = 1,
 ) -> Session:
     torch.manual_seed(0)
     task = Classification(rings(1000, 1), rings(300, 2), lambda: rings(300, 3), batch_size=50, seed=4)
@@ -63,7 +64,7 @@ def make_session(
     network.attach(optim)
     target = schedules.cubic(network.topology.connections, round(0.2 * possible), 0, 60)
     policy = controller.Policy(120, 10, 80, target, schedules.cosine(0.3, 80), units)
-    methods = Methods(CRITERIA["gradient"], CRITERIA["obd"], price, batches=0)
+    methods = Methods(CRITERIA["gradient"], CRITERIA["obd"], price, batches=batches)
     return Session(network, optim, task, policy, methods, lambda step: learning_rate, 5, history, controller.begin(policy))
 
 
@@ -213,7 +214,7 @@ def held(layer: SparseLayer) -> np.ndarray:
 
 
 def test_what_is_computed_otherwise_than_in_the_weights_precision_is_not_grown_by() -> None:
-    session = make_session(History())
+    session = make_session(History(), batches=0)
     session.step = 9
     assert session.watches
     session.autocast = torch.bfloat16
@@ -229,19 +230,19 @@ def test_a_training_has_at_least_one_batch_of_evidence() -> None:
         Methods(CRITERIA["gradient"], CRITERIA["taylor"], batches=-1)
 
 
-STOPS = (1, 37, 70, 119)  # the third one right before an update
+STOPS = (1, 37, 60, 70, 119)  # those in the middle right before an update, the first of them at the end of the schedules
 
 
 @pytest.mark.parametrize(
-    ("kernel", "optimizer"),
+    ("kernel", "optimizer", "batches"),
     [
-        *[("dense", "sgd"), ("csr", "sgd"), ("csr", "adam"), ("dense", "adamw")],
-        *[pytest.param(*pair, marks=pytest.mark.slow) for pair in (("dense", "adam"), ("csr", "adamw"))],
+        *[("dense", "sgd", 1), ("csr", "sgd", 0), ("csr", "adam", 1), ("dense", "adamw", 0)],
+        *[pytest.param(*given, marks=pytest.mark.slow) for given in (("dense", "adam", 0), ("csr", "adamw", 1))],
     ],
 )
-def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path, optimizer: str, kernel: str) -> None:
+def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Path, optimizer: str, kernel: str, batches: int) -> None:
     files = (tmp_path / "whole.jsonl", tmp_path / "saving.jsonl")
-    whole, saving = (make_session(History(file), optimizer, grown=True, kernel=kernel) for file in files)
+    whole, saving = (make_session(History(file), optimizer, grown=True, kernel=kernel, batches=batches) for file in files)
     finish(whole)
     for progress in train(saving):
         if progress.step in STOPS:
@@ -249,10 +250,10 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(tmp_path: Pa
     assert digest(saving) == digest(whole)
     for stop in STOPS:
         tensors = checkpoint.read(tmp_path / f"{stop}" / f"{stop:08d}").tensors
-        assert any(name.startswith("stepped/") for name in tensors) == (stop == 70)
+        assert any(name.startswith("stepped/") for name in tensors) == (stop in (60, 70) and batches == 0)
         history = tmp_path / f"{stop}.jsonl"
         shutil.copy(tmp_path / "saving.jsonl", history)  # what happened after the checkpoint will happen again
-        second = make_session(History(history), optimizer, grown=True, kernel=kernel)
+        second = make_session(History(history), optimizer, grown=True, kernel=kernel, batches=batches)
         saved = checkpoint.latest(tmp_path / f"{stop}")
         assert saved is not None
         checkpoint.restore_session(second, saved)

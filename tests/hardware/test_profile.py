@@ -73,6 +73,15 @@ def test_shapes_are_compared_at_as_many_connections_whatever_more_of_them_cost()
     assert table.seconds(800, 100, 24, 0.05) == pytest.approx(3.0 + (3.0 - 1.0) / 300 * 400)  # beyond, by the slope at the same density
 
 
+def test_between_shapes_no_time_is_less_than_in_proportion_to_the_fewest_connections_measured() -> None:
+    measured = {0.01: 1e-6, 0.1: 20e-6, 0.5: 100e-6}  # of the larger one; the smaller one takes next to nothing
+    points = product((256, 2048), measured)
+    table = KernelTable([KernelTime("csr", rows, 64, 128, density, measured[density] if rows > 256 else 1e-12) for rows, density in points])
+    for rows in range(272, 2048, 16):
+        of_larger = (rows - 256) / (2048 - 256)
+        assert table.seconds(rows, 64, 128, 0.01) >= of_larger * 1e-6 * rows / 2048
+
+
 def test_below_the_smallest_point_no_time_is_less_than_in_proportion() -> None:
     steep = [KernelTime("dense", rows, 64, batch, 1.0, rows**2 * 1e-6) for rows, batch in product((16, 32), (16, 32))]
     table = KernelTable([*steep, *(replace(row, columns=128) for row in steep)])
