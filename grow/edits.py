@@ -12,14 +12,13 @@ from torch import Tensor
 
 from grow import apoptosis, checkpoint, tolerance
 from grow.allocate import Allocation, shares
-from grow.axes import IntArray
 from grow.births import Given
 from grow.controller import Accept, Edit, Grow, InsertLayer, Merge, Policy, Prune, PruneUnits, Restore, Tolerance
 from grow.criteria import Criterion
 from grow.criteria.gradient import GRADIENT
 from grow.criteria.units import choose_units
 from grow.editing.connecting import LastPathError
-from grow.evidence import Evidence, Need, gather
+from grow.evidence import Evidence, gather
 from grow.evidence.gather import DATA_FREE
 from grow.history import Event, What
 from grow.kernels import KERNELS, KernelCase, Timings, fastest
@@ -292,14 +291,8 @@ def mergeable(session: Session) -> list[str]:
 
 def _growth_evidence(session: Session) -> Evidence:
     """The gradients of the last step, where they were noted and are still valid; otherwise evidence on the batches of the coming ones."""
-    growth, found = session.methods.growth, None
-    if session.stepped is not None:
-
-        def more(needs: frozenset[Need], only: Mapping[str, IntArray | None]) -> Evidence:
-            return gather(session.network, [_batch(session, session.step)], session.task.loss, needs, _generator(session), only=only)
-
-        found = session.stepped.evidence(session.network, session.watched, more)
-    return _evidence(session, growth) if found is None else found
+    found = None if session.stepped is None else session.stepped.evidence(session.network, session.watched)
+    return _evidence(session, session.methods.growth) if found is None else found
 
 
 def _evidence(session: Session, criterion: Criterion) -> Evidence:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 from grow.network import Network
@@ -24,9 +25,9 @@ from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
 from search.options import Options, Plan, RunRecord
 from search.process import die_with_parent
-from search.recipe import BY_UNITS, HASTENERS, PRICED, UNPRICED, WHOLE_ALONE, default, recipe
+from search.recipe import HASTENERS, PRICED, UNPRICED, WHOLE_ALONE, default, recipe
 from search.rundir import RunFolder
-from search.space import Range, to_json
+from search.space import Range, idle, to_json
 
 
 def prepare(run: RunFolder) -> Plan:
@@ -42,7 +43,7 @@ def prepare(run: RunFolder) -> Plan:
     source = definition.data(None if options.data_dir is None else Path(options.data_dir))
     start = _start_network(definition, source, options, network)
     _check_units(start.topology, options.devices_per_trial, definition)
-    if price_is_idle(definition.settings, ranges, options.devices_per_trial):
+    if price_is_idle(dict(definition.settings), ranges, options.devices_per_trial):
         _say(f"price {UNPRICED}")
     if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
         _say(found.note)
@@ -108,17 +109,20 @@ def _check_alone(options: Options, definition: StudyDefinition) -> None:
             raise ConfigurationError(f"{name} is True, but must be False where trials have up to {most} devices, {WHOLE_ALONE}")
 
 
-def price_is_idle(settings: Mapping[str, object], ranges: Mapping[str, Range], devices: int) -> bool:
+def price_is_idle(settings: dict[str, object], ranges: Mapping[str, Range], devices: int) -> bool:
     """Whether a price was set, or is searched for networks in parts, and no trial can have one."""
 
     def values(name: str) -> Iterable[object]:
         return ranges[name].ends if name in ranges and name not in settings else [settings.get(name, default(name))]
 
-    several = devices > 1 and settings.get("devices") != 1
-    parted = several and ("layouts" in settings or not set(BY_UNITS).isdisjoint(values("strategy")))
-    if PRICED in values("pattern"):
-        return not parted and bool(settings.get("price"))
-    return bool(settings.get("price")) or (parted and "price" in ranges)
+    def idle_with(patterns: Iterable[object]) -> bool:
+        most = settings | {"devices": settings.get("devices", devices)}
+        trials = (most | {"strategy": strategy, "pattern": pattern} for strategy, pattern in product(values("strategy"), patterns))
+        return all("price" in idle(trial) for trial in trials)
+
+    if settings.get("price"):
+        return idle_with(values("pattern"))
+    return "price" in ranges and idle_with(values("pattern")) and not idle_with([PRICED])
 
 
 def _start_network(definition: StudyDefinition, source: DataSource, options: Options, network: str) -> Network:

@@ -113,7 +113,7 @@ def idle(values: Mapping[str, object]) -> dict[str, Value]:
     """
     if values.get("devices") == 1:
         return {"strategy": "single", "price": 0.0, "imbalance": 0.0}
-    if values.get("strategy") not in BY_UNITS:  # no units are split, so none are communicated
+    if values.get("strategy") not in BY_UNITS and "layouts" not in values:  # no units are split, so none are communicated
         return {"price": 0.0, "imbalance": 0.0}
     if values.get("pattern", PRICED) != PRICED:
         return {"price": 0.0}

@@ -31,7 +31,6 @@ from grow.topology import Connections, Topology
 Factors = tuple[Tensor, Tensor]
 """What a layer read (B, ..., I) or (B, I, H, W), and the gradient of the mean loss in what it gave out, (B, ..., O) or (B, O, H', W')."""
 KINDS = ("read", "gradient")
-More = Callable[[frozenset[Need], Mapping[str, IntArray | None]], Evidence]
 
 
 class StepGradients:
@@ -85,8 +84,8 @@ class StepGradients:
                 buffer.copy_(before)
         return StepGradients({name: [(call.input, g) for call, g in found if call.name == name] for name in layers})
 
-    def evidence(self, network: Network, names: Collection[str], more: More) -> Evidence | None:
-        """The gradient of every possible weight of the named layers; None where it is not valid for all of them."""
+    def evidence(self, network: Network, names: Collection[str]) -> Evidence | None:
+        """The gradient of every possible weight of the named layers and nothing more; None where it is not valid for all of them."""
         if not self.valid or self._factors.keys() != set(names):
             return None
         sums: dict[str, dict[Need, Products]] = {}
@@ -97,7 +96,7 @@ class StepGradients:
         none = np.zeros(0, np.int64)
         rows = {} if len(sums) == len(network.layers) else {name: None if name in sums else none for name in network.layers}
         seeds = dict.fromkeys(network.layers, 0)  # nothing is drawn
-        return Evidence(network.topology, network.layers, network.parts, frozenset({"gradient"}), sums, {}, seeds, more, rows)
+        return Evidence(network.topology, network.layers, network.parts, frozenset({"gradient"}), sums, {}, seeds, _nothing_more, rows)
 
     # ------------------------------------------------------------------ through edits and checkpoints
 
@@ -136,6 +135,10 @@ class StepGradients:
                 read, gradient = (tensors[f"{name}/{len(calls)}/{kind}"].to(device, copy=True) for kind in KINDS)
                 calls.append((read, gradient))
         return StepGradients(factors)
+
+
+def _nothing_more(needs: frozenset[Need], only: Mapping[str, IntArray | None]) -> Evidence:
+    raise ValueError(f"the criterion asks for {', '.join(sorted(needs))}, but must need the gradient alone; the step told nothing else")
 
 
 @contextmanager

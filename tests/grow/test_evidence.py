@@ -8,7 +8,7 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional
 
 from grow.axes import Moves, reindex
-from grow.evidence import Evidence, Need, gather
+from grow.evidence import Need, gather
 from grow.evidence.step import StepGradients
 from grow.network import Network
 from grow.task import Batch
@@ -116,10 +116,7 @@ def stepped(network: Network, batch: Batch) -> StepGradients:
 
 
 def dense_gradients(network: Network, found: StepGradients) -> dict[str, Tensor]:
-    def more(needs: frozenset[Need], only: object) -> Evidence:
-        raise AssertionError("the gradient is all that is needed")
-
-    evidence = found.evidence(network, network.layers, more)
+    evidence = found.evidence(network, network.layers)
     assert evidence is not None
     return {name: evidence.layer(name)["gradient"] for name in network.layers}
 
