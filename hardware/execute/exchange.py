@@ -85,10 +85,10 @@ class Peers:
 
     def begin(self, handed: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]) -> Pending:
         """As `exchange`, without waiting for what comes back."""
-        staged = self._gloo and torch.cuda.is_available()  # gloo's messages take no CUDA tensors
-        sent = [None if tensor is None else tensor.cpu().contiguous() if staged else tensor.contiguous() for tensor in handed]
         like = next(tensor for tensor in handed if tensor is not None)
-        received = [torch.empty(shape, dtype=like.dtype, device="cpu" if staged else like.device) for shape in shapes]
+        through = torch.device("cpu") if self._gloo else like.device  # gloo's messages take no CUDA tensors
+        sent = [None if tensor is None else tensor.to(through).contiguous() for tensor in handed]
+        received = [torch.empty(shape, dtype=like.dtype, device=through) for shape in shapes]
         sends = [(tensor, rank) for rank, tensor in enumerate(sent) if tensor is not None and tensor.numel()]
         receives = [(tensor, rank) for rank, tensor in enumerate(received) if tensor.numel()]
         return Pending(self._post(sends, receives), [tensor for tensor, _ in sends], received, like.device)

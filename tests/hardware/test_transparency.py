@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from hardware.workload import Workload
 from tests.contracts.modules import NETWORKS as START_NETWORKS
 from tests.contracts.modules import SAMPLES
 from tests.contracts.replicas import check_replicas, copies
+from tests.elsewhere import elsewhere
 
 STEPS, FEW = 20, 4
 """Steps under the strategies that have a name and the first other layouts of every network, and under all further ones."""
@@ -202,6 +203,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+Planned: TypeAlias = tuple[Sketch, int, int]
+"""A sketch, which of its strategies, and for how many steps."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Random connections, random uneven parts, of which one may be ``empty``; in the first hidden space part 0 reads only its own units.
@@ -332,10 +337,16 @@ def always_csr(case: object) -> str:
     return "csr"
 
 
-def train_all(rank: Rank, plan: list[tuple[Sketch, int, int]]) -> list[Outcome]:
+def train_all(rank: Rank, plan: list[Planned]) -> list[Outcome]:
     """Every sketch under one of its strategies, for so many steps."""
     peers = Peers(rank.number, rank.count)
     return [train(peers, made(sketch), made(sketch).strategies[number], steps, rank.device) for sketch, number, steps in plan]
+
+
+def train_all_elsewhere(rank: Rank, plan: list[Planned]) -> list[Outcome]:
+    """The same on a device that is not the CPU."""
+    with elsewhere() as device:
+        return train_all(replace(rank, device=device), plan)
 
 
 def handed_bytes(case: Case, layouts: Strategy, ranks: int, stored: Mapping[str, int]) -> dict[str, int]:
@@ -382,9 +393,9 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).float().norm() / other.float().norm().clamp(min=1e-6)) / 1e-5
 
 
-def check(ranks: int, cases: list[Case], kind: Kind = "cpu") -> None:
+def check(ranks: int, cases: list[Case], kind: Kind = "cpu", target: Callable[[Rank, list[Planned]], list[Outcome]] = train_all) -> None:
     plan = [(case, place, steps) for case, all_steps in zip(cases, steps_of(cases), strict=True) for place, steps in enumerate(all_steps)]
-    outcomes = run_ranks(train_all, [(case.sketch, place, steps) for case, place, steps in plan], ranks=ranks, kind=kind)
+    outcomes = run_ranks(target, [(case.sketch, place, steps) for case, place, steps in plan], ranks=ranks, kind=kind)
     references: dict[tuple[int, int], Outcome] = {}
     for number, (case, place, steps) in enumerate(plan):
         strategy = case.strategies[place]
@@ -490,6 +501,15 @@ def test_ranks_on_gpus_train_as_one_process_does(overlap: bool) -> None:
     """With one GPU the ranks share it and talk through gloo, with more they talk through NCCL."""
     names = ("lenet", "residual", "dropping", "normed")
     check(2, [make_case(name, 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt"), overlap=overlap) for name in names], kind="cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [False, True])
+def test_ranks_elsewhere_train_as_one_process_does(overlap: bool) -> None:
+    """Nothing is forgotten on the CPU, as far as that shows without a GPU."""
+    cases = [make_case(name, 2, DOUBLE, "sgd", 0.6, NAMED, overlap=overlap) for name in NETWORKS]
+    cases.append(make_case("mlp", 2, DOUBLE, "adam", 0.5, ("bwb", "ubu", "wub"), compressed=True, overlap=overlap))
+    check(2, cases, target=train_all_elsewhere)
 
 
 def test_every_transition_takes_place() -> None:
