@@ -213,7 +213,7 @@ class SparseConv2d(SparseLayer):
             (size + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
             for size, pad, dilation, taps, stride in zip(x.shape[2:], self.padding, self.dilation, kernel, self.stride, strict=True)
         )
-        return outputs.t().reshape(-1, x.shape[0], height, width).transpose(0, 1)
+        return outputs.t().reshape(self.weight_shape[0], x.shape[0], height, width).transpose(0, 1)
 
     def _without_patches(self, x: Tensor) -> Tensor | None:
         """The output (B, O, H', W') where the kernel has a convolution of its own that suits; a graph under compilation has patches."""

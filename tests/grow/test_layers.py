@@ -67,6 +67,21 @@ def test_a_sparse_convolution_is_the_masked_dense_one_with_all_its_gradients(ker
 
 
 @pytest.mark.parametrize("kernel", ANY_STRUCTURE)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("positions", [[0, 5, 11], []], ids=["connections", "none"])
+def test_a_convolution_of_no_samples_has_an_empty_output_and_gradients_of_zero(kernel: str, stride: int, positions: list[int]) -> None:
+    module = nn.Conv2d(2, 3, 3, stride, padding=1)
+    layer, x = restructured(sparse_layer(module), positions, kernel), torch.zeros(0, 2, 6, 7, requires_grad=True)
+    y = layer(x)
+    assert y.shape == module(x).shape
+    y.sum().backward()
+    assert x.grad is not None
+    assert (x.grad.shape, layer.weight.grad.shape) == (x.shape, layer.weight.shape)
+    assert not layer.weight.grad.any()
+    assert not layer.bias.grad.any()
+
+
+@pytest.mark.parametrize("kernel", ANY_STRUCTURE)
 def test_a_layer_counts_its_connections_and_shows_its_weight(kernel: str) -> None:
     module = nn.Linear(4, 3)
     layer = restructured(sparse_layer(module), [0, 5, 11], kernel)
