@@ -15,6 +15,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import ClassVar
 
+from search.terminal import printable, say
+
 DEBUG_VARIABLE = "GROW_DEBUG"
 """Environment variable that makes this process and its children print tracebacks; `--debug` sets it."""
 
@@ -128,8 +130,8 @@ def _report(error: BaseException, code: int) -> int:
     if not isinstance(error, (RunError, StoppedError, ValueError)):
         text = f"{type(error).__name__}: {text}"
     if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(error)
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
     elif code == 1 and not isinstance(error, RunError):
         text += "; run again with --debug for the traceback"
-    sys.stderr.write(f"grow: {text}\n")
+    say(text)
     return code

@@ -28,6 +28,7 @@ from search.process import die_with_parent
 from search.recipe import HASTENERS, PRICED, UNPRICED, WHOLE_ALONE, default, recipe
 from search.rundir import RunFolder
 from search.space import Range, idle, to_json
+from search.terminal import say
 
 
 def prepare(run: RunFolder) -> Plan:
@@ -44,9 +45,9 @@ def prepare(run: RunFolder) -> Plan:
     start = _start_network(definition, source, options, network)
     _check_units(start.topology, options.devices_per_trial, definition)
     if price_is_idle(dict(definition.settings), ranges, options.devices_per_trial):
-        _say(f"price {UNPRICED}")
+        say(f"price {UNPRICED}")
     if found.note is not None and machine is None:  # elsewhere, what trains here is of no account
-        _say(found.note)
+        say(found.note)
     profile = _profile(run, found.devices, machine)
     profile.save(run.hardware)
     return Plan(
@@ -76,7 +77,7 @@ def _machine(options: Options) -> Profile | None:
     found.check_devices(options.devices_per_trial)
     if found.word == "predicted":
         return None
-    _say(f"planning for {found.described}, which is not this machine: throughput is simulated, and nothing is measured")
+    say(f"planning for {found.described}, which is not this machine: throughput is simulated, and nothing is measured")
     return found
 
 
@@ -84,11 +85,7 @@ def _profile(run: RunFolder, devices: tuple[Device, ...], machine: Profile | Non
     """What the run has frozen already, if it is prepared anew."""
     if run.hardware.is_file():
         return Profile.load(run.hardware)
-    return obtain(devices, progress=_say) if machine is None else machine
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"grow: {text}\n")
+    return obtain(devices, progress=say) if machine is None else machine
 
 
 def _check_devices(options: Options) -> None:

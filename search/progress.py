@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from search.files import JsonObject, last_line, read_json_if_valid
 from search.rundir import RunFolder
+from search.terminal import console, printable, say
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -87,8 +88,7 @@ class PlainProgress:
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        sys.stderr.write(f"grow: {text}\n")
-        sys.stderr.flush()
+        say(text)
 
     def tick(self, folder: RunFolder, numbers: Sequence[int], told: int) -> None:
         """Every ten seconds, where each trial stands."""
@@ -117,7 +117,7 @@ class LiveProgress:
 
     def say(self, text: str) -> None:
         """A line above the table."""
-        self._live.console.print(text, markup=False, highlight=False)
+        self._live.console.print(printable(text))
 
     def tick(self, folder: RunFolder, numbers: Sequence[int], told: int) -> None:
         """Draw the table anew, twice a second."""
@@ -137,7 +137,7 @@ class LiveProgress:
         for heading in ("trial", "phase", "step", "density", "accuracy", "steps/s", "time left"):
             table.add_column(heading, justify="left" if heading == "phase" else "right")
         for number in numbers:
-            table.add_row(str(number), *_Course.read(folder, number).cells())
+            table.add_row(str(number), *map(printable, _Course.read(folder, number).cells()))
         return table
 
     @contextmanager
@@ -188,8 +188,7 @@ def open_progress(trials: int) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield PlainProgress(trials)
         return
-    from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    with Live(console=console(stderr=True), auto_refresh=False, transient=True) as live:
         yield LiveProgress(live, trials)

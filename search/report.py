@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from search.files import read_lines
 from search.results import RunDocument, TrialDocument
 from search.rundir import RunFolder
+from search.terminal import console, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,20 +36,20 @@ _SHORT = ("role", "state", "strategy")
 
 def show(*parts: RenderableType) -> None:
     """Print on stdout, as wide as the terminal or wide enough for the tables."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    drawn = console(width=None if sys.stdout.isatty() else WIDTH)
     for part in parts:
-        console.print(part, highlight=False)
+        drawn.print(printable(part) if isinstance(part, str) else part)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[str] = ()) -> Table:
     """A table whose columns are numbers, to the right, but for those named in ``text``."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         made.add_column(
             column, justify="left" if column in text else "right", overflow="fold", no_wrap=column not in text or column in _SHORT
         )
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 
@@ -115,7 +116,7 @@ def _facts(title: str, document: RunDocument, trials: Sequence[TrialDocument]) -
     rows = [_row(trial, dense, trial["number"] in document["pareto"]) for trial in trials]
     named = tuple(column.format(word=_word(document)) for column in _COLUMNS)
     notes = list(beyond_lines(trials))
-    if not sys.stdout.isatty() or Console().width >= NEEDED:
+    if not sys.stdout.isatty() or console().width >= NEEDED:
         return [table(title, named, rows, text=("role", "strategy")), *notes]
     halves = ((named[:7], [row[:7] for row in rows]), (named[:1] + named[7:], [(row[0], *row[7:]) for row in rows]))
     return [*(table(title, columns, part, text=("role", "strategy")) for columns, part in halves), *notes]

@@ -232,6 +232,11 @@ def resume_command(folder: RunFolder) -> str:
     return f"grow resume {shlex.quote(reference(folder))}"
 
 
+def show_command(folder: RunFolder) -> str:
+    """The command that shows a run."""
+    return f"grow show {shlex.quote(reference(folder))}"
+
+
 def run_folders(runs_dir: Path) -> tuple[RunFolder, ...]:
     """All runs of a folder, by name."""
     if not runs_dir.is_dir():

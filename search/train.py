@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from search.errors import ConfigurationError, RunLockedError
 from search.files import append_line, locked, read_lines, write_json, write_text
 from search.recipe import UNPRICED, Recipe
 from search.rundir import TrialFolder
+from search.terminal import say
 from search.worker import EVALUATIONS, METRICS, metrics
 
 LINE_EVERY_S = 5.0
@@ -110,7 +110,7 @@ def _begin(rank: Rank, recipe: Recipe, order: Order, watch: Watch, files: TrialF
         _resume(session, files)
         _note_other_machine(profile)
         if recipe.price and not recipe.priced:
-            sys.stderr.write(f"grow: price is {recipe.price}, but {UNPRICED}\n")
+            say(f"price is {recipe.price}, but {UNPRICED}")
     return Training(
         session,
         Peers(rank.number, rank.count),
@@ -157,7 +157,7 @@ def _note_other_machine(profile: Profile | None) -> None:
     differences = [] if profile is None else profile.differences()
     if profile is not None and differences:
         told = f"kernels are chosen by the profile of {profile.described}, but {differences[0]}"
-        sys.stderr.write(f"grow: {told}; for times of this machine give --hardware with what grow profile --save writes\n")
+        say(f"{told}; for times of this machine give --hardware with what grow profile --save writes")
 
 
 def _advance(training: Training, recipe: Recipe, files: TrialFolder, rank: Rank) -> tuple[float, bool]:
@@ -196,8 +196,7 @@ def _say(line: Mapping[str, Any], steps: int) -> None:
         facts.append(f"accuracy {100 * line['accuracy']:.2f} %")
     rate = line["steps_per_s"]
     facts += [f"density {100 * line['density']:.2f} %", f"{rate:.3g} steps/s", f"{(steps - line['step']) / max(1e-9, rate):.0f} s left"]
-    sys.stderr.write(f"grow: {', '.join(facts)}\n")
-    sys.stderr.flush()
+    say(", ".join(facts))
 
 
 def _figures(session: Session, recipe: Recipe, steps_per_s: float) -> dict[str, Any]:

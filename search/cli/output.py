@@ -10,6 +10,7 @@ from pathlib import Path
 from search.errors import ConfigurationError, NoUsableTrialError
 from search.results import document
 from search.rundir import RunFolder
+from search.terminal import say
 
 
 def print_json(data: Mapping[str, object]) -> None:
@@ -34,19 +35,19 @@ def check_one_format(*, json: bool, csv: bool) -> None:
 
 def print_error_line(text: str) -> None:
     """A line on stderr."""
-    print(f"grow: {text}", file=sys.stderr)
+    say(text)
 
 
 def conclude(folder: RunFolder, *, as_json: bool) -> int:
     """The end of `run` and `resume`: the front, and where to look further."""
     from search.report import pareto_tables, show
-    from search.rundir import reference
+    from search.rundir import show_command
 
     found = document(folder)
     if as_json:
         print_json(found)
     else:
-        show(*pareto_tables(found), f"Look further: grow show {reference(folder)}")
+        show(*pareto_tables(found), f"Look further: {show_command(folder)}")
     searched = [trial for trial in found["trials"] if trial["role"] == "search"]
     if searched and not any(trial["state"] == "complete" for trial in searched):
         raise NoUsableTrialError(

@@ -19,10 +19,10 @@ def watch(run: str, /, *, runs_dir: Path = Path("runs")) -> int:
     """
     from search.report import pareto_tables, show
     from search.results import document
-    from search.rundir import find_run, reference, resume_command
+    from search.rundir import find_run, resume_command, show_command
     from search.watch import watch as follow
 
     folder = find_run(run, runs_dir)
     follow(folder, resume_command(folder))
-    show(*pareto_tables(document(folder)), f"Look further: grow show {reference(folder)}")
+    show(*pareto_tables(document(folder)), f"Look further: {show_command(folder)}")
     return 0

@@ -17,7 +17,7 @@ from optuna._hypervolume import compute_hypervolume
 from search import load_run, report, results
 from search.cli.compare import compare as compare_runs
 from search.cli.show import show
-from search.compare import compare
+from search.compare import compare, tables
 from search.errors import ConfigurationError, RunError, RunNotFoundError
 from search.files import read_json, read_lines, write_json
 from search.hypervolume import hypervolume
@@ -128,6 +128,21 @@ def test_a_trial_is_shown_in_words_and_units(digits: Finished, capsys: pytest.Ca
     assert lines["predicted throughput"] in (rate, f"{rate} ?")
     assert lines["connections"] == f"{trial['connections']:,}"
     assert "reason" not in lines
+
+
+def test_names_and_reasons_that_look_like_markup_are_shown_as_they_are(digits: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, found, _ = digits
+    name, reason = "[/b]", "RuntimeError: layer [cuda:0] closing [/fc1]"
+    trials = [{**trial, "failure": reason, "strategy": "[/s]", "recipe": {"initial": "[/i]"}} for trial in found["trials"]]
+    hostile: Any = {**found, "run": name, "reason": reason, "trials": trials}
+    parts = [report.all_trials_table(hostile), *report.reason_lines(hostile), *report.pareto_tables(hostile)]
+    report.show(*parts, *report.trial_tables(RunFolder(folder), hostile["trials"][2]), *tables(compare([hostile, hostile])))
+    seen = " ".join(capsys.readouterr().out.split())
+    assert seen.count(f"failed: {reason}") == 1
+    assert seen.count("[cuda:0]") == 1 + len(trials) + 1
+    assert seen.count(f"{name}: ") == 2
+    assert "[/s]" in seen
+    assert "[/i]" in seen
 
 
 # ---- comparing ----

@@ -12,7 +12,7 @@ from typing import TextIO
 import pytest
 
 from search.files import append_line, write_json
-from search.progress import LiveProgress, PlainProgress, open_progress
+from search.progress import LiveProgress, PlainProgress, ended, open_progress
 from search.rundir import RunFolder, create_run_folder
 
 CURSOR_UP = "\x1b[1A"
@@ -92,6 +92,27 @@ def test_once_nothing_trains_any_more_nothing_is_shown_of_it(
     seen = read(ours)
     assert "measuring trial 3" in seen
     assert "trials done" not in seen
+
+
+def test_texts_of_a_run_are_neither_markup_nor_commands_to_the_terminal(
+    run: RunFolder, terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = terminal
+    append_line(run.trial(3).metrics, {"phase": "[/fc1] on [cuda:0]\x1b[2J"})
+    reason = ended(2, "failed", "layer [cuda:0] closing [/fc1] :x: \x1b]0;title\x07\x9b2J")
+    with open_progress(12) as view:
+        view.say(reason)
+    shown = "grow: trial 2 failed: layer [cuda:0] closing [/fc1] :x: \\x1b]0;title\\x07\\x9b2J\n"
+    assert capsys.readouterr().err == shown
+    monkeypatch.setattr(sys, "stderr", theirs)
+    with open_progress(12) as view:
+        view.tick(run, [3], 2)
+        view.say(reason)
+    theirs.flush()
+    seen = read(ours)
+    assert shown.removeprefix("grow: ").strip() in " ".join(seen.split())
+    assert "[/fc1] on [cuda:0]\\x1b[2J" in seen
+    assert not any(command in seen for command in ("\x1b[2J", "\x1b]0", "\x9b"))
 
 
 def test_no_color_is_respected(run: RunFolder, terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
