@@ -81,10 +81,10 @@ class LoadedRun:
 
     def start_network(self, number: int) -> Network:
         """The network that a trial began with, on the CPU."""
-        from hardware.profile import Profile
         from search import build
+        from search.frozen import frozen_profile
 
-        return build.seeded_network(self._here(number), self._definition(number), Profile.load(self.folder.hardware))
+        return build.seeded_network(self._here(number), self._definition(number), frozen_profile(self.folder))
 
     def example(self, number: int) -> Tensor:
         """What the network of a trial reads, (1, ...)."""

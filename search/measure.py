@@ -12,10 +12,10 @@ import torch
 
 from grow import train
 from hardware.execute.measure import Job, measure_throughput
-from hardware.profile import Profile
 from search import build
 from search.errors import exit_code_of
 from search.files import read_json, write_json
+from search.frozen import frozen_profile
 from search.process import die_with_parent
 from search.recipe import Recipe
 from search.rundir import RunFolder, TrialFolder
@@ -23,7 +23,7 @@ from search.rundir import RunFolder, TrialFolder
 
 def measure(run: RunFolder, numbers: Sequence[int]) -> None:
     """Time the networks of some trials in turns, each under its recipe's strategy, and write `measured.json` for each."""
-    profile = Profile.load(run.hardware)
+    profile = frozen_profile(run)
     recipes = [_recipe(run, number) for number in numbers]
     for number in numbers:
         build.last_checkpoint(run.trial(number).checkpoint)  # a damaged one is the run's fault, not a rank's

@@ -23,6 +23,7 @@ from search import build
 from search.baselines import baseline
 from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
+from search.frozen import frozen_profile
 from search.options import Options, Plan, RunRecord
 from search.process import die_with_parent
 from search.recipe import HASTENERS, PRICED, UNPRICED, WHOLE_ALONE, default, recipe
@@ -84,7 +85,7 @@ def _machine(options: Options) -> Profile | None:
 def _profile(run: RunFolder, devices: tuple[Device, ...], machine: Profile | None) -> Profile:
     """What the run has frozen already, if it is prepared anew."""
     if run.hardware.is_file():
-        return Profile.load(run.hardware)
+        return frozen_profile(run)
     return obtain(devices, progress=say) if machine is None else machine
 
 

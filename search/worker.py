@@ -28,6 +28,7 @@ from search.build import Material
 from search.early_stopping import Ending, Reached, decide, noted, read_yardstick, rung_steps
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.files import append_line, locked, read_json, read_lines, write_json, write_text
+from search.frozen import frozen_profile
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
 from search.rundir import RunFolder, TrialFolder
@@ -58,7 +59,7 @@ def _work(path: Path) -> None:
     files, run = TrialFolder(path.parent), RunFolder(path.parent.parent.parent)
     recipe = Recipe.from_json(read_json(path))
     torch.set_num_threads(recipe.threads)
-    profile = Profile.load(run.hardware)
+    profile = frozen_profile(run)
     with noted_signals() as signals:
         saved = last_whole(files.checkpoint)
         if saved is not None and RESULT in saved.meta["extra"]:

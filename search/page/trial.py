@@ -11,11 +11,11 @@ import numpy as np
 
 from hardware.cost import Simulation, simulate
 from hardware.partition import Partition, communication_volume, crossing_units
-from hardware.profile import Profile
 from hardware.workload import Workload
 from search.compare import throughput
 from search.errors import RunNotFoundError
 from search.files import JsonObject, read_lines
+from search.frozen import frozen_profile
 from search.page import charts, look, network
 from search.page.markup import Rows, details, figure, grid, paragraph, picture
 from search.report import percent
@@ -95,7 +95,7 @@ class _Shown:
     @cached_property
     def simulation(self) -> Simulation:
         recipe = self.run.recipe(self.number)
-        profile = Profile.load(self.run.folder.hardware)
+        profile = frozen_profile(self.run.folder)
         return simulate(Workload.of_network(self.after), recipe.how, self.partition, profile, recipe.batch_size, recipe.devices)
 
 

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search.changes import accept, changes, record_code, versions
 from search.errors import ChildError, ConfigurationError
-from search.files import read_json
 from search.options import Options, RunRecord, startup_of
 from search.ownership import exclusively
 from search.process import wait
@@ -35,6 +35,9 @@ from search.run.parent import Parent, at_work, owned, say
 from search.run.state import note, now
 from search.rundir import RunFolder, create_run_folder, missing_folders, removed_on_error
 from search.storage_url import StorageUrl
+
+if TYPE_CHECKING:
+    from hardware.profile import Profile
 
 __all__ = ["resume", "start"]
 
@@ -88,7 +91,7 @@ def resume(
     if record.state == "complete" and add == 0:
         return folder
     if record.plan is not None:
-        read_json(folder.hardware)
+        _profile(folder)  # a damaged one is refused before anything is written
     with (
         owned(folder, _storage_of(options, storage), take_over=take_over) as ownership,
         _agreed(folder, record, options, allow_change) as changed,
@@ -98,13 +101,11 @@ def resume(
         if changed:
             record = accept(folder, record, options)
             note(folder, "change_allowed", changed=changed)
-        if add:
-            _raise_budget(folder, add)
         if record.plan is not None and record.plan.elsewhere is None:
             _compare_machine(folder)
         if record.plan is None:
             _prepare(parent)
-        _work(parent)
+        _work(parent, add)
     return folder
 
 
@@ -138,12 +139,16 @@ def _agreed(folder: RunFolder, record: RunRecord, options: Options, allowed: boo
 
 def _compare_machine(folder: RunFolder) -> None:
     """Say so where the run was planned on another machine: its predictions are of that one, what is measured from now on of this one."""
-    from hardware.profile import Profile
-
-    profile = Profile.load(folder.hardware)
+    profile = _profile(folder)
     changed = profile.differences()
     if changed:
         say(f"planned for {profile.described}, which is not this machine: {', '.join(changed)}; its throughput is simulated from now on")
+
+
+def _profile(folder: RunFolder) -> Profile:
+    from search.frozen import frozen_profile  # takes its time to load
+
+    return frozen_profile(folder)
 
 
 def _prepare(parent: Parent) -> None:
@@ -156,18 +161,22 @@ def _prepare(parent: Parent) -> None:
     note(parent.folder, "run_prepared")
 
 
-def _work(parent: Parent) -> None:
-    """Train all trials of the budget, and close the run, or wait until another process has."""
+def _work(parent: Parent, add: int = 0) -> None:
+    """Train all trials of the budget, with so many added to it, and close the run, or wait until another process has."""
     from search.run.closing import close  # these need optuna, which takes its time to load
     from search.run.loop import Loop
+    from search.run.trials import lowest_accuracy
 
     folder, ownership = parent.folder, parent.ownership
-    options, record = Options.read(folder), RunRecord.read(folder)
-    assert record.plan is not None
     study, lost = ownership.open()
     if lost is not None:
         say(lost)
         note(folder, "journal_lost", what=lost)
+    if add:  # only now: a run that cannot go on keeps its budget
+        lowest_accuracy(study.get_trials(deepcopy=False), Options.read(folder).tolerance)
+        _raise_budget(folder, add)
+    options, record = Options.read(folder), RunRecord.read(folder)
+    assert record.plan is not None
     with open_progress(options.trials) as view:
         Loop(parent, options, record, study, view).run()
         while not ownership.claim("closing"):

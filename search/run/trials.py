@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -14,7 +14,18 @@ from search.ownership import of_trial
 from search.recipe import Recipe, recipe
 from search.run.parent import Parent
 from search.space import Range, from_json
-from search.storage import Proposal, add_running, ask, seed_of, tell_failed, values_of
+from search.storage import FAILURE, Proposal, add_running, ask, seed_of, tell_failed, values_of
+
+
+def lowest_accuracy(trials: Sequence[FrozenTrial], tolerance: float) -> float | None:
+    """The accuracy within a tolerance (points) of trial 0's, None until that is told. RunError where it has none."""
+    if not trials or not trials[0].state.is_finished():
+        return None
+    dense = trials[0]
+    if dense.values is None:
+        reason = dense.user_attrs.get(FAILURE)
+        raise RunError(f"trial 0, the dense baseline, failed: {reason}; the others cannot be judged without it, start a new run")
+    return float(dense.values[0]) - tolerance / 100
 
 
 class Trials:
@@ -60,13 +71,7 @@ class Trials:
 
     def lowest_accuracy(self) -> float | None:
         """The accuracy that a trial must reach, None until trial 0 is told."""
-        if not self._seen or not self._seen[0].state.is_finished():
-            return None
-        dense = self._seen[0]
-        if dense.values is None:
-            reason = dense.user_attrs.get("failure")
-            raise RunError(f"trial 0, the dense baseline, failed: {reason}; the others cannot be judged without it, start a new run")
-        return float(dense.values[0]) - self._options.tolerance / 100
+        return lowest_accuracy(self._seen, self._options.tolerance)
 
     # Which is next
 
