@@ -123,14 +123,19 @@ def read_lines(path: Path) -> list[JsonObject]:
 
 def last_line(path: Path) -> JsonObject | None:
     """The last whole line of a file of JSON objects, without reading all of a long file."""
+    return next(last_lines(path), None)
+
+
+def last_lines(path: Path) -> Iterator[JsonObject]:
+    """The whole lines at the end of a file of JSON objects, as many as 64 KiB hold, the last one first."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 65536))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
-        return None
-    return next(_objects(lines[::-1]), None)
+        return
+    yield from _objects(lines[::-1])
 
 
 def _objects(lines: list[bytes]) -> Iterator[JsonObject]:

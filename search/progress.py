@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from search.files import JsonObject, last_line, read_json_if_valid
+from search.files import JsonObject, last_lines, read_json_if_valid
 from search.rundir import RunFolder
 from search.terminal import console, printable, say
 
@@ -151,15 +151,17 @@ class LiveProgress:
 
 
 class _Course:
-    """Where a trial stands, by the last line of its metrics."""
+    """Where a trial stands, by the last line of its metrics, and the last accuracy, which few lines hold."""
 
-    def __init__(self, metrics: JsonObject, steps: object) -> None:
-        self._metrics, self._steps = metrics, steps
+    def __init__(self, metrics: JsonObject, accuracy: object, steps: object) -> None:
+        self._metrics, self._accuracy, self._steps = metrics, accuracy, steps
 
     @classmethod
     def read(cls, folder: RunFolder, number: int) -> _Course:
         files = folder.trial(number)
-        return cls(last_line(files.metrics) or {}, (read_json_if_valid(files.recipe) or {}).get("steps"))
+        lines = list(last_lines(files.metrics))
+        accuracy = next((line["accuracy"] for line in lines if line.get("accuracy") is not None), None)
+        return cls(lines[0] if lines else {}, accuracy, (read_json_if_valid(files.recipe) or {}).get("steps"))
 
     def cells(self) -> list[str]:
         """Phase, step, density, accuracy, rate and time left."""
@@ -172,7 +174,7 @@ class _Course:
             str(m.get("phase", "starting")),
             f"{_short(step)}/{_short(self._steps)}",
             _percent(m.get("density")),
-            _percent(m.get("accuracy")),
+            _percent(self._accuracy),
             _short(rate),
             left,
         ]

@@ -120,6 +120,19 @@ def test_no_color_is_respected(run: RunFolder, terminal: tuple[int, TextIO], mon
     assert not COLOUR.search(draw(run, terminal, monkeypatch))
 
 
+def test_the_last_accuracy_stays_while_lines_without_one_follow(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, accuracy in ((60, 0.9), (70, None), (80, None)):
+        line = {"step": step, "phase": "training", "density": 0.25, "accuracy": accuracy, "steps_per_s": 10.0}
+        append_line(run.trial(3).metrics, line)
+    append_line(run.trial(4).metrics, {"step": 1, "accuracy": None})
+    view = PlainProgress(12)
+    view._next = 0.0
+    view.tick(run, [3, 4], 2)
+    known, unknown = capsys.readouterr().err.splitlines()
+    assert "step 80/100, density 25.00 %, accuracy 90.00 %, 10 steps/s, 2 s left" in known
+    assert "accuracy -" in unknown
+
+
 def test_elsewhere_there_are_plain_lines(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with open_progress(12) as view:
         assert isinstance(view, PlainProgress)
