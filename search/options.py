@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from search.errors import ConfigurationError, RunNotFoundError
+from search.errors import ConfigurationError, RunNotFoundError, suggestion
 from search.files import read_json, write_json, write_text
 from search.rundir import RunFolder
 
@@ -82,12 +82,22 @@ class Options:
 
     @classmethod
     def read(cls, folder: RunFolder) -> Options:
-        """Read `config.toml`; RunNotFoundError when it is missing or damaged."""
+        """Read `config.toml`; RunNotFoundError when it is missing or damaged, or says what no option is."""
         try:
             with open(folder.config, "rb") as file:
-                return TypeAdapter(cls).validate_python(tomllib.load(file))
+                written = tomllib.load(file)
+            _check_names(folder, written, tuple(field.name for field in fields(cls)))
+            return TypeAdapter(cls).validate_python(written)
         except (OSError, ValueError, RecursionError) as error:
             raise RunNotFoundError(f"{folder.config} is unreadable ({error}); the run is damaged, start a new one") from error
+
+
+def _check_names(folder: RunFolder, written: Iterable[str], known: tuple[str, ...]) -> None:
+    """RunNotFoundError for a name that is no option's: what was meant by it would be a default instead."""
+    for name in written:
+        if name not in known:
+            rule, remedy = f"must be one of {', '.join(known)}", "mend it, or use the grow that wrote it"
+            raise RunNotFoundError(f"{name} is set in {folder.config}, but {rule}; {remedy}{suggestion(name, known)}")
 
 
 def startup_of(trials: int) -> int:

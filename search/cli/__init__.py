@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from search.errors import DEBUG_VARIABLE, ConfigurationError, exit_code_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cyclopts import App, MissingArgumentError
@@ -61,11 +62,19 @@ def application(config: Path | None = None, command: str | None = None) -> App:
         result_action="return_value",
         print_error=False,
         exit_on_error=False,
-        config=Configuration(config),
+        config=Configuration(config, tuple(_COMMANDS), lambda: _options(app)),
     )
     for name, text in _COMMANDS.items():
         app.command(f"search.cli.{name}:{name}", name=name, help=None if name == command else text)
     return app
+
+
+def _options(app: App) -> Iterator[str]:
+    """The options of all commands."""
+    from search.cli.configuration import option_of
+
+    for name in _COMMANDS:
+        yield from filter(None, map(option_of, app[name].assemble_argument_collection()))
 
 
 def _dispatch(tokens: list[str]) -> int | None:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search import environment
+from search.environment import FILE_VARIABLE, variable_of
 from search.errors import ConfigurationError, suggestion
 
 if TYPE_CHECKING:
     from cyclopts import App, Token
-    from cyclopts.argument import ArgumentCollection
+    from cyclopts.argument import Argument, ArgumentCollection
 
 DEFAULT_FILE = Path("grow.toml")
-FILE_VARIABLE = "GROW_CONFIG"
-PREFIX = "GROW_"
 COMMAND_LINE = "command line"
 FIELDS = "set"
 """The option whose values are fields of the recipe, key=value, each of which has a source of its own."""
@@ -46,9 +46,13 @@ def take_config(tokens: list[str]) -> Path | None:
 
 
 class Configuration:
-    """Completes what the command line says; cyclopts calls it before it converts the values of a command."""
+    """Completes what the command line says; cyclopts calls it before it converts the values of a command.
 
-    def __init__(self, file: Path | None) -> None:
+    commands: after which tables may be named. options: finds the options of all of them.
+    """
+
+    def __init__(self, file: Path | None, commands: tuple[str, ...], options: Callable[[], Iterable[str]]) -> None:
+        self._commands, self._all_options = commands, options
         self._file = DEFAULT_FILE if file is None else file
         self._must_exist = file is not None
 
@@ -56,11 +60,12 @@ class Configuration:
         """Give every option the values of its highest source."""
         if not commands:
             return
-        options = {argument.name.removeprefix("--").replace("-", "_"): argument for argument in arguments if argument.name.startswith("--")}
+        options = {name: argument for argument in arguments if (name := option_of(argument))}
+        environment.check(os.environ, options, self._all_options)
         written = self._table(commands[0], tuple(options))
         sources: dict[str, str] = {}
         for name, argument in options.items():
-            variable = PREFIX + name.upper()
+            variable = variable_of(name)
             levels = [
                 (str(self._file), _texts(written[name]) if name in written else []),
                 (variable, _split(name, os.environ[variable]) if variable in os.environ else []),
@@ -91,6 +96,9 @@ class Configuration:
             return {}
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"{self._file} is unreadable ({error}), but must be TOML; mend it") from error
+        for name, value in content.items():
+            if name not in self._commands:
+                raise ConfigurationError(self._misplaced(name, value, command, known))
         table = content.get(command, {})
         if not isinstance(table, dict):
             raise ConfigurationError(f"{command} is {table!r} in {self._file}, but must be a table; begin it with [{command}]")
@@ -101,6 +109,22 @@ class Configuration:
                     f"{name} is set under [{command}] of {self._file}, but must be one of {', '.join(known)}{suggestion(name, known)}"
                 )
         return table
+
+    def _misplaced(self, name: str, value: object, command: str, known: tuple[str, ...]) -> str:
+        """What is wrong with what the file says outside the tables of commands."""
+        rule = "must be under the table of a command"
+        if name.replace("-", "_") in known:
+            return f"{name} is set at the top of {self._file}, but {rule}; move it under [{command}]"
+        what = f"{name} is set at the top"
+        if isinstance(value, dict):
+            what, rule = f"[{name}] is a table", "must be named after a command"
+        remedy = suggestion(name, self._commands) or "; rename or remove it"
+        return f"{what} of {self._file}, but {rule}, one of {', '.join(self._commands)}{remedy}"
+
+
+def option_of(argument: Argument) -> str:
+    """The name of an option as files and variables have it; none of what has its place on the command line."""
+    return argument.name.removeprefix("--").replace("-", "_") if argument.name.startswith("--") else ""
 
 
 def _texts(value: object) -> list[str]:

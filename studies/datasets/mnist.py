@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from search.definition import DataSource
+from search.environment import DATA_VARIABLE
 from studies.datasets import idx
 from studies.datasets.download import download
 from studies.datasets.files import Release
@@ -62,10 +63,10 @@ def find(data_dir: Path | None, full: Release = FULL, mirrors: Sequence[str] = M
         return _source(release, data_dir)
 
     tried = []
-    if shared := os.environ.get("GROW_DATA"):
+    if shared := os.environ.get(DATA_VARIABLE):
         if release := _held(Path(shared), full):
             return _source(release, Path(shared))
-        tried.append(f"GROW_DATA is {shared}, which lacks it")
+        tried.append(f"{DATA_VARIABLE} is {shared}, which lacks it")
     cache = _cache()
     try:
         if full.missing(cache):

@@ -1,6 +1,7 @@
 """The command line over GROW_* over grow.toml over the study over defaults; what is shown of it; help and completion of commands."""
 
 import json
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from search.cli import _COMMANDS, _dispatch, application
 from search.cli.configuration import take_config
-from search.errors import ConfigurationError
+from search.errors import ConfigurationError, RunNotFoundError
 from search.options import Options, Plan
 from search.rehearsal import estimate_s
+from search.rundir import RunFolder
 
 FILE = """
 [run]
@@ -87,6 +89,9 @@ def test_what_is_printed_is_read_again_as_it_was(folder: Path, capsys: pytest.Ca
     [
         ("[run]\ngpu = 2", "gpu is set under .run. of grow.toml, but must be one of .*did you mean 'gpus'"),
         ("run = 2", "run is 2 in grow.toml, but must be a table"),
+        ("trials = 30", r"trials is set at the top of grow.toml, but must be under the table of a command; move it under \[run\]"),
+        ("tirals = 30", "tirals is set at the top of grow.toml, but must be under the table of a command, one of run, resume.*remove it"),
+        ("[shwo]\njson = true", r"\[shwo\] is a table of grow.toml, but must be named after a command, one of .*did you mean 'show'"),
         ("[run", "grow.toml is unreadable"),
         ("[run]\ngpus = 'two'", "two"),
         ("[run]\nset = ['densty=0.1']", "did you mean 'density'"),
@@ -97,6 +102,34 @@ def test_a_wrong_file_is_named(content: str, message: str, folder: Path) -> None
     (folder / "grow.toml").write_text(content)
     with pytest.raises(ConfigurationError, match=message):
         _dispatch(["run", "--study", "digits", "--gpus", "2", "--print-config"] if "two" not in content else ["run", "--study", "digits"])
+
+
+@pytest.mark.parametrize(("name", "meant"), [("GROW_TRAILS", "GROW_TRIALS"), ("GROW_gpus", "GROW_GPUS"), ("GROW_ALLOW_CONFIG", None)])
+def test_a_variable_that_is_nearly_one_of_ours_is_refused(name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "3")
+    message = f"{name} is set, but must be a variable of grow's; did you mean {meant or 'GROW_ALLOW_CONFIG_CHANGE'}"
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        _dispatch(["run", "--study", "digits", "--gpus", "2", "--print-config"])
+
+
+def test_a_strangers_variable_is_named_and_those_of_other_commands_are_let_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("GROW_PLANTS_HOME", "GROW_ADD", "GROW_DATA", "GROW_PARENT"):
+        monkeypatch.setenv(name, "3")
+    assert _dispatch(["studies"]) == 0
+    assert capsys.readouterr().err == "grow: GROW_PLANTS_HOME is set, but is no variable of grow's: it is ignored\n"
+
+
+@pytest.mark.parametrize(("line", "hint"), [("tirals = 20", "did you mean 'trials'"), ("colour = 'red'", "use the grow that wrote it")])
+def test_what_no_option_is_called_in_a_runs_own_configuration_is_refused(line: str, hint: str, folder: Path) -> None:
+    run = RunFolder(folder)
+    Options(study="digits", gpus=2, trials=20, settings={"steps": 9}).write(run)
+    assert Options.read(run).trials == 20
+    text = run.config.read_text()
+    run.config.write_text(text.replace("trials = 20", line))
+    with pytest.raises(RunNotFoundError, match=f"^{line.partition(' ')[0]} is set in .*, but must be one of study, gpus,.*{hint}"):
+        Options.read(run)
 
 
 def test_a_file_that_is_named_must_be_there() -> None:
