@@ -1,7 +1,7 @@
 """What are crossing units worth where the parts have to talk? Accuracy against the share of crossing units, from none to all.
 
     python -m tests.benchmarks.crossing_value [--data-dir DIR] [--shares 0 1 2 5 10 25 50 100] [--seeds 3] [--steps 2000]
-        [--units 256] [--save FOLDER] [--json]
+        [--units 256] [--control] [--save FOLDER] [--json] [--only crossing=0.1]
 
 Two digits of MNIST lie side by side, and the network is asked for the last digit of their sum. Part 0 is given the left one, part 1
 the right one; the logits read both parts. What each part knows of its own digit says nothing of the answer, and no sum of two
@@ -9,14 +9,13 @@ functions of one digit each gives it: two halves that never talk can do little b
 of a network 1568-256-256-256-10, so many percent of the units of each part, drawn at random, are read by the other part as well.
 
 All networks have the same number of connections: a unit reads as many units as its own part has, drawn from those that it may read.
-``--control`` gives both digits to both parts, so that nobody has to talk.
+``--control`` gives both digits to both parts, so that nobody has to talk. A row's ratio is of the errors, without crossing units over with
+them, seed by seed; ``--only`` chooses among the shares, and keeps 0, which all are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from hardware.partition import Partition, communication_volume, crossing_share
 from hardware.workload import Workload
 from search.definition import StudyReference
 from tests.benchmarks.panels import Panel, picture
-from tests.benchmarks.rows import Case, row
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 PARTS, HIDDEN, PIXELS, CLASSES = 2, 3, 28 * 28, 10
 BATCH, RATE, MOMENTUM, WARM_UP = 128, 0.1, 0.9, 0.05
@@ -143,14 +142,21 @@ def outcome(setting: Setting, data_dir: Path | None) -> dict[str, Any]:
     }
 
 
-def rows(table: pd.DataFrame, case: Case) -> list[dict[str, object]]:
+def cases(asked: argparse.Namespace) -> list[Case]:
+    """Every share above 0. Whatever it is, a unit reads as many units as one part has."""
+    told: Case = {"units": asked.units, "batch": BATCH, "density": 1 / PARTS, "device": "cpu", "parts": PARTS}
+    more: Case = {"steps": asked.steps, "seeds": asked.seeds, "control": asked.control}
+    return [{**told, **more, "crossing": share / 100} for share in sorted(set(asked.shares)) if share > 0]
+
+
+def rows(table: pd.DataFrame, chosen: Sequence[Case]) -> list[dict[str, object]]:
     """The benchmark's rows: the error of halves that never talk against that with each share, seed by seed."""
     alone, found = table[table.share == 0].set_index("seed"), []
-    for share, group in table[table.share > 0].groupby("share"):
-        mine = group.set_index("seed")
+    for case in chosen:
+        mine = table[table.share == 100 * float(case["crossing"])].set_index("seed")
         ratios, points = (100 - alone.accuracy) / (100 - mine.accuracy).clip(lower=0.01), mine.accuracy - alone.accuracy
-        extra = {"crossing": share / 100, "accuracy": float(mine.accuracy.mean()), "accuracy_difference": float(points.mean())}
-        found.append(row("crossing_value", {**case, **extra}, "error without crossing units", ratios.tolist()))
+        extra = {"accuracy": float(mine.accuracy.mean()), "accuracy_difference": float(points.mean())}
+        found.append(row("crossing_value", case, "error without crossing units", ratios.tolist(), **extra))
     return found
 
 
@@ -164,10 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--units", type=int, default=256)
     parser.add_argument("--control", action="store_true", help="give both digits to both parts")
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     asked = parser.parse_args(arguments)
+    chosen = selected(cases(asked), asked.only)
     torch.set_num_threads(1)
-    shares = sorted({0.0, *(share / 100 for share in asked.shares)})
+    shares = [0.0, *(float(case["crossing"]) for case in chosen)]
     settings = [Setting(share, seed, asked.units, asked.steps, asked.control) for share in shares for seed in range(asked.seeds)]
     table = pd.DataFrame([outcome(setting, asked.data_dir) for setting in settings])
     name = "crossing-units-control" if asked.control else "crossing-units"
@@ -176,12 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.to_csv(asked.save / f"{name}.csv", index=False)
         shown = Panel("accuracy", "validation accuracy %: the last digit of the sum of two digits")
         (asked.save / f"{name}.svg").write_text(picture(table, "share", "crossing units, in percent of every hidden space", [shown]))
-    if asked.json:
-        case = {"units": asked.units, "parts": PARTS, "steps": asked.steps, "seeds": asked.seeds, "control": asked.control}
-        sys.stdout.write(json.dumps(rows(table, case)) + "\n")
-        return
-    sys.stdout.write(table.round(3).to_string(index=False) + "\n")
-    sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread\n")
+    sys.stderr.write(table.round(3).to_string(index=False) + "\n")
+    write(rows(table, chosen), asked.json)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def main() -> None:
     searches.options(parser)
     arguments = parser.parse_args()
     cases = rows.selected(
-        [{"study": study, "trials": arguments.trials, "sampler": arguments.sampler} for study in arguments.studies], arguments.only
+        [{**searches.common(arguments, study), "sampler": arguments.sampler} for study in arguments.studies], arguments.only
     )
     with searches.folder_of_runs(arguments) as runs:
         rows.write([measured(arguments, runs, case) for case in cases], arguments.json)

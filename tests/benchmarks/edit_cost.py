@@ -36,7 +36,7 @@ from hardware.devices import discover
 from hardware.profile import Profile
 from search import build
 from search.recipe import Recipe
-from tests.benchmarks.recipes import recipe_of
+from tests.benchmarks.recipes import recipe_of, widest
 from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 KERNELS = ("dense", "profile")
@@ -110,10 +110,12 @@ def main() -> None:
     add_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    units = widest("mnist", arguments.network)
     cases: list[Case] = [
         {
             "network": arguments.network,
             "kernels": kernels,
+            "units": units,
             "batch": 128,
             "density": 0.05,
             "device": "cpu",

@@ -7,29 +7,25 @@ Divides the hidden units of networks of 6 x 1,024 units. ``net=random``: every u
 are shuffled. ``net=large``: local, with a million connections between the hidden spaces. The ratio is communication volume of
 contiguous blocks over that of the partition found, at an imbalance of at most 5 % in every space, which is checked; its range is over
 networks drawn from different seeds. Seconds are those of one partition, from the workload to the parts, by the clock and of
-the one core that it takes.
+the one core that it takes. A volume is that of one sample: the batch is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from statistics import median
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from grow.axes import IntArray, Segment
 from grow.topology import Connections, Space, Topology
 from hardware.partition import communication_volume, imbalance
 from hardware.partitioners import PARTITIONERS, default_partitioner
 from hardware.workload import Workload
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 SPACES, UNITS, FAN_IN = 6, 1024, 16
 LARGE_UNITS = 15_000
@@ -39,21 +35,16 @@ NEAR, NEAR_SHARE = 16, 0.9
 IMBALANCE = 0.05
 
 
-@dataclass(frozen=True)
-class Case:
-    """A kind of network, and the parts that it is divided into."""
-
-    net: str
-    parts: int
-
-
-CASES = (*(Case(net, parts) for net in ("random", "local") for parts in (2, 4, 8)), Case("large", 8))
+CASES: list[Case] = [
+    {"units": units, "batch": 1, "density": FAN_IN / units, "device": "cpu", "net": net, "parts": parts}
+    for net, units, divided in (("random", UNITS, (2, 4, 8)), ("local", UNITS, (2, 4, 8)), ("large", LARGE_UNITS, (8,)))
+    for parts in divided
+]
 
 
-def network(net: str, seed: int) -> Topology:
-    """A network of the given kind."""
+def network(net: str, units: int, seed: int) -> Topology:
+    """A network of the given kind with so many units in every space."""
     generator = np.random.default_rng(seed)
-    units = LARGE_UNITS if net == "large" else UNITS
     draw = random_sources if net == "random" else local_sources
     places = [generator.permutation(units) if net != "random" else np.arange(units) for _ in range(SPACES)]
     sizes = [16, *[units] * SPACES, 10]
@@ -84,15 +75,16 @@ def local_sources(generator: np.random.Generator, units: int) -> tuple[IntArray,
 
 def outcomes(case: Case, partitioner: str, seeds: int) -> Iterator[dict[str, float]]:
     """Volumes, worst imbalance of a space, and seconds, for each seed."""
-    for seed in range(1 if case.net == "large" else seeds):
-        work = Workload.of(network(case.net, seed))
+    net, parts = str(case["net"]), int(case["parts"])
+    for seed in range(1 if net == "large" else seeds):
+        work = Workload.of(network(net, int(case["units"]), seed))
         before, worked = time.perf_counter(), time.process_time()
-        found = PARTITIONERS[partitioner](work, case.parts, IMBALANCE, seed)
+        found = PARTITIONERS[partitioner](work, parts, IMBALANCE, seed)
         seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - worked
         worst = max(imbalance(work, found, space) for space in work.hidden)
         if worst > IMBALANCE + 1e-9:  # a load just at the limit
             raise SystemExit(f"imbalance is {worst:.3f}, but must be at most {IMBALANCE}; the ratio would not count")
-        blocks = PARTITIONERS["contiguous"](work, case.parts)
+        blocks = PARTITIONERS["contiguous"](work, parts)
         yield {
             "blocks": communication_volume(work, blocks),
             "found": communication_volume(work, found),
@@ -103,61 +95,34 @@ def outcomes(case: Case, partitioner: str, seeds: int) -> Iterator[dict[str, flo
         }
 
 
-def row(case: Case, partitioner: str, seeds: int) -> dict[str, Any]:
-    """One row of the result."""
+def measured(case: Case, partitioner: str, seeds: int) -> dict[str, object]:
+    """The row of a case."""
+    sys.stderr.write(f"{case['net']}, {case['parts']} parts\n")
     found = list(outcomes(case, partitioner, seeds))
     ratios = [seed["blocks"] / seed["found"] for seed in found]
-    return {
-        "benchmark": "partition_volume",
-        "case": {
-            "net": case.net,
-            "parts": case.parts,
-            "connections": median(seed["connections"] for seed in found),
-            "partitioner": partitioner,
-            "volume": median(seed["found"] for seed in found),
-            "volume_saved": 1 - 1 / median(ratios),
-            "imbalance": max(seed["imbalance"] for seed in found),
-            "seconds": max(seed["seconds"] for seed in found),
-            "cpu_seconds": max(seed["cpu_seconds"] for seed in found),
-            "seeds": len(found),
-        },
-        "against": "contiguous blocks",
-        "ratio": median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-    }
-
-
-def selected(only: Sequence[str]) -> list[Case]:
-    """The cases that have all the values asked for."""
-    wanted = [text.partition("=") for text in only]
-    for key, equals, value in wanted:
-        if not equals or key not in ("net", "parts"):
-            raise SystemExit(f"--only is {key + equals + value!r}, but must be net=VALUE or parts=VALUE")
-    found = [case for case in CASES if all(str(getattr(case, key)) == value for key, _, value in wanted)]
-    if not found:
-        raise SystemExit(f"--only {' '.join(only)} selects nothing, but must select one of {', '.join(map(str, CASES))}")
-    return found
+    return row(
+        "partition_volume",
+        {**case, "partitioner": partitioner, "seeds": len(found)},
+        "contiguous blocks",
+        ratios,
+        connections=median(seed["connections"] for seed in found),
+        volume=median(seed["found"] for seed in found),
+        volume_saved=1 - 1 / median(ratios),
+        imbalance=max(seed["imbalance"] for seed in found),
+        seconds=max(seed["seconds"] for seed in found),
+        cpu_seconds=max(seed["cpu_seconds"] for seed in found),
+    )
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--partitioner", choices=list(PARTITIONERS), default=default_partitioner())
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
-    rows = []
-    for case in selected(arguments.only):
-        sys.stderr.write(f"{case.net}, {case.parts} parts\n")
-        rows.append(row(case, arguments.partitioner, arguments.seeds))
-    if arguments.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
-        return
-    table = pd.DataFrame([{**found["case"], **{key: found[key] for key in ("ratio", "ratio_min", "ratio_max")}} for found in rows])
-    sys.stdout.write(table.round(4).to_string(index=False) + "\n")
-    sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, 1 thread\n")
+    cases = selected(CASES, arguments.only)
+    write([measured(case, arguments.partitioner, arguments.seeds) for case in cases], arguments.json)
 
 
 if __name__ == "__main__":

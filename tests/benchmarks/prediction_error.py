@@ -6,47 +6,54 @@ Trains the held-out cases of `grow calibrate` for some steps each, in turns, and
 is in the cache: measured when there is none, with the coefficients of the last calibration. `--calibrate` does that first, profile
 included. A step is measured in units of a yardstick that runs beside it, a fixed product; measured is that many times the yardstick's
 median over all cases. A row's ratio is predicted over measured; its range is that of the rounds. The summary goes to stderr. `--only`
-may be repeated; its keys are network, density, batch, strategy, devices and crossing.
+may be repeated; its keys are units, device, network, density, batch, strategy, devices and crossing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from functools import cache
 
 import torch
+from torch import nn
 
 from hardware.cache import keep, obtain
 from hardware.calibrate import Case, Comparison, calibrate, cases, compare, summary
+from hardware.calibrate.cases import NETWORKS
 from hardware.devices import discover
 from hardware.profile import Profile
 from hardware.profile.key import machine
 from hardware.trust import beyond
+from tests.benchmarks import rows
 
 
-def selected(chosen: Sequence[Case], only: Sequence[str]) -> list[Case]:
+@cache
+def widest(network: str) -> int:
+    """Units of the widest hidden space of a network; none of its layers is made."""
+    with torch.device("meta"):
+        module, _ = NETWORKS[network]()
+    *hidden, _ = (layer.weight.shape[0] for layer in module if isinstance(layer, nn.Linear | nn.Conv2d))  # type: ignore[attr-defined]
+    return max(hidden)
+
+
+def told(case: Case, device: str) -> rows.Case:
+    """A case with the keys of every benchmark."""
+    return {"units": widest(case.network), "device": device, **asdict(case)}
+
+
+def selected(chosen: Sequence[Case], only: Sequence[str], device: str) -> list[Case]:
     """The cases whose fields have the values asked for."""
-    wanted = [tuple(text.partition("=")[::2]) for text in only]
-    known = [field.name for field in fields(Case)]
-    for key, _ in wanted:
-        if key not in known:
-            raise SystemExit(f"only is {key!r}, but must be KEY=VALUE with one of {', '.join(known)}")
-    return [case for case in chosen if all(str(getattr(case, key)) == value for key, value in wanted)]
+    left = rows.selected([told(case, device) for case in chosen], only)
+    return [case for case in chosen if told(case, device) in left]
 
 
-def row(compared: Comparison) -> dict[str, object]:
+def row(compared: Comparison, device: str) -> dict[str, object]:
     """One case; a slow round makes a small ratio."""
-    return {
-        "benchmark": "prediction_error",
-        "case": asdict(compared.case),
-        "against": "the clock",
-        "ratio": compared.ratio,
-        "ratio_min": compared.predicted_s / compared.highest_s,
-        "ratio_max": compared.predicted_s / compared.lowest_s,
-    }
+    ratios = [compared.predicted_s / seconds for seconds in (compared.highest_s, compared.measured_s, compared.lowest_s)]
+    return rows.row("prediction_error", told(compared.case, device), "the clock", ratios)
 
 
 def say(text: str) -> None:
@@ -66,24 +73,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--calibrate", action="store_true")
-    parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--json", action="store_true")
+    rows.add_options(parser)
     arguments = parser.parse_args()
+    found_devices = discover("auto", arguments.gpus)
+    device = found_devices.kind
+    chosen = selected(cases(arguments.gpus)[1], arguments.only, device)
     torch.set_num_threads(1)
-    profile = obtain(discover("auto", arguments.gpus).devices, anew=arguments.calibrate, progress=say)
+    profile = obtain(found_devices.devices, anew=arguments.calibrate, progress=say)
     if arguments.calibrate:
         profile, compared = calibrate(profile, seconds_per_case=arguments.seconds, progress=say)
         keep(profile, say)
-        chosen = set(selected([found.case for found in compared], arguments.only))
         compared = [found for found in compared if found.case in chosen]
     else:
-        chosen_cases = selected(cases(arguments.gpus)[1], arguments.only)
-        if not chosen_cases:
-            raise SystemExit(f"only is {arguments.only}, but must leave a case; `--json` without it lists them all")
-        compared = compare(profile, chosen_cases, seconds_per_case=arguments.seconds, progress=say)
+        compared = compare(profile, chosen, seconds_per_case=arguments.seconds, progress=say)
     if arguments.json:
-        sys.stdout.write(json.dumps([row(found) for found in compared]) + "\n")
+        rows.write([row(found, device) for found in compared], True)
     else:
         report(profile, compared)
     if len(compared) > 2:

@@ -1,16 +1,16 @@
 """Does a price on crossing units buy less communication, and what does it cost in accuracy?
 
-    python -m tests.benchmarks.price [--data-dir DIR] [--seeds 3] [--steps 2000] [--price 64] [--json]
+    python -m tests.benchmarks.price [--data-dir DIR] [--seeds 3] [--steps 2000] [--price 64] [--network NAME] [--json]
+        [--only KEY=VALUE ...]
 
 Trains the same recipe with the price on and with coefficient 0: same seed, density, pattern and partition to begin with. Reports
-validation accuracy (the test set is not read), communication volume and crossing units after training.
+validation accuracy (the test set is not read), communication volume and crossing units after training; every training's go to stderr. The
+ratio is of the communication volumes, coefficient 0 over the price, seed by seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +27,11 @@ from hardware.profile import Profile
 from hardware.workload import Workload
 from search import build
 from search.recipe import Recipe
-from tests.benchmarks.recipes import recipe_of
-from tests.benchmarks.rows import row
+from tests.benchmarks.recipes import recipe_of, widest
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 STUDY = "mnist"
+BATCH = 256
 
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
@@ -51,7 +52,7 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
         devices=2,
         strategy="units",
         steps=arguments.steps,
-        batch_size=256,
+        batch_size=BATCH,
         optimizer="sgd",
         learning_rate=arguments.learning_rate,
     )
@@ -89,6 +90,23 @@ def outcome(chosen: Recipe) -> dict[str, float]:
     return measures(training.network, training.task, chosen)
 
 
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """The one that is asked for."""
+    told: Case = {"network": arguments.network, "units": widest(STUDY, arguments.network), "batch": BATCH, "density": arguments.density}
+    return [{**told, "device": "cpu", "price": arguments.price, "parts": 2, "steps": arguments.steps}]
+
+
+def measured(case: Case, base: Recipe, seeds: int) -> dict[str, object]:
+    """The row of a case."""
+    price = float(case["price"])
+    frame = pd.DataFrame([outcome(replace(base, seed=seed, price=coefficient)) for seed in range(seeds) for coefficient in (0.0, price)])
+    sys.stderr.write(frame.to_string(index=False) + "\n")
+    off, on = (frame[frame.price == coefficient].set_index("seed") for coefficient in (0.0, price))
+    ratios, loss = off.communication_volume / on.communication_volume.clip(lower=1), off.accuracy - on.accuracy
+    range_ = {"accuracy_loss_min": float(loss.min()), "accuracy_loss_max": float(loss.max())}
+    return row("price", case, "coefficient 0", ratios.tolist(), accuracy_loss_points=float(loss.mean()), **range_)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -99,26 +117,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
+    chosen = selected(cases(arguments), arguments.only)
     torch.set_num_threads(1)
     base = recipe(arguments)
-    rows = [outcome(replace(base, seed=seed, price=price)) for seed in range(arguments.seeds) for price in (0.0, arguments.price)]
-    frame = pd.DataFrame(rows)
-    off, on = (frame[frame.price == price].set_index("seed") for price in (0.0, arguments.price))
-    ratios = off.communication_volume / on.communication_volume.clip(lower=1)
-    loss = off.accuracy - on.accuracy
-    case = {"network": arguments.network, "density": arguments.density, "price": arguments.price, "parts": 2, "steps": arguments.steps}
-    found = row("price", {**case, "accuracy_loss_points": float(loss.mean())}, "coefficient 0", ratios.tolist())
-    if arguments.json:
-        sys.stdout.write(json.dumps([found]) + "\n")
-        return
-    sys.stdout.write(frame.to_string(index=False) + "\n")
-    sys.stdout.write(f"communication volume is {found['ratio']:.1f} times smaller ({found['ratio_min']:.1f} to {found['ratio_max']:.1f}), ")
-    sys.stdout.write(f"accuracy {-loss.mean():+.2f} points ({-loss.max():+.2f} to {-loss.min():+.2f})\n")
-    sys.stdout.write(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {base.data_sha256[:12]}\n"
-    )
+    write([measured(case, base, arguments.seeds) for case in chosen], arguments.json)
 
 
 if __name__ == "__main__":

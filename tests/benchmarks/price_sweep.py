@@ -1,20 +1,20 @@
 """What does the price buy? Accuracy, communication volume and throughput over a range of prices.
 
     python -m tests.benchmarks.price_sweep [--data-dir DIR] [--prices 0 4 16 64 256 1024] [--parts 2] [--steps 600] [--seeds 1]
-        [--hardware FILE_OR_PRESET] [--trained FOLDER] [--clock] [--save FOLDER] [--json]
+        [--hardware FILE_OR_PRESET] [--trained FOLDER] [--clock] [--save FOLDER] [--json] [--only price=64]
 
 Trains the recipe of `tests.benchmarks.price` once for every price and seed: same start, density, pattern and partition to begin with.
 Throughput is that of the profile of this machine's CPU workers (predicted), or of a preset or a saved profile (simulated), next to
 that of the dense start network on one device of the same machine; with ``--clock`` it is measured instead, all networks and the dense one
 in turns. ``--trained`` keeps the networks, and takes those that are there already: train on a busy machine, time on a quiet one.
-``--save`` writes the table (CSV) and the picture (SVG) there.
+``--save`` writes the table (CSV) and the picture (SVG) there. A row's ratio is of the throughputs, with a price over without, seed by seed;
+``--only`` chooses among the prices, and keeps 0, which all are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -43,7 +43,8 @@ from search import build
 from search.recipe import Recipe
 from tests.benchmarks import price
 from tests.benchmarks.panels import Panel, picture
-from tests.benchmarks.rows import Case, row
+from tests.benchmarks.recipes import widest
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 PANELS = (
     Panel("accuracy", "validation accuracy %", zero=False),
@@ -113,16 +114,27 @@ def timed(table: pd.DataFrame, recipes: Sequence[Recipe], kept: Path, profile: P
     return table.assign(samples_per_s=rates, speed=[rate / dense.samples_per_s for rate in rates], word="measured")
 
 
-def rows(table: pd.DataFrame, case: Case) -> list[dict[str, object]]:
+def cases(asked: argparse.Namespace) -> list[Case]:
+    """Every price above 0."""
+    told: Case = {"network": asked.network, "units": widest(price.STUDY, asked.network), "batch": price.BATCH, "density": asked.density}
+    device = "cpu" if asked.hardware is None else hardware(asked.hardware).devices[0].kind
+    return [
+        {**told, "device": device, "parts": asked.parts, "steps": asked.steps, "price": value}
+        for value in sorted(set(asked.prices))
+        if value > 0
+    ]
+
+
+def rows(table: pd.DataFrame, chosen: Sequence[Case]) -> list[dict[str, object]]:
     """The benchmark's rows: throughput with each price against price 0, seed by seed."""
     free = table[table.price == 0].set_index("seed")
     found = []
-    for value, group in table[table.price > 0].groupby("price"):
-        mine = group.set_index("seed")
+    for case in chosen:
+        mine = table[table.price == case["price"]].set_index("seed")
         ratios, points = mine.samples_per_s / free.samples_per_s, mine.accuracy - free.accuracy
         volumes = free.communication_volume / mine.communication_volume.clip(lower=1)
-        extra = {"price": value, "accuracy_difference": float(points.mean()), "volume_ratio": float(volumes.median())}
-        found.append(row("price_sweep", {**case, **extra}, "price 0", ratios.tolist()))
+        extra = {"accuracy_difference": float(points.mean()), "volume_ratio": float(volumes.median()), "word": str(table.word[0])}
+        found.append(row("price_sweep", case, "price 0", ratios.tolist(), **extra))
     return found
 
 
@@ -141,12 +153,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trained", type=Path)
     parser.add_argument("--clock", action="store_true")
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     asked = parser.parse_args(arguments)
+    chosen = selected(cases(asked), asked.only)
     torch.set_num_threads(1)
     profile = obtain(discover("cpu", asked.parts).devices) if asked.hardware is None else hardware(asked.hardware)
     base = replace(price.recipe(asked), devices=asked.parts)
-    wanted = sorted({0.0, *asked.prices})
+    wanted = sorted({0.0, *(float(case["price"]) for case in chosen)})
     materials = [build.material(replace(base, seed=seed, price=value)) for seed in range(asked.seeds) for value in wanted]
     with nullcontext(asked.trained) if asked.trained else TemporaryDirectory() as folder:
         kept = Path(folder).resolve()
@@ -157,12 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked.save.mkdir(parents=True, exist_ok=True)
         table.to_csv(asked.save / "price-sweep.csv", index=False)
         (asked.save / "price-sweep.svg").write_text(picture(table, "price", CAPTION, PANELS))
-    if asked.json:
-        case = {"network": asked.network, "parts": asked.parts, "density": asked.density, "steps": asked.steps, "word": table.word[0]}
-        sys.stdout.write(json.dumps(rows(table, case)) + "\n")
-        return
-    sys.stdout.write(table.round(4).to_string(index=False) + "\n")
-    sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread\n")
+    sys.stderr.write(table.round(4).to_string(index=False) + "\n")
+    write(rows(table, chosen), asked.json)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from grow.network import Network
 from search.definition import StudyReference
 from search.recipe import Recipe
 
@@ -14,3 +15,9 @@ def recipe_of(study: str, network: str, data_dir: Path | None, **settings: Any) 
     source = StudyReference(study).load().data(data_dir)
     folder = None if source.folder is None else str(source.folder)
     return Recipe(study=study, network=network, data_dir=folder, data_sha256=source.sha256, number=0, role="search", **settings)
+
+
+def widest(study: str, network: str | None) -> int:
+    """Units of the widest hidden space of a start network; None: the study's first."""
+    definition = StudyReference(study).load()
+    return max(space.units for space in Network(definition.network(network)(), definition.example()).topology.hidden)

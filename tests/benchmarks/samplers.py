@@ -47,8 +47,10 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", choices=choices, default=choices)
     searches.options(parser)
     arguments = parser.parse_args()
-    pairs = [(study, sampler) for study in arguments.studies for sampler in arguments.samplers]
-    cases = rows.selected([{"study": study, "sampler": sampler, "trials": arguments.trials} for study, sampler in pairs], arguments.only)
+    cases = rows.selected(
+        [{**searches.common(arguments, study), "sampler": sampler} for study in arguments.studies for sampler in arguments.samplers],
+        arguments.only,
+    )
     with searches.folder_of_runs(arguments) as runs:
         rows.write([measured(arguments, runs, case) for case in cases], arguments.json)
 

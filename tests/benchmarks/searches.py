@@ -14,15 +14,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from hardware.presets import hardware
 from search.changes import changes
 from search.compare import throughput
+from search.definition import StudyReference
 from search.files import last_line, read_json
 from search.hypervolume import hypervolume
 from search.options import Options, RunRecord, startup_of
+from search.recipe import parse_setting
 from search.rehearsal import configuration
 from search.results import document
 from search.rundir import RunFolder
-from tests.benchmarks.rows import add_options
+from tests.benchmarks.recipes import widest
+from tests.benchmarks.rows import Case, Value, add_options
 
 NO_USABLE_TRIAL = 3
 """Exit code of a search that found nothing within the tolerance, which is an outcome like others."""
@@ -58,6 +62,17 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--runs-dir", type=Path, help="keep the runs here; those that are there already are taken, if they are what is asked for"
     )
     add_options(parser)
+
+
+def common(arguments: argparse.Namespace, study: str) -> Case:
+    """What the case of a search of a study has in every benchmark; a search draws what is not set."""
+    settings = {**StudyReference(study).load().settings, **dict(map(parse_setting, arguments.set))}
+    batch, density = (settings.get(name, "searched") for name in ("batch_size", "density"))
+    assert isinstance(batch, Value)
+    assert isinstance(density, Value)
+    device = "cpu" if arguments.hardware is None else hardware(arguments.hardware).devices[0].kind
+    told: Case = {"study": study, "units": widest(study, arguments.network), "batch": batch, "density": density}
+    return {**told, "device": device, "trials": arguments.trials}
 
 
 @contextmanager
