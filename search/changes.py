@@ -18,7 +18,7 @@ from pathlib import Path
 
 from search.definition import file_of
 from search.errors import ConfigurationError, RunNotFoundError
-from search.files import read_json, write_json
+from search.files import read_json_if_valid, write_json
 from search.options import Options, RunRecord
 from search.rundir import RunFolder
 from search.trusted import trust, trusted
@@ -126,9 +126,10 @@ def _study(record: RunRecord, options: Options) -> Iterator[str]:
 
 
 def _code(folder: RunFolder, options: Options) -> Iterator[str]:
-    if not folder.code.is_file():
+    was, now = read_json_if_valid(folder.code), code_of(options.study)
+    if was is None:
+        yield f"- {folder.code}, which is missing or damaged: whether the code is what it was cannot be told"
         return
-    was, now = read_json(folder.code), code_of(options.study)
     yield from (f"- {name}" for name in was if name not in now)
     yield from (f"+ {name}" for name in now if name not in was)
     yield from (f"! {name}" for name in now if name in was and was[name] != now[name])

@@ -1,7 +1,8 @@
 """What can go wrong with a run, each with the exit code of the command that it ends.
 
-0 budget met, 1 failed at run time, 2 usage or configuration, 3 finished with no usable trial, 4 not found or damaged, 5 locked by
-another runner, 130 and 143 on signals. Every message is one line that names the thing, its value, the rule and the remedy.
+0 budget met, 1 failed at run time, 2 usage or configuration, 3 finished with no usable trial (0 where it had finished before it was
+resumed), 4 not found or damaged, 5 locked by another runner, 130 and 143 on signals. Every message is one line that names the thing,
+its value, the rule and the remedy.
 """
 
 from __future__ import annotations

@@ -38,8 +38,11 @@ def print_error_line(text: str) -> None:
     say(text)
 
 
-def conclude(folder: RunFolder, *, as_json: bool) -> int:
-    """The end of `run` and `resume`: the front, and where to look further."""
+def conclude(folder: RunFolder, *, as_json: bool, finished_before: bool = False) -> int:
+    """The end of `run` and `resume`: the front, and where to look further.
+
+    NoUsableTrialError where no trial is within the tolerance. finished_before: nothing was to be done, so that this is told, but no error.
+    """
     from search.report import pareto_tables, show
     from search.rundir import show_command
 
@@ -50,10 +53,13 @@ def conclude(folder: RunFolder, *, as_json: bool) -> int:
         show(*pareto_tables(found), f"Look further: {show_command(folder)}")
     searched = [trial for trial in found["trials"] if trial["role"] == "search"]
     if searched and not any(trial["state"] == "complete" for trial in searched):
-        raise NoUsableTrialError(
+        told = (
             f"none of the {len(searched)} searched trials of run {found['run']!r} is within the tolerance of trial 0;"
             " start a run with a larger --tolerance or more --trials"
         )
+        if not finished_before:
+            raise NoUsableTrialError(told)
+        print_error_line(told)
     return 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from search import progress
 from search.baselines import DATA_PARALLEL, DENSE
@@ -18,8 +20,8 @@ from search.restore import told
 from search.results import feasible_points
 from search.run.parent import Parent
 from search.run.state import note
-from search.run.trials import Trials
-from search.storage import broken, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
+from search.run.trials import Trials, drawn_twice
+from search.storage import FAILURE, broken, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
 
 FAILURES_IN_A_ROW = 5
 """Search trials that may fail one after the other before the run is given up."""
@@ -31,7 +33,6 @@ class Outcomes:
     def __init__(self, parent: Parent, options: Options, trials: Trials, study: optuna.Study, view: Progress) -> None:
         self._folder, self._ownership, self._progress = parent.folder, parent.ownership, view
         self._options, self._trials, self._study = options, trials, study
-        self._failures: list[str] = []  # reasons of the search trials that failed since one succeeded
 
     def tell_again(self) -> None:
         """Tell a journal that was made anew what the one before was told."""
@@ -79,12 +80,10 @@ class Outcomes:
         """RunError where the run cannot go on after this outcome."""
         if number == DENSE:
             self._trials.lowest_accuracy()
-        if number > DATA_PARALLEL and result["state"] == "complete":
-            self._failures.clear()
         if number > DATA_PARALLEL and result["state"] == "failed":
-            self._failures.append(str(result["failure"]))
-        if len(self._failures) >= FAILURES_IN_A_ROW:
-            raise RunError(f"{len(self._failures)} trials failed one after the other, the first one: {self._failures[0]}")
+            reasons = failures_in_a_row(self._trials.told())
+            if len(reasons) >= FAILURES_IN_A_ROW:
+                raise RunError(f"{len(reasons)} trials failed one after the other, the first one: {reasons[0]}")
 
     def _enter(self, number: int, result: Mapping[str, object]) -> None:
         """Enter how a trial ended into the study."""
@@ -124,6 +123,17 @@ class Outcomes:
             record = read_json(self._folder.record)
             if record.get("reference") is None:
                 write_json(self._folder.record, {**record, "reference": [lowest_accuracy, 0.0]})
+
+
+def failures_in_a_row(told: Iterable[FrozenTrial]) -> list[str]:
+    """Why the search trials failed that ended since one did not fail, in the order in which they ended, by whatever process.
+
+    One that ended early or ran out of memory did not fail; one that was drawn twice was not tried.
+    """
+    tried = (trial for trial in told if trial.number > DATA_PARALLEL and not drawn_twice(trial))
+    ended = sorted(tried, key=lambda trial: (str(trial.datetime_complete), trial.number), reverse=True)
+    failed = takewhile(lambda trial: trial.state == TrialState.FAIL, ended)
+    return [str(trial.user_attrs.get(FAILURE)) for trial in failed][::-1]
 
 
 def _memory(result: Mapping[str, object]) -> float | None:

@@ -16,6 +16,13 @@ from search.run.parent import Parent
 from search.space import Range, from_json
 from search.storage import FAILURE, Proposal, add_running, ask, seed_of, tell_failed, values_of
 
+_TWICE = "drawn as trial"
+
+
+def drawn_twice(trial: FrozenTrial) -> bool:
+    """Whether a trial has failed only since two processes had drawn one at once: nothing was trained."""
+    return str(trial.user_attrs.get(FAILURE, "")).startswith(_TWICE)
+
 
 def lowest_accuracy(trials: Sequence[FrozenTrial], tolerance: float) -> float | None:
     """The accuracy within a tolerance (points) of trial 0's, None until that is told. RunError where it has none."""
@@ -95,7 +102,7 @@ class Trials:
     def _enter(self, number: int) -> int | None:
         entered = add_running(self._study, role_of(number), self._proposal(number))
         if entered != number:  # this process slept for longer than its lease in between
-            tell_failed(self._study, entered, f"drawn as trial {number}, which another process has entered")
+            tell_failed(self._study, entered, f"{_TWICE} {number}, which another process has entered")
         self.changed()
         return number if entered == number else None
 

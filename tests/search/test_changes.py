@@ -50,6 +50,23 @@ def test_every_kind_of_change_is_shown_as_a_diff(run: tuple[RunFolder, RunRecord
     assert not any("trials" in line for line in lines)  # a larger budget changes no trial
 
 
+@pytest.mark.parametrize("damage", [None, "", "{"])
+def test_where_the_record_of_the_code_is_lost_that_is_a_change_until_it_is_accepted(
+    damage: str | None, run: tuple[RunFolder, RunRecord, Options]
+) -> None:
+    folder, record, options = run
+    written = folder.code.read_bytes()
+    if damage is None:
+        folder.code.unlink()
+    else:
+        folder.code.write_text(damage)
+    (line,) = changes(*run)
+    assert line == f"- {folder.code}, which is missing or damaged: whether the code is what it was cannot be told"
+    accepted = accept(folder, record, options)
+    assert folder.code.read_bytes() == written
+    assert changes(folder, accepted, options) == []
+
+
 def test_a_raised_budget_leaves_the_random_draws_of_the_sampler_as_many_as_they_were(run: tuple[RunFolder, RunRecord, Options]) -> None:
     folder, record, options = run
     begun, raised = replace(record, startup=startup_of(options.trials)), replace(options, trials=100)

@@ -2,18 +2,22 @@
 
 import json
 import signal
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from optuna import create_study
+from optuna.trial import TrialState, create_trial
 
 from search.process import out_of_memory_kills
 from search.quiet import Hold
 from search.results import document
 from search.run import ends
 from search.run.jobs import Before, Job
-from search.run.outcomes import FAILURES_IN_A_ROW
+from search.run.outcomes import FAILURES_IN_A_ROW, failures_in_a_row
 from search.rundir import RunFolder
 from search.slots import Slot
+from search.storage import FAILURE
 from tests.search.conftest import STUDY, Grow
 
 HUNGRY = (
@@ -55,6 +59,33 @@ def test_failures_in_a_row_end_the_run_with_the_first_reason(grow: Grow, tmp_pat
     assert done.returncode == 1
     assert f"{FAILURES_IN_A_ROW} trials failed one after the other, the first one: {first}" in done.stderr.splitlines()[-1]
     assert [trial["state"] for trial in found["trials"]].count("failed") == FAILURES_IN_A_ROW
+    again = grow("resume", "hopeless", cwd=tmp_path)  # what failed before counts on
+    assert again.returncode == 1
+    assert f"{FAILURES_IN_A_ROW + 1} trials failed one after the other, the first one: {first}" in again.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("ended", "failed"),
+    [("FFFFFF", "2345"), ("CCFFF", "234"), ("CCFCFF", "45"), ("CCFPFF", "45"), ("CCFFP", ""), ("CCFDF", "24"), ("CF", ""), ("", "")],
+)
+def test_only_what_failed_one_after_the_other_counts(ended: str, failed: str) -> None:
+    """C: complete, P: stopped early or out of memory, F: failed, D: drawn by two processes. The first two are baselines."""
+    states = {"C": TrialState.COMPLETE, "P": TrialState.PRUNED, "F": TrialState.FAIL, "D": TrialState.FAIL}
+    study = create_study(directions=["maximize", "maximize"])
+    for number, state in enumerate(ended):
+        reason = {"F": str(number), "D": "drawn as trial 2, which another process has entered"}.get(state)
+        values = [0.5, 1.0] if state == "C" else None
+        study.add_trial(create_trial(state=states[state], values=values, user_attrs={FAILURE: reason} if reason else {}))
+    assert "".join(failures_in_a_row(study.trials)) == failed
+
+
+def test_failures_are_counted_in_the_order_in_which_trials_ended() -> None:
+    study = create_study(directions=["maximize", "maximize"])
+    for ended_s, state in enumerate((TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL)):
+        found = create_trial(state=state, values=[0.5, 1.0] if ended_s < 2 else None, user_attrs={FAILURE: str(ended_s)})
+        found.datetime_complete = datetime(2026, 1, 1) + timedelta(seconds=3.5 if ended_s == 2 else ended_s)
+        study.add_trial(found)
+    assert failures_in_a_row(study.trials) == ["4"]
 
 
 KILLED, STOPPED = (-signal.SIGKILL, 137), (-signal.SIGTERM, 143, -signal.SIGINT, 130, -signal.SIGHUP, 1)

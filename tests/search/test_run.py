@@ -10,7 +10,9 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search.files import read_lines
+from search.files import read_json, read_lines, write_json
+from search.rundir import RunFolder
+from search.storage import add_entry, open_study, tell_complete
 from tests.search.conftest import Grow
 
 Finished = tuple[Path, dict[str, Any], str]
@@ -67,6 +69,40 @@ def test_resuming_a_finished_run_changes_nothing(digits: Finished, grow: Grow) -
     assert done.returncode == 0
     assert json.loads(done.stdout) == found
     assert contents(folder) == before
+
+
+def test_a_run_with_no_usable_trial_says_so_and_that_is_an_error_only_where_something_was_done(
+    digits: Finished, grow: Grow, tmp_path: Path
+) -> None:
+    run = RunFolder(interrupted(digits[0], tmp_path / "run"))
+    run.journal.unlink()
+    study = open_study(run.journal, "digits-1")
+    for number in range(4):
+        add_entry(study, read_json(run.trial(number).entry))
+        tell_complete(study, number, 0.9 if number < 2 else 0.1, 1.0, 0.89)
+        write_json(run.trial(number).test, {"accuracy": 0.9})  # of the front, which is the baselines'
+    said = "none of the 2 searched trials of run 'digits-1' is within the tolerance of trial 0; start a run with a larger --tolerance"
+    done = grow("resume", str(run.path), cwd=tmp_path)
+    assert (done.returncode, said in done.stderr) == (3, True), done.stderr
+    before = contents(run.path)
+    again = grow("resume", str(run.path), cwd=tmp_path)
+    assert (again.returncode, said in again.stderr) == (0, True), again.stderr
+    assert contents(run.path) == before
+
+
+def test_a_storage_in_the_environment_says_nothing_to_a_run_that_is_not_shared(
+    digits: Finished, grow: Grow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = interrupted(digits[0], tmp_path / "run")
+    url = f"sqlite:///{tmp_path / 'other'}"
+    monkeypatch.setenv("GROW_STORAGE", url)
+    done = grow("resume", str(run), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "other").exists()
+    again = interrupted(digits[0], tmp_path / "again")
+    refused = grow("resume", str(again), "--storage", url, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].endswith("the run keeps its trials in its own folder; leave it out")
 
 
 @pytest.mark.parametrize("name", ["hardware.json", "trials/0000/checkpoint"])
