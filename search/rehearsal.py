@@ -29,13 +29,18 @@ class Value(TypedDict):
     searched: bool
 
 
-def configuration(options: Options, study_sha256: str | None, sources: Mapping[str, str]) -> dict[str, dict[str, Value]]:
-    """Every option of the run and every field of the recipe that is not the run's own, with its value and source."""
+def configuration(
+    options: Options, study_sha256: str | None, sources: Mapping[str, str], place: Mapping[str, object] | None = None
+) -> dict[str, dict[str, Value]]:
+    """Every option of the run and every field of the recipe that is not the run's own, with its value and source.
+
+    place: the options that say where the run is to be and under which name, which are no part of what it is.
+    """
     definition = StudyReference(options.study, study_sha256).load()
     ranges = definition.fixing(options.settings).ranges(options.devices_per_trial)
     run = {
         name: Value(value=value, source=sources.get(name, DEFAULT), searched=False)
-        for name, value in asdict(options).items()
+        for name, value in {**asdict(options), **(place or {})}.items()
         if name != "settings"
     }
     return {"run": run, "set": {name: _field(name, options, definition, ranges, sources) for name in settable()}}

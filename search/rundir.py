@@ -170,19 +170,46 @@ def create_run_folder(
     if name is not None:
         check_name(name)
     stem = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
-    try:
+    with _writing_to(runs_dir):
         runs_dir.mkdir(parents=True, exist_ok=True)
         for free in [name] if name is not None else (f"{stem}-{number}" for number in count(1)):
             if not (runs_dir / free).exists() and (made := _new_folder(runs_dir / free, fill)) is not None:
                 return made
+    raise ConfigurationError(_taken(runs_dir, name))
+
+
+def check_new(runs_dir: Path, name: str | None) -> None:
+    """ConfigurationError where `create_run_folder` would refuse. What is made to find out is taken away again."""
+    import tempfile
+
+    if name is not None:
+        check_name(name)
+    made = missing_folders(runs_dir)
+    with _writing_to(runs_dir):
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=runs_dir):
+                pass
+        finally:
+            _remove(made)
+    if name is not None and (runs_dir / name).exists():
+        raise ConfigurationError(_taken(runs_dir, name))
+
+
+@contextmanager
+def _writing_to(runs_dir: Path) -> Iterator[None]:
+    """ConfigurationError where the folder of all runs cannot be made or written to."""
+    try:
+        yield
     except OSError as error:
         reason = "no folder" if isinstance(error, FileExistsError) else error.strerror or "not writable"
         raise ConfigurationError(
             f"runs_dir is {str(runs_dir)!r}, but must be a folder that can be written to ({reason}); choose another with --runs-dir"
         ) from error
-    raise ConfigurationError(
-        f"name is {name!r}, but must be new in {str(runs_dir)!r}; continue that run with `grow resume {name}` or choose another name"
-    )
+
+
+def _taken(runs_dir: Path, name: str | None) -> str:
+    return f"name is {name!r}, but must be new in {str(runs_dir)!r}; continue that run with `grow resume {name}` or choose another name"
 
 
 def _new_folder(path: Path, fill: Callable[[RunFolder, str], None]) -> RunFolder | None:
@@ -256,10 +283,15 @@ def removed_on_error(
 
         if folder is not None:
             shutil.rmtree(folder.path, ignore_errors=True)
-        with suppress(OSError):
-            for parent in made:
-                parent.rmdir()
+        _remove(made)
         raise
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Take folders away, the innermost first, until one is not empty or not there."""
+    with suppress(OSError):
+        for folder in made:
+            folder.rmdir()
 
 
 def missing_folders(path: Path) -> list[Path]:

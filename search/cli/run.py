@@ -12,6 +12,8 @@ from search.options import DeviceChoice, Options, SamplerChoice, ThroughputChoic
 from search.recipe import parse_setting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import RenderableType
 
     from search.options import Plan
@@ -104,6 +106,7 @@ def run(
     """
     from search.definition import check_reference
     from search.run import start
+    from search.rundir import check_new
     from search.storage_url import storage_url
 
     found, url = check_reference(study), storage_url(storage)
@@ -126,16 +129,18 @@ def run(
         settings=dict(parse_setting(text) for text in settings),
     )
     if print_config or dry_run:
-        return _rehearse(options, found.sha256, dry=dry_run, as_json=json)
+        check_new(runs_dir, name)
+        place = {"name": name, "runs_dir": str(runs_dir)}
+        return _rehearse(options, found.sha256, place, dry=dry_run, as_json=json)
     return conclude(start(options, found.sha256, runs_dir, name, url), as_json=json)
 
 
-def _rehearse(options: Options, study_sha256: str | None, *, dry: bool, as_json: bool) -> int:
+def _rehearse(options: Options, study_sha256: str | None, place: Mapping[str, object], *, dry: bool, as_json: bool) -> int:
     from search import rehearsal
     from search.cli.configuration import SOURCES
     from search.cli.output import print_json
 
-    resolved = rehearsal.configuration(options, study_sha256, SOURCES.get())
+    resolved = rehearsal.configuration(options, study_sha256, SOURCES.get(), place)
     plan = rehearsal.rehearse(options, study_sha256) if dry else None
     if as_json:
         print_json({"configuration": resolved} | ({} if plan is None else _planned(options, plan)))

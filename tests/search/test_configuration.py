@@ -14,7 +14,7 @@ from search.cli.configuration import take_config
 from search.errors import ConfigurationError, RunNotFoundError
 from search.options import Options, Plan
 from search.rehearsal import estimate_s
-from search.rundir import RunFolder
+from search.rundir import RunFolder, check_new
 
 FILE = """
 [run]
@@ -65,12 +65,26 @@ def test_each_value_comes_from_its_highest_source(
 
 
 def test_what_is_printed_is_read_again_as_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--gpus", "3", "--tolerance", "0.5", "--set", "steps=70", "--set", "repartition=true"]
+    options = [
+        "--gpus",
+        "3",
+        "--tolerance",
+        "0.5",
+        "--set",
+        "steps=70",
+        "--set",
+        "repartition=true",
+        "--name",
+        "three",
+        "--runs-dir",
+        "mine",
+    ]
     assert _dispatch(["run", "--study", "digits", "--print-config", *options]) == 0
     (folder / "printed.toml").write_text(capsys.readouterr().out)
     printed = tomllib.loads((folder / "printed.toml").read_text())
     assert printed["run"]["gpus"] == 3
     assert printed["run"]["set"]["steps"] == 70
+    assert (printed["run"]["name"], printed["run"]["runs_dir"]) == ("three", "mine")
     (folder / "printed.toml").write_text((folder / "printed.toml").read_text().replace("[run.set]", "json = true\n[run.set]"))
     tokens = ["run", "--print-config", "--config", "printed.toml"]
     config = take_config(tokens)
@@ -171,6 +185,32 @@ def test_a_dry_run_shows_what_a_run_would_do_and_leaves_nothing(folder: Path, ca
     assert found["trials_at_once"] == 2
     assert found["estimated_s"] is None  # nothing is known of this machine
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["--dry-run", "--print-config"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (["--name", "../x"], "name is '../x', but must be letters"),
+        (["--name", "there"], "name is 'there', but must be new in 'runs'"),
+        (["--runs-dir", "/proc/q"], "runs_dir is '/proc/q', but must be a folder that can be written to"),
+        (["--runs-dir", "a-file/b"], "runs_dir is 'a-file/b', but must be a folder that can be written to"),
+    ],
+)
+def test_where_a_run_could_not_be_is_refused_without_one_too(how: str, place: list[str], message: str, folder: Path) -> None:
+    (folder / "runs" / "there").mkdir(parents=True)
+    (folder / "a-file").touch()
+    with pytest.raises(ConfigurationError, match=message):
+        _dispatch(["run", "--study", "digits", "--gpus", "2", how, *place])
+    assert sorted(path.name for path in folder.rglob("*")) == ["a-file", "runs", "there"]
+
+
+def test_finding_out_where_a_run_can_be_leaves_nothing_behind(folder: Path) -> None:
+    check_new(folder / "deep" / "runs", "one")
+    assert list(folder.iterdir()) == []
+    (folder / "runs").mkdir()
+    check_new(folder / "runs", None)
+    assert list(folder.rglob("*")) == [folder / "runs"]
 
 
 def test_the_estimated_time_is_that_of_dense_trials() -> None:
