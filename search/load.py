@@ -16,10 +16,9 @@ import pandas as pd
 
 from grow.history import flat
 from search.definition import StudyDefinition, StudyReference
-from search.errors import ConfigurationError
 from search.files import JsonObject, read_json, read_lines
 from search.recipe import Recipe
-from search.results import RunDocument, TrialDocument, document
+from search.results import RunDocument, TrialDocument, check_trial, document
 from search.rundir import RunFolder, TrialFolder, find_run
 
 if TYPE_CHECKING:
@@ -96,11 +95,8 @@ class LoadedRun:
 
     def trial(self, number: int) -> TrialDocument:
         """The document of a trial; ConfigurationError where there is none of that number."""
-        trials = self.document["trials"]
-        if not 0 <= number < len(trials):
-            name = self.document["run"]
-            raise ConfigurationError(f"trial is {number}, but must be below {len(trials)}, the trials of run {name!r} so far")
-        return trials[number]
+        check_trial(self.document, number)
+        return self.document["trials"][number]
 
     def _here(self, number: int) -> Recipe:
         return replace(self.recipe(number), device="cpu")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.files import read_lines
-from search.results import RunDocument, TrialDocument
+from search.results import RunDocument, TrialDocument, reason_of
 from search.rundir import RunFolder
 from search.terminal import console, printable
 
@@ -143,12 +143,12 @@ def all_trials_table(document: RunDocument) -> Table:
             _planned(trial),
             percent(trial["density"]),
             trial["strategy"],
-            trial["failure"] or "",
+            reason_of(trial),
         )
         for trial in document["trials"]
     ]
-    columns = ("trial", "state", "role", "validation\naccuracy", f"{_word(document)}\nsamples/s", "density", "strategy", "failure")
-    return table(f"{document['run']}: all trials, {document['state']}", columns, rows, text=("state", "role", "strategy", "failure"))
+    columns = ("trial", "state", "role", "validation\naccuracy", f"{_word(document)}\nsamples/s", "density", "strategy", "reason")
+    return table(f"{document['run']}: all trials, {document['state']}", columns, rows, text=("state", "role", "strategy", "reason"))
 
 
 def reason_lines(document: RunDocument) -> list[RenderableType]:
@@ -234,7 +234,7 @@ def _trial_facts(trial: TrialDocument) -> list[tuple[str, str]]:
         ("connections grown", f"{trial['grown']:,}"),
         ("connections pruned", f"{trial['pruned']:,}"),
     ]
-    return found if trial["failure"] is None else [*found, ("reason", trial["failure"])]
+    return [*found, ("reason", reason_of(trial))] if reason_of(trial) else found
 
 
 def _per_second(samples: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
+from search.errors import ConfigurationError
 from search.files import JsonObject, read_json_if_valid, read_lines
 from search.hypervolume import Point, hypervolume, hypervolumes
 from search.options import Options, RunRecord, RunState
@@ -34,7 +35,8 @@ class Throughput(TypedDict):
 class TrialDocument(TypedDict):
     """One trial. Density and connections are of the whole network, all layers counted.
 
-    beyond: why the throughput by the cost model may be worse than the profile's calibration says, in words.
+    beyond: why the throughput by the cost model may be worse than the profile's calibration says, in words. failure: why the trial has no
+    figures, where it ended without. broken: the constraints that make it infeasible, and by how much, in words.
     """
 
     number: int
@@ -56,6 +58,7 @@ class TrialDocument(TypedDict):
     pruned: int
     recipe: JsonObject
     failure: str | None
+    broken: list[str]
 
 
 class CourseDocument(TrialDocument):
@@ -235,6 +238,7 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
         "pruned": result.get("pruned", 0),
         "recipe": recipe,
         "failure": trial.user_attrs.get("failure"),
+        "broken": broken_in_words(trial, result),
     }
 
 
@@ -253,6 +257,42 @@ def trial_state(trial: FrozenTrial) -> TrialState:
             return "infeasible" if MEMORY in broken(trial) else "stopped_early"
         case _:
             return "running"
+
+
+def broken_in_words(trial: FrozenTrial, result: Mapping[str, Any]) -> list[str]:
+    """What makes an infeasible trial so, and by how much; nothing of other trials. result: the trial's, as far as it is there."""
+    from search.storage import MEMORY, TOLERANCE, broken
+
+    found = {name: trial.constraints[name] for name in broken(trial)}
+    if trial.values is None:
+        return [f"{MEMORY}, by how much is not known"] if MEMORY in found else []
+    words = []
+    for name, excess in found.items():
+        by = f"{100 * excess:.3g}"
+        if name == TOLERANCE:
+            accuracy = trial.values[0]
+            lowest = f"{100 * (accuracy + excess):.2f} %"
+            words.append(f"accuracy {100 * accuracy:.2f} % is {by} points below the lowest one within the tolerance, {lowest}")
+        elif name == MEMORY and result.keys() >= {"memory_bytes", "device_memory_bytes"}:
+            needed, there = (f"{result[key] / 2**30:.3g} GiB" for key in ("memory_bytes", "device_memory_bytes"))
+            words.append(f"memory {needed}, as predicted, is {by} % more than the device's {there}")
+        else:
+            words.append(f"{name}, by {by} %")
+    return words
+
+
+def reason_of(trial: TrialDocument) -> str:
+    """Why a trial is not one of those that the front is made of; nothing of the others."""
+    return trial["failure"] or "; ".join(trial["broken"])
+
+
+def check_trial(found: RunDocument, number: int) -> None:
+    """ConfigurationError where a run has no trial of that number."""
+    count, run = len(found["trials"]), found["run"]
+    if count == 0:
+        raise ConfigurationError(f"trial is {number}, but run {run!r} has none yet; wait for its first one")
+    if not 0 <= number < count:
+        raise ConfigurationError(f"trial is {number}, but must be in 0..{count - 1}, the trials of run {run!r} so far; choose one of them")
 
 
 def fastest(found: RunDocument) -> TrialDocument | None:

@@ -8,8 +8,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from search.errors import ConfigurationError
-
 Flag = Parameter(negative="")
 
 
@@ -40,7 +38,7 @@ def show(
         Print CSV: one row a trial, or one row for every line of the trial's course and every growth and removal.
     """
     from search.cli.output import check_one_format, print_json
-    from search.results import course_document, document
+    from search.results import check_trial, course_document, document
     from search.rundir import find_run
 
     check_one_format(json=json, csv=csv)
@@ -53,8 +51,8 @@ def show(
         frame.map(_cell).to_csv(sys.stdout, index=False)
         return 0
     found = document(folder)
-    if trial is not None and not 0 <= trial < len(found["trials"]):
-        raise ConfigurationError(f"trial is {trial}, but must be below {len(found['trials'])}, the trials of run {found['run']!r} so far")
+    if trial is not None:
+        check_trial(found, trial)
     if json:
         print_json(found if trial is None else course_document(folder, found, trial))
         return 0

@@ -17,7 +17,7 @@ from search.page import charts
 from search.page.markup import Rows, details, figure, paragraph, section, table, text
 from search.page.trial import TIMES, short, speedup, trial_part
 from search.report import devices_in_words, percent, rate, structure_cells
-from search.results import RunDocument, TrialDocument, fastest
+from search.results import RunDocument, TrialDocument, fastest, reason_of
 from search.storage import read_trials
 
 if TYPE_CHECKING:
@@ -264,20 +264,30 @@ def _failures(found: RunDocument) -> str:
     if found["reason"]:
         parts.append(paragraph(f"The run failed: {found['reason']}"))
     if failed:
-        rows = Rows(("trial", "reason", "recipe"), [(str(t["number"]), t["failure"] or "-", _recipe_words(t)) for t in failed], ("trial",))
+        rows = Rows(("trial", "reason", "recipe"), [(str(t["number"]), reason_of(t) or "-", _recipe_words(t)) for t in failed], ("trial",))
         parts.append(table(f"{len(failed)} of {len(found['trials'])} trials failed", rows))
     else:
         parts.append(paragraph(f"None of the {len(found['trials'])} trials failed."))
     if early:
         rows = Rows(
-            ("trial", "state", "accuracy", "density", "recipe"),
+            ("trial", "state", "reason", "accuracy", "density", "recipe"),
             [
-                (str(t["number"]), t["state"].replace("_", " "), percent(t["accuracy"]), percent(t["density"]), _recipe_words(t))
+                (
+                    str(t["number"]),
+                    t["state"].replace("_", " "),
+                    reason_of(t) or "-",
+                    percent(t["accuracy"]),
+                    percent(t["density"]),
+                    _recipe_words(t),
+                )
                 for t in early
             ],
             ("trial", "accuracy", "density"),
         )
-        parts.append(table(f"{len(early)} trials are infeasible or ended early; their recipes count as constraints, not as failures", rows))
+        which = "1 trial is infeasible or ended early; its recipe counts as a constraint, not as a failure"
+        if len(early) > 1:
+            which = f"{len(early)} trials are infeasible or ended early; their recipes count as constraints, not as failures"
+        parts.append(table(which, rows))
     return section("failures", _SECTIONS["failures"], *parts)
 
 
