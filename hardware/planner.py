@@ -38,8 +38,8 @@ SHARED_READERS = 6
 
 Divide = Callable[[Workload, int], Partition]
 """Workload and number of parts -> a partition of its hidden spaces."""
-Clock = Callable[[Sequence["Candidate"]], Sequence[float]]
-"""Candidates -> measured seconds of a step of each."""
+Clock = Callable[[Sequence["Candidate"]], Sequence[float | None]]
+"""Candidates -> measured seconds of a step of each, None of one for which there was no time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,8 @@ def plan(
     """The candidates for up to ``devices`` devices, the fastest first.
 
     Among them are always the named strategies on all devices. With a ``clock`` the best ``timed`` and the named ones are
-    timed, and the measured winner is first: it is never slower than data parallelism. Raises ValueError where nothing fits into memory.
+    timed (`to_time`), and the measured winner is first: it is never slower than data parallelism where that was timed.
+    Raises ValueError where nothing fits into memory.
     """
     if devices < 1 or batch < 1:
         name, value = ("devices", devices) if devices < 1 else ("batch", batch)
@@ -114,7 +115,24 @@ def plan(
             f"memory of a device is {have} bytes, but must be at least {least.simulation.step.memory_bytes} for a step of {batch} samples"
             f" on {devices} devices under the smallest strategy found ({least.name!r}); use more devices or a smaller batch"
         )
-    return Plan(tuple(ranked)) if clock is None else _by_the_clock(ranked, clock, timed)
+    predicted = Plan(tuple(ranked))
+    return predicted if clock is None else by_the_clock(predicted, clock, timed)
+
+
+def to_time(found: Plan, timed: int = 4) -> list[Candidate]:
+    """The candidates that are worth the clock, the most important ones first: the predicted best, the named ones, the next best."""
+    fitting = [candidate for candidate in found.candidates if candidate.fits]
+    most = max(candidate.devices for candidate in found.candidates)
+    named = [candidate for candidate in fitting if candidate.name != UNNAMED and candidate.devices in (1, most)]
+    return list(dict.fromkeys((*fitting[:1], *named, *fitting[:timed])))
+
+
+def by_the_clock(found: Plan, clock: Clock, timed: int = 4) -> Plan:
+    """The plan with what `to_time` chooses timed; what was timed comes first."""
+    chosen = to_time(found, timed)
+    seconds = dict(zip(chosen, clock(chosen), strict=True))
+    told = [replace(candidate, measured_s=seconds.get(candidate)) for candidate in found.candidates]
+    return Plan(tuple(sorted(told, key=lambda candidate: (candidate.measured_s is None, candidate.measured_s or 0.0))))
 
 
 def usable(work: Workload, devices: int) -> Workload:
@@ -140,17 +158,6 @@ def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
         key = candidate.name if candidate.name in STRATEGIES else tuple(sorted(candidate.layouts.items()))
         found.setdefault((key, candidate.devices), candidate)
     return list(found.values())
-
-
-def _by_the_clock(ranked: Sequence[Candidate], clock: Clock, timed: int) -> Plan:
-    """Time the best few and the named ones; who was timed comes first."""
-    fitting = [candidate for candidate in ranked if candidate.fits]
-    most = max(candidate.devices for candidate in ranked)
-    chosen = [c for place, c in enumerate(fitting) if place < timed or (c.name != UNNAMED and c.devices in (1, most))]
-    seconds = clock(chosen)
-    measured = [replace(candidate, measured_s=float(s)) for candidate, s in zip(chosen, seconds, strict=True)]
-    rest = [candidate for candidate in ranked if candidate not in chosen]
-    return Plan((*sorted(measured, key=lambda candidate: candidate.seconds), *rest))
 
 
 class _Search:

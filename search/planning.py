@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -15,11 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 from grow.axes import IntArray
 from grow.network import Network
 from grow.plan import plant
-from hardware.execute.measure import Job, measure_throughput
-from hardware.layout import Layout
+from hardware.execute.measure import START_UP_S, Job, measure_within, seconds_of_job
+from hardware.execute.ranks import RankError
+from hardware.layout import UNNAMED, Layout
 from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS, default_partitioner
-from hardware.planner import Candidate, Plan, plan
+from hardware.planner import Candidate, Plan, by_the_clock, plan, to_time
 from hardware.profile import Profile
 from hardware.trust import beyond
 from hardware.workload import Workload
@@ -27,9 +29,9 @@ from search.definition import installed_network
 from search.errors import ConfigurationError, RunNotFoundError
 from search.example import example_of
 
-STEPS_PER_JOB = 20
-"""Steps that timing a candidate takes at least: warm-up, and some turns."""
 ROUNDS = 5
+SECONDS_PER_CANDIDATE = 2.5
+"""Of timed steps at most, in all rounds; where the budget is short, a quarter of it is for them."""
 UNEVEN = 1.5
 """How many times the cheapest link the dearest must cost for the partition to tell them apart: measured ones differ by chance."""
 
@@ -75,18 +77,38 @@ def draw(drawn: Drawn) -> Network:
 
 
 def planned(subject: Subject, profile: Profile, gpus: int, budget_s: float, progress: Progress) -> Plan:
-    """The plan. The best candidates are timed where the profile is of this machine and the budget allows."""
-    divide = partial(_divide, profile)
-    work = Workload.of_network(subject.network)
-    first = plan(work, profile, gpus, subject.batch, divide)
+    """The plan. Where the profile is of this machine the best candidates and the named ones are timed, in ``budget_s`` from now on: as
+    many of them as there is time for. progress: importable by name, since what times them tells of each.
+    """
+    begun = time.monotonic()
+    found = plan(Workload.of_network(subject.network), profile, gpus, subject.batch, partial(_divide, profile))
     if profile.word == "simulated":
-        return first
-    needed = STEPS_PER_JOB * sum(candidate.predicted_s for candidate in first.candidates[:4]) + 10
-    if needed > budget_s:
-        progress(f"nothing is timed: it would take {needed:.0f} s, and the budget is {budget_s:.0f} s; allow more with --budget")
-        return first
-    progress(f"timing the best candidates, for about {needed:.0f} s")
-    return plan(work, profile, gpus, subject.batch, divide, clock=partial(_clock, subject, profile, budget_s))
+        return found
+    left_s, chosen = budget_s - (time.monotonic() - begun), to_time(found)
+    least_s = START_UP_S + seconds_of_job(chosen[0].predicted_s, 0.0, 1)
+    if least_s > left_s:
+        progress(f"nothing is timed: it would take {least_s:.0f} s, and the budget is {budget_s:.0f} s; allow more with --budget")
+        return found
+    whole_s = START_UP_S + sum(seconds_of_job(candidate.predicted_s, _seconds_each(left_s, len(chosen)), ROUNDS) for candidate in chosen)
+    shortened = "" if whole_s <= left_s else f"; the budget is {budget_s:.0f} s, so slow ones have fewer steps or are left out"
+    progress(f"timing {len(chosen)} candidates, which would take about {whole_s:.0f} s{shortened}")
+    try:
+        found = by_the_clock(found, partial(_clock, subject, profile, left_s, progress))
+    except RankError as error:
+        if error.refused:
+            raise
+        progress(f"the clock failed, so the plan is as predicted: {error}")
+        return found
+    left_out = [f"{named(c)} (predicted {1000 * c.predicted_s:.4g} ms)" for c in to_time(found) if c.measured_s is None]
+    if left_out:
+        progress(f"not timed within the budget of {budget_s:.0f} s: {', '.join(left_out)}; allow more with --budget")
+    return found
+
+
+def named(candidate: Candidate) -> str:
+    """A candidate in words; the layouts of an unnamed one by their first letters: w, b, u of every space."""
+    letters = "" if candidate.name != UNNAMED else " " + "".join(layout[0] for layout in candidate.layouts.values())
+    return f"{candidate.name}{letters} on {candidate.devices} device{'s' if candidate.devices > 1 else ''}"
 
 
 def doubts(subject: Subject, profile: Profile, found: Plan) -> list[str]:
@@ -163,19 +185,27 @@ def _divide(profile: Profile, work: Workload, parts: int) -> Partition:
     return PARTITIONERS[default_partitioner()](work, parts, 0.05, 0, costs if costs.max() >= UNEVEN else None)
 
 
-def _clock(subject: Subject, profile: Profile, budget_s: float, candidates: Sequence[Candidate]) -> list[float]:
-    """Seconds of a step of every candidate, in turns on the same ranks."""
-    measured = measure_throughput(
+def _seconds_each(budget_s: float, candidates: int) -> float:
+    """Of timed steps, for each of some candidates."""
+    return max(0.5, min(SECONDS_PER_CANDIDATE, budget_s / candidates / 4))
+
+
+def _clock(subject: Subject, profile: Profile, budget_s: float, progress: Progress, candidates: Sequence[Candidate]) -> list[float | None]:
+    """Seconds of a step of every candidate that there is time for, in turns on the same ranks."""
+    measured = measure_within(
+        budget_s,
         timed_job,
         [Timed.of(subject, candidate) for candidate in candidates],
+        [named(candidate) for candidate in candidates],
+        [candidate.predicted_s for candidate in candidates],
         ranks=max(candidate.devices for candidate in candidates),
         kind=profile.devices[0].kind,
-        seconds_per_job=max(0.5, min(2.5, budget_s / len(candidates) / 4)),
+        seconds_per_job=_seconds_each(budget_s, len(candidates)),
         rounds=ROUNDS,
         choose=profile.kernel,
-        timeout_s=max(120.0, 10 * budget_s),
+        tell=progress,
     )
-    return [throughput.step_s for throughput in measured]
+    return [None if throughput is None else throughput.step_s for throughput in measured]
 
 
 @dataclass(frozen=True, eq=False)

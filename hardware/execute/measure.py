@@ -1,4 +1,7 @@
-"""Throughput of training and inference by the clock: all jobs on the same ranks, in turns, so that drift of the machine hits all alike."""
+"""Throughput of training and inference by the clock: all jobs on the same ranks, in turns, so that drift of the machine hits all alike.
+
+`measure_throughput` takes the time that it takes; `measure_within` has a deadline, and leaves out what it has no time for.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from grow import optim
 from grow.axes import IntArray
 from grow.network import Network
 from hardware.cores import busy_s, waited_s
+from hardware.execute.deadline import Deadline, Limit, Tell
 from hardware.execute.exchange import Peers
 from hardware.execute.moves import Batch
 from hardware.execute.ranks import Kind, Rank, run_ranks, settle_gloo
@@ -25,12 +29,19 @@ from hardware.sweep.clock import Yardstick
 
 T = TypeVar("T")
 WARM_UP_STEPS = 3
+"""Of a job before its steps are counted, and again before they are timed."""
+SLOW_S = 1.0
+"""A step that takes longer is warm after the first one: what is cold at its beginning is small against it."""
 MOST_WAITED = 0.03
 """Share of a turn for which others may have had a rank's own cores; else the turn is repeated, and counts only where all were disturbed."""
 TICKS_S = 0.02
 """By how much the system's count of a core's busy time may be off: the ticks of 10 ms in which a turn begins and ends."""
 ATTEMPTS = 3
 """At a turn, of which the one counts in which least was waited."""
+GRACE_S = 30.0
+"""How long after their deadline ranks are ended that have not."""
+START_UP_S = 8.0
+"""What ranks take to start and to make their networks, about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +95,24 @@ class Throughput:
     step_yardsticks: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
+def seconds_of_job(step_s: float, seconds_per_job: float, rounds: int) -> float:
+    """What timing a job takes in all, where nobody disturbs it and a step takes so long.
+
+    >>> seconds_of_job(2.0, 2.5, 5), seconds_of_job(0.1, 2.5, 5)
+    (12.0, 3.6)
+    """
+    return _warm_up_s(step_s) + rounds * _turn_s(step_s, seconds_per_job / rounds)
+
+
+def _warm_up_s(step_s: float) -> float:
+    return step_s * (1 if step_s > SLOW_S else 2 * WARM_UP_STEPS)
+
+
+def _turn_s(step_s: float, turn_s: float) -> float:
+    """A turn, with the step before it that warms the caches up; 0 where nothing is known of its step."""
+    return step_s * (max(1, round(turn_s / step_s)) + (step_s <= SLOW_S)) if step_s else 0.0
+
+
 @dataclass(frozen=True)
 class _Turns:
     """What one rank saw of one job."""
@@ -131,18 +160,56 @@ def measure_throughput(
     core is repeated, and does not count if others do. ``choose`` picks the kernels of the local layers and, like ``make``, must be
     importable by name or be the method of a dataclass.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, but must be at least 1; the throughput is their median")
     if not arguments:
         return []
-    plan = (make, list(arguments), seconds_per_job, rounds, choose)
-    return _summary(run_ranks(_measure, *plan, ranks=ranks, kind=kind, threads=threads, timeout_s=timeout_s))
+    plan = (make, list(arguments), seconds_per_job, _checked(rounds), choose, None)
+    found = _summary(run_ranks(_measure, *plan, ranks=ranks, kind=kind, threads=threads, timeout_s=timeout_s))
+    assert None not in found  # without a limit all are timed
+    return [throughput for throughput in found if throughput is not None]
 
 
-def _summary(turns: Sequence[Sequence[_Turns]]) -> list[Throughput]:
-    """Per job, from what every rank saw."""
-    found = []
+def measure_within(
+    budget_s: float,
+    make: Callable[[T], Job],
+    arguments: Sequence[T],
+    names: Sequence[str],
+    expected_s: Sequence[float],
+    *,
+    ranks: int,
+    kind: Kind = "cpu",
+    threads: int = 1,
+    seconds_per_job: float = 2.5,
+    rounds: int = 7,
+    choose: ChooseKernel = by_density,
+    tell: Tell,
+) -> list[Throughput | None]:
+    """As `measure_throughput`, in no more than ``budget_s`` from now on: None for jobs that there was no time for.
+
+    The first job is the most important one and comes first: it is warmed up and has its first turn, then the next one. A job begins
+    where the first turn is expected to end in time, by its ``expected_s`` of a step and by how wrong those of the jobs before were. Further
+    turns, and repetitions of those that others disturbed, are taken for as long as there is time. What was begun is ended: by at most one
+    job whose steps take longer than expected the deadline is missed, and by `GRACE_S` the ranks have ended or RankError is raised.
+    """
+    if not arguments:
+        return []
+    limit = Limit(time.monotonic() + budget_s, tuple(names), tuple(expected_s), tell)
+    plan = (make, list(arguments), seconds_per_job, _checked(rounds), choose, limit)
+    return _summary(run_ranks(_measure, *plan, ranks=ranks, kind=kind, threads=threads, timeout_s=budget_s + GRACE_S))
+
+
+def _checked(rounds: int) -> int:
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}, but must be at least 1; the throughput is their median")
+    return rounds
+
+
+def _summary(turns: Sequence[Sequence[_Turns]]) -> list[Throughput | None]:
+    """Per job, from what every rank saw; None without a turn."""
+    found: list[Throughput | None] = []
     for number, first in enumerate(turns[0]):
+        if not first.step_s:
+            found.append(None)
+            continue
         seen = [rank[number] for rank in turns[: first.devices]]
         quiet = [place for place, share in enumerate(first.waited) if share <= MOST_WAITED] or range(len(first.waited))
         steps = [max(rank.step_s[place] for rank in seen) for place in quiet]  # the slowest rank's time is the step's
@@ -173,7 +240,12 @@ class _Runner:
         self.alone, self.yardstick = rank.alone, Yardstick(rank.device)
         self.step_s, self.waited, self.yardstick_s = list[float](), list[float](), list[float]()
         self.halo_bytes = self.sum_bytes = 0
-        self.steps = 1
+        self.steps, self.last_s = 1, 0.0
+
+    @property
+    def slow(self) -> bool:
+        """Whether one step says what a step takes."""
+        return self.last_s > SLOW_S
 
     def run(self, steps: int) -> float:
         """Seconds per step of some steps that all ranks of the job begin together."""
@@ -189,19 +261,26 @@ class _Runner:
 
     def warm_up(self, turn_s: float) -> None:
         """First steps, bytes of one of them, and the number of steps of a turn, which rank 0 decides."""
-        self.run(WARM_UP_STEPS)
+        self._counted(1)
+        if not self.slow:
+            self.run(WARM_UP_STEPS - 1)
+            self._counted(WARM_UP_STEPS)
+        self.steps = max(1, round(turn_s / self.last_s))
+
+    def _counted(self, steps: int) -> None:
+        """Some steps, whose bytes and seconds are noted: the seconds are those of rank 0 on every rank."""
         self.peers.halo_bytes = self.peers.sum_bytes = 0
-        step_s = self.run(WARM_UP_STEPS)
-        self.halo_bytes, self.sum_bytes = self.peers.halo_bytes // WARM_UP_STEPS, self.peers.sum_bytes // WARM_UP_STEPS
-        steps = torch.tensor(max(1, round(turn_s / step_s)), device=self.device)
+        seconds = torch.tensor(self.run(steps), dtype=torch.float64, device=self.device)
         if self.peers.count > 1:
-            distributed.broadcast(steps, 0, group=self.peers.group)
-        self.steps = int(steps)
+            distributed.broadcast(seconds, 0, group=self.peers.group)
+        self.last_s = float(seconds)
+        self.halo_bytes, self.sum_bytes = self.peers.halo_bytes // steps, self.peers.sum_bytes // steps
 
     def turn(self) -> tuple[float, float, float]:
         """One turn, after a step to warm the caches up: share of it that this rank waited, seconds of a step and of the yardstick."""
         before = self.yardstick.seconds()
-        self.run(1)
+        if not self.slow:
+            self.run(1)
         waited, busy, begun = waited_s(), busy_s(), time.perf_counter()
         step_s = self.run(self.steps)
         taken_s = max(0.0, waited_s() - waited, busy_s() - busy - TICKS_S) if self.alone else 0.0
@@ -222,7 +301,7 @@ class _Runner:
 
 
 def _measure(
-    rank: Rank, make: Callable[[T], Job], arguments: list[T], seconds_per_job: float, rounds: int, choose: ChooseKernel
+    rank: Rank, make: Callable[[T], Job], arguments: list[T], seconds_per_job: float, rounds: int, choose: ChooseKernel, limit: Limit | None
 ) -> list[_Turns]:
     jobs = [make(argument) for argument in arguments]
     widest = max(job.devices for job in jobs)
@@ -230,26 +309,37 @@ def _measure(
         raise ValueError(f"devices is {widest}, but must be at most {rank.count}, the ranks of this measurement; start as many")
     groups = {count: distributed.new_group(list(range(count))) for count in sorted({job.devices for job in jobs} - {1, rank.count})}
     settle_gloo()
-    mine = [_Runner(job, rank, groups.get(job.devices), choose) if rank.number < job.devices else None for job in jobs]
-    for runner in mine:
+    deadline, turn_s = Deadline(rank.device, limit), seconds_per_job / rounds
+    mine: dict[int, _Runner | None] = {}
+    for number, job in enumerate(jobs):
+        step_s = deadline.expected_s(number, job.devices)
+        if not deadline.allows(_warm_up_s(step_s) + _turn_s(step_s, turn_s)):
+            continue
+        mine[number] = runner = _Runner(job, rank, groups.get(job.devices), choose) if rank.number < job.devices else None
         if runner is not None:
-            runner.warm_up(seconds_per_job / rounds)
-        distributed.barrier()  # ranks without a part in a job wait: nobody disturbs it
-    for _ in range(rounds):
-        for runner in mine:
-            _take_turn(rank, runner)
-    return [_turns(job, runner) for job, runner in zip(jobs, mine, strict=True)]
+            runner.warm_up(turn_s)
+        # ranks without a part in a job wait: nobody disturbs it; who waits for a first turn within a limit comes before a better one
+        _take_turn(rank, runner, deadline, ATTEMPTS if limit is None else 1)
+        if runner is not None:
+            deadline.saw(number, job.devices, runner.step_s[-1], tell=rank.number == 0)
+    for _ in range(rounds - 1):
+        for runner in mine.values():
+            if deadline.allows(0.0 if runner is None else _turn_s(runner.last_s, turn_s)):
+                _take_turn(rank, runner, deadline, ATTEMPTS)
+    return [_turns(job, mine.get(number)) for number, job in enumerate(jobs)]
 
 
-def _take_turn(rank: Rank, runner: _Runner | None) -> None:
-    """A job's turn on the ranks that have a part in it, again where others disturbed it."""
+def _take_turn(rank: Rank, runner: _Runner | None, deadline: Deadline, attempts: int) -> None:
+    """A job's turn on the ranks that have a part in it, again where others disturbed it and there is time."""
     found = []
-    for _ in range(ATTEMPTS):
+    for _ in range(attempts):
+        begun = time.monotonic()
         share, *times = (0.0, 0.0, 0.0) if runner is None else runner.turn()
-        most = torch.tensor(share, dtype=torch.float64, device=rank.device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        found.append((float(most), times))
-        if most <= MOST_WAITED:
+        told = torch.stack([torch.tensor(share, dtype=torch.float64, device=rank.device), deadline.lacks(time.monotonic() - begun)])
+        distributed.all_reduce(told, distributed.ReduceOp.MAX)
+        most, late = told.tolist()
+        found.append((most, times))
+        if most <= MOST_WAITED or late:
             break
     if runner is not None:
         waited, (step_s, yardstick_s) = min(found, key=lambda turn: turn[0])

@@ -61,7 +61,7 @@ def plan(
     density
         Connections of the seed topology, as a share of those of the start network.
     budget
-        Seconds that timing candidates may take; 0 times none.
+        Seconds after which no candidate is timed any more, the best and the named ones first; 0 times none.
     save
         Write the plan to this JSON file; `grow train RECIPE --strategy FILE` trains so.
     picture
@@ -169,7 +169,7 @@ def _row(candidate: Mapping[str, Any]) -> list[str]:
         name,
         str(candidate["devices"]),
         f"{1000 * candidate['predicted_s']:.4g}",
-        "" if measured is None else f"{1000 * measured:.4g}",
+        "not timed" if measured is None else f"{1000 * measured:.4g}",
         f"{1000 * candidate['compute_s']:.4g}",
         f"{(candidate['halo_bytes_per_step'] + candidate['sum_bytes_per_step']) / 1e6:,.2f}",
         f"{candidate['memory_bytes'] / 1e6:,.0f}",

@@ -14,7 +14,7 @@ from hardware.elimination import cheapest
 from hardware.layout import STRATEGIES, UNNAMED, Layout, Strategy, allowed, check, completed, joins
 from hardware.partition import Partition
 from hardware.partitioners import PARTITIONERS
-from hardware.planner import Candidate, _Search, plan, total, usable
+from hardware.planner import Candidate, _Search, by_the_clock, plan, to_time, total, usable
 from hardware.presets import preset
 from hardware.profile import Profile
 from hardware.workload import Workload
@@ -156,6 +156,19 @@ def test_with_a_clock_the_measured_winner_is_kept_and_data_parallelism_is_timed(
     assert set(STRATEGIES) <= set(timed)
     assert (found.best.name, found.best.measured_s) == ("data", 0.5)
     assert all(candidate.measured_s is not None for candidate in found.candidates[: len(timed)])
+
+
+def test_what_there_was_no_time_for_stays_behind_what_was_timed() -> None:
+    """The predicted best and the named ones come first, so that these are timed where there is little time."""
+    predicted = plan(NETWORKS["convolutional"], CPU, 2, 64, divide)
+    chosen = to_time(predicted, 6)
+    assert chosen[0] is predicted.best
+    assert {candidate.name for candidate in chosen[:5]} >= set(STRATEGIES)
+    assert [candidate for candidate in chosen if candidate.name == UNNAMED][-1] is chosen[-1]
+    found = by_the_clock(predicted, lambda asked: [9.0, 8.0, *[None] * (len(asked) - 2)], 6)
+    assert [candidate.measured_s for candidate in found.candidates] == [8.0, 9.0, *[None] * (len(predicted.candidates) - 2)]
+    untimed = [candidate.predicted_s for candidate in found.candidates[2:] if candidate.fits]
+    assert untimed == sorted(untimed)
 
 
 def test_the_memory_of_the_devices_is_kept() -> None:

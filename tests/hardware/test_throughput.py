@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -17,8 +18,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grow import optim
 from grow.network import Network
+from hardware.execute.deadline import Deadline, Limit
 from hardware.execute.exchange import Peers
-from hardware.execute.measure import Job, Throughput, _Runner, _summary, _take_turn, _Turns, job_shard, measure_throughput
+from hardware.execute.measure import (
+    SLOW_S,
+    Job,
+    Throughput,
+    _measure,
+    _Runner,
+    _summary,
+    _take_turn,
+    _Turns,
+    job_shard,
+    measure_throughput,
+    measure_within,
+    seconds_of_job,
+)
 from hardware.execute.ranks import Rank
 from hardware.shard import StrategyName, by_density, shard
 
@@ -41,6 +56,9 @@ def job(how: How) -> Job:
     return Job(network, strategy, devices, inputs, targets, parts, optimizer, inference=inference)
 
 
+SINGLE: How = ("single", 1, "sgd", False)
+ALONE = Rank(0, 1, torch.device("cpu"), distributed.HashStore(), lambda *_: None)
+"""A rank without others, in this process."""
 TRAINED: list[How] = [("single", 1, "sgd", False), ("data", 2, "adam", False), ("units", 2, "sgd", False), ("units", 3, "sgd", False)]
 INFERRED: list[How] = [("units", 2, "sgd", True), ("data", 2, "sgd", True)]
 
@@ -71,7 +89,6 @@ def test_inference_moves_what_the_way_forward_of_training_moves_and_learns_nothi
 
 def test_a_turn_in_which_others_had_the_processor_is_repeated_and_the_least_disturbed_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "all_reduce", lambda tensor, operation: None)
-    rank = Rank(0, 1, torch.device("cpu"), distributed.HashStore(), lambda *_: None)
     turns = {
         "quiet": [(0.0, 1.0, 0.1)],
         "once": [(0.4, 2.0, 0.2), (0.01, 1.0, 0.1)],
@@ -79,13 +96,62 @@ def test_a_turn_in_which_others_had_the_processor_is_repeated_and_the_least_dist
     }
     counted = {}
     for name, seen in turns.items():
-        runner = _Runner(job(("single", 1, "sgd", False)), rank, None, by_density)
+        runner = _Runner(job(SINGLE), ALONE, None, by_density)
         following = iter(seen)
         monkeypatch.setattr(runner, "turn", lambda following=following: next(following))
-        _take_turn(rank, runner)
+        _take_turn(ALONE, runner, Deadline(ALONE.device, None), 3)
         counted[name] = runner.waited, runner.step_s, runner.yardstick_s
         assert next(following, None) is None
     assert counted == {"quiet": ([0.0], [1.0], [0.1]), "once": ([0.01], [1.0], [0.1]), "always": ([0.2], [2.0], [0.2])}
+
+
+class Clock:
+    """A clock that steps alone move on, each job's by the seconds of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step_s: list[float]) -> None:
+        self.now, self.counted, self.told = 0.0, [0] * len(step_s), list[str]()
+        known: list[_Runner] = []
+
+        def run(runner: _Runner, steps: int) -> float:
+            if runner not in known:
+                known.append(runner)
+            number = known.index(runner)
+            self.counted[number] += steps
+            self.now += steps * step_s[number]
+            return step_s[number]
+
+        monkeypatch.setattr(_Runner, "run", run)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(distributed, "all_reduce", lambda tensor, operation: None)
+
+    def measure(self, jobs: int, rounds: int, limit: Limit | None) -> list[int]:
+        """The turns that every job had, of half a second a round."""
+        return [len(found.step_s) for found in _measure(ALONE, job, [SINGLE] * jobs, 0.5 * rounds, rounds, by_density, limit)]
+
+
+@pytest.mark.parametrize("step_s", [0.01, 0.2, 0.8, 1.5, 4.0])
+def test_what_timing_a_job_takes_is_known_before(step_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, [step_s])
+    assert clock.measure(1, 4, None) == [4]
+    assert clock.now == pytest.approx(seconds_of_job(step_s, 2.0, 4))
+    if step_s > SLOW_S:
+        assert clock.counted == [1 + 4]  # one to warm up, and a turn is one step
+
+
+def test_until_the_deadline_what_comes_first_has_most_turns_and_what_would_end_too_late_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, [2.0, 2.0, 0.1])
+    limit = Limit(20.0, ("first", "second", "endless", "quick"), (2.0, 2.0, 10.0, 0.1), clock.told.append)
+    assert clock.measure(4, 5, limit) == [3, 3, 0, 5]
+    assert clock.now == pytest.approx(
+        19.6
+    )  # 4 s a slow one until its first turn, 1.2 s the quick one; then 4.6, 4.6, 0.6 and 0.6 s a round
+    assert clock.told == ["timed first: 2000 ms a step", "timed second: 2000 ms a step", "timed quick: 100 ms a step"]
+
+
+def test_jobs_that_take_longer_than_expected_shorten_what_is_expected_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, [6.0, 6.0])
+    assert clock.measure(3, 5, Limit(20.0, ("a", "b", "c"), (2.0, 2.0, 2.0), clock.told.append)) == [2, 0, 0]
+    assert clock.now == 18.0  # after the first turn, at 12 s, another job would end at 24 s
 
 
 def test_of_the_rounds_those_count_that_nobody_disturbed_unless_all_were() -> None:
@@ -93,8 +159,10 @@ def test_of_the_rounds_those_count_that_nobody_disturbed_unless_all_were() -> No
     for waited, expected in (([0.0, 0.5, 0.02], (2.0, 2.0, 3.0)), ([0.2, 0.5, 0.3], (3.0, 2.0, 90.0))):
         (found,) = _summary([[_Turns(1, 6, steps, waited, yards, 0, 0)]])
         middle, lowest, highest = expected
+        assert found is not None
         assert (found.step_s, found.step_yardsticks[1:]) == (middle, (lowest, highest))
         assert found.samples_per_s == 6 / middle
+    assert _summary([[_Turns(1, 6, [], [], [], 0, 0)]]) == [None]
 
 
 def test_bad_jobs_are_refused() -> None:
@@ -103,6 +171,7 @@ def test_bad_jobs_are_refused() -> None:
     with pytest.raises(ValueError, match="rounds is 0, but must be at least 1"):
         measure_throughput(job, [("single", 1, "sgd", False)], ranks=1, rounds=0)
     assert measure_throughput(job, [], ranks=1) == []
+    assert measure_within(1.0, job, [], (), (), ranks=1, tell=print) == []
 
 
 def test_a_job_is_computed_as_its_training_was() -> None:

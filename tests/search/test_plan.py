@@ -7,10 +7,15 @@ import pytest
 import torch
 from torch import int64, nn
 
+from hardware.execute.measure import Throughput
 from hardware.execute.parcel import pack, unpack
+from hardware.execute.ranks import RankError
 from hardware.presets import preset
+from hardware.profile import Profile
+from hardware.profile.key import key_of
 from hardware.simulate import Span, Task, schedule
 from search import planning
+from search.cli.output import print_error_line
 from search.cli.plan import plan
 from search.errors import ConfigurationError
 from search.example import example_of, shape_of
@@ -68,18 +73,59 @@ def test_a_plan_for_a_machine_elsewhere_is_simulated(tmp_path: Path, capsys: pyt
     assert picture.stat().st_size > 1e6  # plotly itself is inside
 
 
+SMALL = planning.Drawn("lenet-300-100", initial="erk", density=0.1, least_units=2)
+
+
+def here() -> Profile:
+    """A profile that says that it is of this machine, whose workers are of the CPU."""
+    devices = tuple(replace(device, kind="cpu") for device in preset("pcie-2").devices)
+    return replace(preset("pcie-2"), devices=devices, key=key_of(devices, "float32"))
+
+
 @pytest.mark.slow
-def test_candidates_are_timed_on_networks_that_the_ranks_draw_themselves() -> None:
-    profile = preset("pcie-2")
-    subject = planning.subject(planning.Drawn("lenet-300-100", initial="erk", density=0.1, least_units=2), 32)
-    candidates = planning.planned(subject, profile, 2, 0.0, print).candidates
-    assert {candidate.devices for candidate in candidates} == {1, 2}
-    here = replace(profile, devices=tuple(replace(device, kind="cpu") for device in profile.devices))
-    seconds = planning._clock(subject, here, 1.0, candidates)
-    assert len(seconds) == len(candidates)
-    again = planning.timed_job(unpack(pack(planning.Timed.of(subject, candidates[0])))).network
+def test_candidates_are_timed_on_networks_that_the_ranks_draw_themselves(capfd: pytest.CaptureFixture[str]) -> None:
+    subject = planning.subject(SMALL, 32)
+    found = planning.planned(subject, here(), 2, 40.0, print_error_line)
+    assert {candidate.devices for candidate in found.candidates} == {1, 2}
+    timed = [candidate for candidate in found.candidates if candidate.measured_s is not None]
+    assert timed == sorted(timed, key=lambda candidate: candidate.seconds) == list(found.candidates[: len(timed)])
+    assert {"single", "data", "model", "owt"} <= {candidate.name for candidate in timed}
+    told = capfd.readouterr().err
+    assert all(f"grow: timed {planning.named(candidate)}: " in told for candidate in timed)
+    again = planning.timed_job(unpack(pack(planning.Timed.of(subject, found.candidates[0])))).network
     assert again.topology.connections == subject.network.topology.connections
     assert all(torch.equal(tensor, subject.network.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_without_time_nothing_is_timed_and_with_little_it_is_said_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, told, asked = planning.subject(SMALL, 32), list[str](), list[str]()
+    assert all(candidate.measured_s is None for candidate in planning.planned(subject, here(), 2, 1.0, told.append).candidates)
+    assert [line.partition(":")[0] for line in told] == ["nothing is timed"]
+
+    def first_of(budget_s: float, make: object, jobs: object, names: list[str], *others: object, **more: object) -> list[Throughput | None]:
+        asked.extend(names)
+        return [Throughput(32.0, 32.0, 32.0, 1.0, 0, 0), *[None] * (len(names) - 1)]
+
+    monkeypatch.setattr(planning, "measure_within", first_of)
+    found = planning.planned(subject, here(), 2, 30.0, told.append)
+    assert (planning.named(found.best), found.best.measured_s) == (asked[0], 1.0)
+    assert told[1].startswith(f"timing {len(asked)} candidates, which would take about ")
+    assert told[2].startswith("not timed within the budget of 30 s: ")
+    assert all(name in told[2] for name in asked[1:])
+
+
+def test_where_the_clock_fails_the_plan_is_as_predicted_unless_a_rank_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, told, error = planning.subject(SMALL, 32), list[str](), RankError("rank 1 of 2 was killed by SIGKILL")
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(planning, "measure_within", fail)
+    assert planning.planned(subject, here(), 2, 60.0, told.append).best.measured_s is None
+    assert told[-1] == "the clock failed, so the plan is as predicted: rank 1 of 2 was killed by SIGKILL"
+    error.refused = True
+    with pytest.raises(RankError):
+        planning.planned(subject, here(), 2, 60.0, told.append)
 
 
 def test_a_plan_is_shown_with_the_named_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
