@@ -70,6 +70,15 @@ class CourseDocument(TrialDocument):
     events: list[JsonObject]
 
 
+class BestDocument(TrialDocument):
+    """One trial by itself, with the paths of what it left: weights and topology, and its recipe."""
+
+    schema_version: int
+    run: str
+    checkpoint: str
+    recipe_file: str
+
+
 class ReferenceDocument(TypedDict):
     """What hypervolumes are reckoned from."""
 
@@ -162,6 +171,18 @@ def course_document(folder: RunFolder, found: RunDocument, number: int) -> Cours
         **found["trials"][number],
         "course": read_lines(files.metrics),
         "events": read_lines(files.history),
+    }
+
+
+def best_document(folder: RunFolder, found: RunDocument, trial: TrialDocument) -> BestDocument:
+    """The document of one trial out of a run's, with what is needed to use it."""
+    files = folder.trial(trial["number"])
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": found["run"],
+        **trial,
+        "checkpoint": str(files.checkpoint),
+        "recipe_file": str(files.recipe),
     }
 
 

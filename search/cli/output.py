@@ -18,13 +18,16 @@ def print_json(data: Mapping[str, object]) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
-def print_csv(rows: Iterable[Mapping[str, object]]) -> None:
-    """Rows as CSV with a heading; inner records are spread out, as in ``throughput.measured_samples_per_s``."""
+def print_csv(rows: Iterable[Mapping[str, object]], columns: list[str] | None = None) -> None:
+    """Rows as CSV with a heading; inner records are spread out, as in ``throughput.measured_samples_per_s``.
+
+    columns: those that there are also where there are no rows; by default what the rows hold.
+    """
     import pandas as pd
 
     from grow.history import flat
 
-    pd.DataFrame([flat(row) for row in rows]).to_csv(sys.stdout, index=False)
+    pd.DataFrame([flat(row) for row in rows], columns=columns).convert_dtypes().to_csv(sys.stdout, index=False)
 
 
 def check_one_format(*, json: bool, csv: bool) -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Flag = Parameter(negative="")
+DEFAULT = Path("runs")
 
 
-def runs(*, runs_dir: Path = Path("runs")) -> int:
+def runs(*, runs_dir: Path = DEFAULT, json: Annotated[bool, Flag] = False, csv: Annotated[bool, Flag] = False) -> int:
     """List the runs of a folder.
 
     Example: grow runs
@@ -14,21 +20,34 @@ def runs(*, runs_dir: Path = Path("runs")) -> int:
     ----------
     runs_dir
         Folder of all runs.
+    json
+        Print one JSON object.
+    csv
+        Print CSV, one row a run.
     """
-    from search import report
+    from search.cli.output import check_one_format, print_csv, print_json
     from search.errors import RunNotFoundError
-    from search.results import document
-    from search.rundir import run_folders
+    from search.listing import ListedRun, listing
 
-    rows = []
-    for folder in run_folders(runs_dir):
-        try:
-            found = document(folder)
-        except RunNotFoundError:
-            rows.append((folder.name, "damaged", "-", "-", "-"))
-            continue
-        done = sum(trial["state"] != "running" for trial in found["trials"])
-        rows.append((found["run"], found["state"], found["study"], str(done), str(len(found["pareto"]))))
-    title = f"runs in {runs_dir}" if rows else f"no runs in {runs_dir}"
-    report.show(report.table(title, ("run", "state", "study", "trials done", "on the front"), rows, text=("run", "state", "study")))
+    check_one_format(json=json, csv=csv)
+    if not runs_dir.is_dir() and runs_dir != DEFAULT:  # which is made by the first run
+        raise RunNotFoundError(f"runs_dir is {str(runs_dir)!r}, but must be a folder that exists; choose another with --runs-dir")
+    found = listing(runs_dir)
+    if json:
+        print_json(found)
+    elif csv:
+        print_csv(found["runs"], list(ListedRun.__annotations__))
+    else:
+        from search import report
+
+        rows = [
+            tuple(
+                "-" if value is None else str(value)
+                for value in (run["run"], run["state"], run["study"], run["trials_done"], run["on_front"])
+            )
+            for run in found["runs"]
+        ]
+        none = f"no runs in {runs_dir}" if runs_dir.is_dir() else f"no runs: there is no folder {runs_dir} yet"
+        columns = ("run", "state", "study", "trials done", "on the front")
+        report.show(report.table(f"runs in {runs_dir}" if rows else none, columns, rows, text=columns[:3]))
     return 0

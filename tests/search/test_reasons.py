@@ -4,15 +4,19 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from search.cli.best import best
+from search.cli.runs import runs
 from search.cli.show import show
-from search.errors import ConfigurationError
+from search.errors import ConfigurationError, RunNotFoundError
 from search.files import write_json
+from search.listing import ListedRun, Listing
 from search.options import Options, RunRecord
 from search.page import _failures
-from search.results import document, reason_of
+from search.results import BestDocument, document, reason_of
 from search.rundir import RunFolder
 from search.storage import add_running, open_study, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
 
@@ -74,6 +78,48 @@ def test_reasons_are_shown_as_tables_json_and_csv_and_in_the_report(run: RunFold
     assert [row["broken"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))][:4] == [REASONS[n] for n in range(4)]
     page = _failures(document(run))
     assert all(words.replace("'", "&#x27;").replace(" %", "\u00a0%") in page for words in REASONS.values())
+
+
+def test_the_best_network_is_printed_as_json_with_its_files(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    best(str(run.path), json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == get_type_hints(BestDocument).keys()
+    assert (found["schema_version"], found["run"], found["number"]) == (1, "one", 0)
+    assert (found["checkpoint"], found["recipe_file"]) == (str(run.trial(0).checkpoint), str(run.trial(0).recipe))
+
+
+def test_runs_are_listed_as_table_json_and_csv(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    runs_dir = run.path.parent
+    (runs_dir / "broken").mkdir()
+    (runs_dir / "broken" / "run.json").write_text("{")
+    runs(runs_dir=runs_dir, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == get_type_hints(Listing).keys()
+    assert found["schema_version"] == 1
+    broken, whole = found["runs"]
+    assert whole.keys() == broken.keys() == get_type_hints(ListedRun).keys()
+    assert (whole["run"], whole["state"], whole["study"], whole["trials_done"], whole["on_front"]) == ("one", "complete", "digits", 8, 1)
+    assert (broken["run"], broken["state"], broken["trials_done"]) == ("broken", "damaged", None)
+    assert "run.json" in broken["reason"]
+    runs(runs_dir=runs_dir, csv=True)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert rows == [{name: "" if value is None else str(value) for name, value in row.items()} for row in found["runs"]]
+    runs(runs_dir=runs_dir)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["one", "complete", "digits", "8", "1"] in lines
+    assert ["broken", "damaged", "-", "-", "-"] in lines
+
+
+def test_a_folder_of_runs_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunNotFoundError, match="runs_dir is 'rums', but must be a folder that exists"):
+        runs(runs_dir=Path("rums"))
+    runs()  # the folder of all runs is made by the first one
+    assert "no runs: there is no folder runs yet" in capsys.readouterr().out
+    runs(csv=True)
+    assert capsys.readouterr().out.strip().split(",") == list(ListedRun.__annotations__)
 
 
 def test_one_infeasible_trial_is_one(run: RunFolder) -> None:
