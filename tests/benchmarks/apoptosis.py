@@ -1,11 +1,13 @@
 """Does apoptosis make training faster, and the network smaller?
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.apoptosis [--data-dir DIR] [--network lenet-300-100] [--seeds 3] [--json]
+        [--only network=lenet-300-100]
 
 Trains the same network from the same weights on the same batches with and without apoptosis, by turns of a few steps, on one
 thread. The clock of each side runs in its own turns only, with everything that apoptosis does; validation is not timed. It counts the
 process's own processor time, so that others who wait for the same core do not count. Reported: seconds until the validation accuracy
-that the dense training ends with, minus 0.2 points, and connections at the end. The test set is not read.
+that the dense training ends with, minus 0.2 points, and connections at the end. The test set is not read. A row's ratio is of those
+seconds, dense over apoptosis, seed by seed, 0 where apoptosis never gets there; ``trainings`` has the figures of each.
 
 Either every event takes what the tolerance allows, until the network is ``--fewer`` times smaller; or, with ``--keep fc1=120 input=500``,
 ``--events`` events shrink each named hidden space by the same factor, and the last one ends the reading of redundant pixels as well.
@@ -14,14 +16,13 @@ Either every event takes what the tolerance allows, until the network is ``--few
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
-import statistics
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
@@ -32,10 +33,14 @@ from grow.topology import read_units
 from grow.train import evaluate
 from search.definition import StudyReference
 from studies import models
+from tests.benchmarks.recipes import widest
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
+STUDY = "mnist"
 MARGIN = 0.002
 TURN = 20
 NETWORKS = {"lenet-300-100": models.lenet_300_100, "mlp-1024x3": models.mlp_1024x3}
+SIDES = {"dense": "dense_accuracy", "apoptosis": "accuracy"}
 
 
 @dataclass
@@ -51,9 +56,9 @@ class Side:
     events: list[dict[str, object]] = field(default_factory=list)
 
 
-def side(task: Task, arguments: argparse.Namespace, seed: int) -> Side:
+def side(task: Task, arguments: argparse.Namespace, name: str, seed: int) -> Side:
     torch.manual_seed(seed)
-    network = Network(NETWORKS[arguments.network](), torch.zeros(1, 28 * 28))
+    network = Network(NETWORKS[name](), torch.zeros(1, 28 * 28))
     optimizer = optim.make("sgd", network.parameters(), arguments.learning_rate, 0.9, arguments.weight_decay)
     network.attach(optimizer)
     return Side(network, optimizer)
@@ -117,8 +122,8 @@ def die(one: Side, task: Task, arguments: argparse.Namespace, target: int) -> No
         one.events.append({"step": one.step, "space": space.name, "units": len(found.merges), "of": units, "bound": found.bound})
 
 
-def measure(task: Task, arguments: argparse.Namespace, seed: int) -> dict[str, object]:
-    dense, dying = side(task, arguments, seed), side(task, arguments, seed)
+def measure(task: Task, arguments: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    dense, dying = side(task, arguments, name, seed), side(task, arguments, name, seed)
     full = dense.network.topology.connections
     order = [(dense, None), (dying, int(full / arguments.fewer))]
     while dense.step < arguments.steps:
@@ -130,12 +135,11 @@ def measure(task: Task, arguments: argparse.Namespace, seed: int) -> dict[str, o
     goal = dense.accuracies[-1][2] - MARGIN
     reached = [next(((step, s) for step, s, accuracy in one.accuracies if accuracy >= goal), None) for one in (dense, dying)]
     return {
-        "network": arguments.network,
         "seed": seed,
         "goal": goal,
         "dense": describe(dense, reached[0]),
         "apoptosis": describe(dying, reached[1]),
-        "speedup": reached[0][1] / reached[1][1] if reached[0] and reached[1] else None,
+        "speedup": reached[0][1] / reached[1][1] if reached[0] and reached[1] else 0.0,
         "speedup_whole": dense.seconds / dying.seconds,
         "fewer": full / dying.network.topology.connections,
         "events": dying.events,
@@ -168,10 +172,32 @@ def describe(one: Side, reached: tuple[int, float] | None) -> dict[str, object]:
     }
 
 
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """The network that is named, or every one."""
+    names = NETWORKS if arguments.network is None else (arguments.network,)
+    told: Case = {"batch": arguments.batch_size, "density": 1.0, "device": "cpu", "steps": arguments.steps}
+    return [{"network": name, "units": widest(STUDY, name), **told} for name in names]
+
+
+def compared(case: Case, arguments: argparse.Namespace) -> dict[str, object]:
+    """The row of a case."""
+    definition, found = StudyReference(STUDY).load(), []
+    source = definition.data(arguments.data_dir)
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        task = definition.task(source, arguments.batch_size, seed)
+        assert isinstance(task, Classification)
+        found.append(measure(flat(task), arguments, str(case["network"]), seed))
+        sys.stderr.write("".join(f"{name}: {value}\n" for name, value in found[-1].items()))
+    told = {name: median(one[name] for one in found) for name in ("speedup_whole", "fewer")}
+    accuracies = {name: 100 * median(one[side]["accuracy"] for one in found) for side, name in SIDES.items()}
+    ratios = [one["speedup"] for one in found]
+    return row("apoptosis", case, "dense training to the same accuracy", ratios, **told, **accuracies, trainings=found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--network", choices=NETWORKS, default="lenet-300-100")
+    parser.add_argument("--network", choices=NETWORKS, help="all, where none is named")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
@@ -192,34 +218,12 @@ def main() -> None:
     parser.add_argument("--ridge", type=float, default=apoptosis.RIDGE, help="see grow.apoptosis.find")
     parser.add_argument("--warm-up", type=int, default=0, help="steps over which the learning rate rises")
     parser.add_argument("--fewer", type=float, default=4.0, help="stop at so many times fewer connections")
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
     arguments.keep = dict(arguments.keep)
+    chosen = selected(cases(arguments), arguments.only)
     torch.set_num_threads(1)
-    definition = StudyReference("mnist").load()
-    source = definition.data(arguments.data_dir)
-    results = []
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        task = definition.task(source, arguments.batch_size, seed)
-        assert isinstance(task, Classification)
-        results.append(measure(flat(task), arguments, seed))
-        if not arguments.json:
-            print({key: value for key, value in results[-1].items() if key != "events"})
-            for event in results[-1]["events"]:  # type: ignore[attr-defined]
-                print("  ", event)
-    speedups = [result["speedup"] for result in results if result["speedup"] is not None]
-    summary = {
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
-        "median_speedup": statistics.median(speedups) if len(speedups) == len(results) else None,  # type: ignore[type-var]
-        "results": results,
-    }
-    if arguments.json:
-        json.dump(summary, sys.stdout, indent=1)
-    else:
-        print("median speedup to the goal:", summary["median_speedup"])
+    write([compared(case, arguments) for case in chosen], arguments.json)
 
 
 if __name__ == "__main__":

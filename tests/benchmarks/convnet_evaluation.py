@@ -13,8 +13,8 @@ data parallelism; ``found``, a found network under the strategy ``model``, its u
 one core each are *measured*, all sides of a network in turns in one run: a ratio is that of the medians, its range that of slowest
 rounds against fastest. Four and eight are *simulated* by the cost model, on workers as the measured ones and on presets.
 
-``--only`` may be repeated; its keys are network, what (training, inference), side (data, found-data, found), workers and machine (here,
-workers, or the name of a preset).
+``--only`` may be repeated; its keys are network, what (training, inference), side (data, found-data, found), workers, machine (here,
+workers, or the name of a preset), and those of every benchmark, with the density that is aimed at; a row has the one that was found.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -36,6 +37,7 @@ import torch
 
 from grow.axes import IntArray
 from grow.network import Network
+from grow.topology import Topology
 from hardware.cache import obtain
 from hardware.calibrate.cases import part_of
 from hardware.cost import predict
@@ -48,6 +50,7 @@ from hardware.profile.measurements import MeasuredLink
 from hardware.shard import ChooseKernel, by_density
 from hardware.workload import Workload
 from search.definition import StudyReference
+from tests.benchmarks import rows
 from tests.benchmarks.convnet_recipe import STUDY, Aim, joins_hidden, say
 
 NETWORKS = {"lenet-5": Aim("lenet-5", 2, 0.5, 0.125), "convnet-64-128-256": Aim("convnet-64-128-256", 2, 0.375, 0.125)}
@@ -159,9 +162,29 @@ class Case:
     machine: str = "here"
 
     @property
+    def device(self) -> str:
+        """The kind that computes, or is simulated to."""
+        return "cpu" if self.machine in ("here", "workers") else preset(self.machine).devices[0].kind
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The case by which ``--only`` chooses."""
+        aim, topology = NETWORKS[self.network], start(self.network)
+        possible, remote = aim.connections(topology)
+        density = 1.0 if self.side == "data" else (possible - (1 - aim.crossing) * remote) / topology.possible
+        units = max(space.units for space in topology.hidden)
+        return {**asdict(self), "word": self.word, "units": units, "batch": BATCH, "density": density, "device": self.device}
+
+    @property
     def word(self) -> str:
         """Whether a clock or the cost model tells."""
         return "measured" if self.machine == "here" else "simulated"
+
+
+@cache
+def start(network: str) -> Topology:
+    """Of a dense start network."""
+    return Structure(network).built().topology
 
 
 def cases() -> Iterator[Case]:
@@ -206,16 +229,16 @@ class Findings:
 
 def described(case: Case, findings: Findings) -> dict[str, Any]:
     """A row's case: what was compared, what the found network is, and how accurate."""
-    found: dict[str, Any] = {**asdict(case), "word": case.word, "batch": BATCH, "density": 1.0}
+    found = case.told
     if case.side != "data":
         parts = max(2, case.workers)  # on one worker the network of two parts
         structure = findings.structure(case.network, parts)
         network, partition = structure.built(), structure.partition
-        work, start = Workload.of(network.topology), Structure(case.network).built().topology
+        work = Workload.of(network.topology)
         assert partition is not None
         found |= {
             "parts": parts,
-            "density": network.topology.connections / start.possible,
+            "density": network.topology.connections / start(case.network).possible,
             "crossing": min(crossing_share(work, partition).values()),
             "communication_volume": communication_volume(work, partition),
             **findings.accuracy(case.network, parts),
@@ -227,8 +250,7 @@ def row(case: Case, findings: Findings, ratio: float, low: float, high: float, s
     """One row of the result."""
     machine = {"here": DENSE, "workers": "dense on 1 such worker"}.get(case.machine, f"dense on 1 GPU of {case.machine}")
     described_case = {**described(case, findings), "samples_per_s": samples_per_s}
-    ratios = {"ratio": ratio, "ratio_min": low, "ratio_max": high}
-    return {"benchmark": "convnet_evaluation", "case": described_case, "against": machine, **ratios}
+    return rows.row("convnet_evaluation", described_case, machine, [low, ratio, high])
 
 
 # ---- by the clock ----
@@ -345,46 +367,44 @@ def _bars(rows: Sequence[Mapping[str, Any]], left: float, wide: float, title: st
 
 def selected(only: Sequence[str]) -> list[Case]:
     """The cases that have all the values asked for."""
-    wanted, keys = [text.partition("=")[::2] for text in only], [field.name for field in fields(Case)]
-    found = [case for case in cases() if all(key in keys and str(getattr(case, key)) == value for key, value in wanted)]
-    if not found:
-        raise SystemExit(f"--only {' '.join(only)} selects nothing, but must select one of {', '.join(map(str, cases()))}")
-    return found
+    every = list(cases())
+    left = rows.selected([case.told for case in every], only)
+    return [case for case in every if case.told in left]
 
 
 def evaluated(chosen: Sequence[Case], findings: Findings, seconds: float, profiled: bool) -> list[dict[str, Any]]:
     """All rows: the clock's first."""
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     elsewhere = [case for case in chosen if case.machine != "here"]
     here = obtain(discover("cpu", 2).devices, progress=say) if profiled or any(case.machine == "workers" for case in elsewhere) else None
     for key in dict.fromkeys((case.network, case.what) for case in chosen if case.machine == "here"):
         some = [case for case in chosen if (case.network, case.what) == key and case.machine == "here"]
-        rows += measured(some, findings, seconds, here.kernel if profiled and here is not None else by_density)
+        found += measured(some, findings, seconds, here.kernel if profiled and here is not None else by_density)
     for case in elsewhere:
-        rows.append(simulated(case, findings, here if here is not None else preset(case.machine)))
-    return rows
+        found.append(simulated(case, findings, here if here is not None else preset(case.machine)))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--found", type=Path, help="what convnet_recipe wrote")
-    parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seconds", type=float, default=2.5, help="of timed steps, for each side")
     parser.add_argument("--profile", action="store_true", help="let the profile of these devices choose the kernels")
     parser.add_argument("--picture", type=Path, help="write an SVG there")
-    parser.add_argument("--json", action="store_true")
+    rows.add_options(parser)
     given = parser.parse_args(arguments)
+    chosen = selected(given.only)
     torch.set_num_threads(1)
     lines = [] if given.found is None else [json.loads(line) for line in given.found.read_text(encoding="utf-8").splitlines()]
-    rows = evaluated(selected(given.only), Findings(lines), given.seconds, given.profile)
+    found = evaluated(chosen, Findings(lines), given.seconds, given.profile)
     if given.picture is not None:
-        given.picture.write_text(picture(rows), encoding="utf-8")
+        given.picture.write_text(picture(found), encoding="utf-8")
     if given.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
+        rows.write(found, True)
         return
     shown = ("ratio", "ratio_min", "ratio_max")
-    table = pd.DataFrame([{**found["case"], **{key: found[key] for key in shown}} for found in rows])
+    table = pd.DataFrame([{**one["case"], **{key: one[key] for key in shown}} for one in found])
     sys.stdout.write(table.round(3).to_string(index=False) + "\n")
     sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread a worker\n")
 

@@ -1,7 +1,7 @@
 """ConvNets found by growth and pruning along a partition, and the dense start networks that they are judged against.
 
-    python -m tests.benchmarks.convnet_recipe --network convnet-64-128-256 [--parts 1 2] [--seeds 3] [--steps 600] [--save FILE]
-        [--keep 0.5] [--crossing 0.125] [--learning-rate 0.05] [--batch 128] [--data-dir DIR]
+    python -m tests.benchmarks.convnet_recipe --network convnet-64-128-256 [--parts 2 4] [--seeds 3] [--steps 600] [--save FILE]
+        [--keep 0.5] [--crossing 0.125] [--learning-rate 0.05] [--batch 128] [--data-dir DIR] [--json] [--only parts=2]
 
 Parts 1 is the dense start network. For 2 parts and more, a training starts from the same dense network with its units divided. Until a
 third of the training, whole channels (and units) go, the least worth by their effect on the loss, until the share ``keep`` of every
@@ -10,8 +10,9 @@ one whole source unit at a time, until the share ``crossing`` of those groups is
 training a share of them is exchanged for absent ones, whole again, whose connections have the larger gradients. What a part computes is
 then a smaller dense convolution over its own channels and some of the others.
 
-Accuracy is that of the test digits, read once, after the training. A line of ``--save`` is one training, as JSON: ``structure`` tells the
-parts of all units, and which units are read by which other part.
+Accuracy is that of the test digits, read once, after the training. A row's ratio is of the errors, dense start network over the one
+found, seed by seed; the dense start network is trained in any case. A line of ``--save`` is one training, as JSON, which
+`tests.benchmarks.convnet_evaluation` reads: ``structure`` tells the parts of all units, and which units are read by which other part.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,10 @@ from grow.train import Session, evaluate, train
 from hardware.partition import Partition, communication_volume, crossing_share, crossing_units, remote_readers
 from hardware.workload import Workload
 from search import build
+from search.definition import StudyReference
 from search.recipe import Recipe
-from tests.benchmarks.recipes import recipe_of
+from tests.benchmarks.recipes import recipe_of, widest
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 STUDY = "mnist"
 UPDATES = 20
@@ -236,11 +240,33 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def cases(asked: argparse.Namespace) -> list[Case]:
+    """Every number of parts from 2 on."""
+    definition, found = StudyReference(STUDY).load(), []
+    topology = Network(definition.network(asked.network)(), definition.example()).topology
+    told: Case = {"network": asked.network, "units": widest(STUDY, asked.network), "batch": asked.batch, "device": "cpu"}
+    for parts in asked.parts:
+        if parts > 1:
+            aim = Aim(asked.network, parts, asked.keep, asked.crossing)
+            possible, remote = aim.connections(topology)
+            density = (possible - (1 - aim.crossing) * remote) / topology.possible
+            found.append({**told, "density": density, "parts": parts, "keep": aim.keep, "crossing": aim.crossing, "steps": asked.steps})
+    return found
+
+
+def compared(case: Case, lines: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """The row of a case."""
+    ours, dense = ({line["seed"]: line["test"] for line in lines if line["parts"] == parts} for parts in (case["parts"], 1))
+    ratios = [(100 - dense[seed]) / max(0.01, 100 - ours[seed]) for seed in ours]
+    told = {"accuracy": mean(ours.values()), "dense_accuracy": mean(dense.values())}
+    return row("convnet_recipe", case, "error of the dense start network", ratios, **told)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--network", default="convnet-64-128-256")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--parts", type=int, nargs="+", default=[2], help="the dense start network, 1, is trained in any case")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=128)
@@ -249,17 +275,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--save", type=Path)
+    add_options(parser)
     asked = parser.parse_args(arguments)
+    chosen = selected(cases(asked), asked.only)
     torch.set_num_threads(1)
+    lines = []
     for seed in asked.seeds:
-        for parts in asked.parts:
+        for parts in (1, *(int(case["parts"]) for case in chosen)):
             aim = Aim(asked.network, parts, asked.keep, asked.crossing) if parts > 1 else Aim(asked.network, 1, 1.0, 0.0)
-            line = json.dumps(outcome(asked, aim, seed))
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+            lines.append(outcome(asked, aim, seed))
             if asked.save is not None:
                 with asked.save.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                    file.write(json.dumps(lines[-1]) + "\n")
+    write([compared(case, lines) for case in chosen], asked.json)
 
 
 if __name__ == "__main__":

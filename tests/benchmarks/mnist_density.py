@@ -1,26 +1,27 @@
 """How small can a network on the full MNIST be, and how well does it do?
 
     python -m tests.benchmarks.mnist_density --network lenet-300-100 --density 0.02 [--seeds 3] [--validate] [--labels] [--json]
-    python -m tests.benchmarks.mnist_density --network lenet-300-100 --density minimal
+    python -m tests.benchmarks.mnist_density --network lenet-300-100 --density minimal [--only network=lenet-5] [--epochs 2]
 
 Trains the network of one row of the table of figures by that row's recipe, which is data below. With ``--validate`` it trains on
 50,000 of the training digits and reports the error on the other 10,000: by this the recipes were chosen. Without, it trains on all
 60,000 and reads the test digits, once per network, at the end. ``--teachers`` names a folder in which the answers of a dense teacher
 are kept, so that not every call trains it anew; ``--labels`` does without one.
 
-Density is counted over the weights of the whole network as it started, dense. Nothing augments the digits.
+Density is counted over the weights of the whole network as it started, dense. Nothing augments the digits. A row's ratio is of the
+errors, of the dense network by the recipe of its own row over ours, seed by seed; ``trainings`` has the figures of each. Trainings take
+minutes; ``--epochs 2 --seeds 1 --labels`` is a look at how it goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from math import cos, pi
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from grow.train import Methods, Session
 from studies import models
 from studies.datasets import mnist
 from studies.datasets.split import Images, Split
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 NETWORKS = {"lenet-300-100": models.lenet_300_100, "lenet-5": models.lenet_5}
 
@@ -113,6 +115,9 @@ ROWS: Mapping[tuple[str, str], Recipe] = {
     ("lenet-5", "0.01"): replace(_THIN, connections=4_305),
 }
 """The table's rows. Density is of the dense network's 266,200 (LeNet-300-100) or 430,500 weights."""
+
+DENSE = "dense"
+"""The row that the others of its network are compared with."""
 
 TEACHER_SEED = 100
 
@@ -304,7 +309,7 @@ def outcome(split: Split, recipe: Recipe, seed: int, arguments: argparse.Namespa
 
 def taught(split: Split, name: str, arguments: argparse.Namespace) -> Tensor:
     """Logits (N, 10) of the dense network of that name for the training digits; it sees the same digits, and is kept for the next call."""
-    recipe = ROWS[(name, "dense")]
+    recipe = ROWS[name, DENSE]
     about = hashlib.sha256(f"{recipe} {len(split.training.labels)} {torch.__version__}".encode()).hexdigest()[:16]
     kept = None if arguments.teachers is None else arguments.teachers / f"{name}-{about}.safetensors"
     if kept is not None and kept.exists():
@@ -326,41 +331,81 @@ def whole(split: Split) -> Split:
     return Split(together, split.validation, split.test)
 
 
+def asked(name: tuple[str, str], arguments: argparse.Namespace) -> Recipe:
+    """The recipe of a row, as the command line changes it."""
+    recipe = ROWS[name]
+    if arguments.labels:
+        recipe = replace(recipe, taught_by=None, teacher=0.0)
+    return recipe if arguments.epochs is None else replace(recipe, epochs=arguments.epochs)
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """The rows of the network and the density that are named, or all; SystemExit where there is none."""
+    given = {"network": arguments.network, "row": arguments.density}
+    found: list[Case] = []
+    for network, name in ROWS:
+        told = {"network": network, "row": name}
+        if name == DENSE or any(value not in (None, told[key]) for key, value in given.items()):
+            continue
+        recipe, dense = ROWS[network, name], Network(NETWORKS[network](), torch.zeros(1, 1, 28, 28)).topology
+        assert recipe.connections is not None
+        density, units = recipe.connections / dense.possible, max(space.units for space in dense.hidden)
+        found.append({**told, "units": units, "batch": recipe.batch_size, "density": density, "device": "cpu", "initial": recipe.initial})
+    if not found:
+        known = ", ".join(row for network, row in ROWS if network == arguments.network and row != DENSE)
+        raise SystemExit(f"density is {arguments.density}, but must be one of {known} for {arguments.network}")
+    return found
+
+
+def rows(chosen: Sequence[Case], split: Split, arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """The rows of all cases; those of one network are compared with the same dense trainings."""
+    drawn = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+
+    @cache
+    def trained(network: str, name: str) -> pd.DataFrame:
+        """What came of a row of the table, one row a seed."""
+        found = pd.DataFrame([outcome(split, asked((network, name), arguments), seed, arguments) for seed in drawn])
+        sys.stderr.write(found.to_string(index=False, float_format=lambda value: f"{value:.4g}") + "\n")
+        return found
+
+    for case in chosen:
+        ours, dense = trained(str(case["network"]), str(case["row"])), trained(str(case["network"]), DENSE)
+        ratios = dense.error.clip(lower=0.01) / ours.error.clip(lower=0.01)
+        told = {"error": float(ours.error.mean()), "error_min": float(ours.error.min()), "error_max": float(ours.error.max())}
+        more = {"dense_error": float(dense.error.mean()), "digits": "validation" if arguments.validate else "test"}
+        connections, trainings = int(ours.connections.median()), ours.to_dict("records")
+        yield row(
+            "mnist_density",
+            case,
+            "error of the dense network",
+            ratios.tolist(),
+            **told,
+            **more,
+            connections=connections,
+            trainings=trainings,
+        )
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--network", choices=sorted(NETWORKS), default="lenet-300-100")
-    parser.add_argument("--density", choices=sorted({row for _, row in ROWS}), default="0.02", help="'minimal': grown from a minimal seed")
+    parser.add_argument("--network", choices=sorted(NETWORKS), help="all, where none is named")
+    names = sorted({row for _, row in ROWS if row != DENSE})
+    parser.add_argument("--density", choices=names, help="row of the table; 'minimal': grown from a minimal seed; all, where none is named")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="in place of the recipe's")
     parser.add_argument("--validate", action="store_true", help="train on 50,000 digits and report the error on the other 10,000")
     parser.add_argument("--labels", action="store_true", help="the same recipe without a teacher")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--teachers", type=Path, help="folder in which the logits of dense teachers are kept")
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
-    recipe = ROWS.get((arguments.network, arguments.density))
-    if recipe is None:
-        known = ", ".join(row for network, row in ROWS if network == arguments.network)
-        parser.error(f"density is {arguments.density}, but must be one of {known} for {arguments.network}")
-    if arguments.labels:
-        recipe = replace(recipe, taught_by=None, teacher=0.0)
+    chosen = selected(cases(arguments), arguments.only)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    source = mnist.find(arguments.data_dir)
-    split = mnist.read(source)
-    split = split if arguments.validate else whole(split)
-    rows = [outcome(split, recipe, seed, arguments) for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)]
-    frame = pd.DataFrame(rows)
-    read = "validation" if arguments.validate else "test"
-    if arguments.json:
-        sys.stdout.write(json.dumps({"recipe": asdict(recipe), "read": read, "data": source.name, "networks": rows}) + "\n")
-        return
-    sys.stdout.write(frame.to_string(index=False, float_format=lambda value: f"{value:.4g}") + "\n")
-    spread = f"{frame.error.min():.2f} to {frame.error.max():.2f}"
-    sys.stdout.write(f"{read} error {frame.error.mean():.3f} % ({spread}), {source.name}\n{recipe}\n")
-    machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread"
-    sys.stdout.write(f"{machine}, data {source.sha256[:12]}\n")
+    split = mnist.read(mnist.find(arguments.data_dir))
+    write(list(rows(chosen, split if arguments.validate else whole(split), arguments)), arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
 """Do the criteria rank single weights as their removal changes the loss?
 
     python -m tests.benchmarks.obd_truth [--data-dir DIR] [--seeds 3] [--weights 1000] [--epochs 10] [--weight-decay 5e-4] [--json]
+        [--only criterion=obd]
 
 LeNet-300-100 is trained with SGD (momentum 0.9, the learning rate falling to zero as a cosine) on pixels from 0 to 1. Of all its weights
 a uniform sample is drawn, and the loss over all training data is computed in float64 with each of them removed. Spearman's rank
 correlation compares criteria with these changes: the signed estimate h w^2 / 2 - g w with the signed change, all others with its
-absolute value. Equal values share their mean rank. The test set is not read.
+absolute value. Equal values share their mean rank. The test set is not read. A row's ratio is of the rank correlations, the
+criterion's over that of magnitude, seed by seed; ``correlation`` is the criterion's own, ``signed_correlation`` that with the signed
+change. Without ``--json`` and ``--only`` the page of results is written anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -33,9 +36,14 @@ from search.definition import StudyReference
 from studies.datasets.mnist import read
 from studies.datasets.split import Images
 from studies.models import lenet_300_100
+from tests.benchmarks.recipes import widest
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
 RESULTS = Path("studies/results/obd-against-truth.md")
+NETWORK = "lenet-300-100"
 BATCH, LEARNING_RATE = 128, 0.1
+SIZE, SIGNED = "size of change", "change"
+MAGNITUDE, SIGNED_CRITERION = "magnitude", "obd_signed"
 PROBES = 1
 FEWER = 10_000  # samples for criteria that are no closer to the truth for more
 TRUTH_BLOCK = 10_000  # samples at once
@@ -126,8 +134,8 @@ def scores(network: Network, data: Samples, name: str, sample: Tensor, seed: int
     return torch.cat([chosen.score(found.layer(layer)).flatten() for layer in network.layers])[sample]
 
 
-def correlations(data: Samples, seed: int, weights: int, epochs: int, weight_decay: float) -> list[dict[str, object]]:
-    """Rank correlation of every criterion with the truth, for one seed."""
+def correlations(data: Samples, seed: int, names: Sequence[str], weights: int, epochs: int, weight_decay: float) -> list[dict[str, object]]:
+    """Rank correlation of criteria with the truth, for one seed."""
     network, loss = trained(data, seed, epochs, weight_decay)
     sample = torch.randperm(network.topology.connections, generator=torch.Generator().manual_seed(seed))[:weights].sort().values
     sys.stderr.write(f"seed {seed}: trained to loss {loss:.3g}\n")
@@ -135,28 +143,28 @@ def correlations(data: Samples, seed: int, weights: int, epochs: int, weight_dec
     silent = int((truth == 0).sum())
     sys.stderr.write(f"seed {seed}: {weights} weights removed one at a time, {silent} without any effect\n")
     rows: list[dict[str, object]] = []
-    for name in CRITERIA:
-        if name == "connectivity":
-            continue  # there is one part only
+    for name in names:
         found = scores(network, data, name, sample, seed)
-        against = {"change": truth, "size of change": truth.abs()}
+        against = {SIGNED: truth, SIZE: truth.abs()}
         rho = {what: float(spearmanr(found.numpy(), values.numpy()).statistic) for what, values in against.items()}
         rows.append({"seed": seed, "criterion": name, "loss": loss, "silent": silent, **rho})
         sys.stderr.write(f"seed {seed}: {name} {rho}\n")
     return rows
 
 
-def share(rank: Rank, data_dir: str | None, seeds: int, settings: tuple[int, int, float]) -> list[list[dict[str, object]]]:
+def share(
+    rank: Rank, data_dir: str | None, seeds: int, names: tuple[str, ...], settings: tuple[int, int, float]
+) -> list[list[dict[str, object]]]:
     """The rows of every seed that falls to this process."""
     data = raw(read(StudyReference("mnist").load().data(None if data_dir is None else Path(data_dir))).training)
-    return [correlations(data, seed, *settings) for seed in range(rank.number, seeds, rank.count)]
+    return [correlations(data, seed, names, *settings) for seed in range(rank.number, seeds, rank.count)]
 
 
 def table(frame: pd.DataFrame) -> str:
     """Markdown: one row a criterion, mean over the seeds and lowest to highest."""
     lines = ["| criterion | against the signed change | against its absolute value |", "|---|---|---|"]
     for name, rows in frame.groupby("criterion", sort=False):
-        cells = [f"{rows[c].mean():.3f} ({rows[c].min():.3f} to {rows[c].max():.3f})" for c in ("change", "size of change")]
+        cells = [f"{rows[c].mean():.3f} ({rows[c].min():.3f} to {rows[c].max():.3f})" for c in (SIGNED, SIZE)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -192,6 +200,22 @@ Measured on {platform.machine()}, {versions}, 1 thread, seeds {sizes}, data {sha
 """
 
 
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """Every criterion but magnitude; there is one part only, which says nothing to connectivity."""
+    told: Case = {"network": NETWORK, "units": widest("mnist", NETWORK), "batch": BATCH, "density": 1.0, "device": "cpu"}
+    more: Case = {"weights": arguments.weights, "epochs": arguments.epochs}
+    return [{**told, **more, "criterion": name} for name in CRITERIA if name not in (MAGNITUDE, "connectivity")]
+
+
+def compared(case: Case, frame: pd.DataFrame) -> dict[str, object]:
+    """The row of a case: the signed criterion by the signed change."""
+    ours, theirs = (frame[frame.criterion == name].set_index("seed") for name in (case["criterion"], MAGNITUDE))
+    own = ours[SIGNED if case["criterion"] == SIGNED_CRITERION else SIZE]
+    told = {"correlation": float(own.mean()), "signed_correlation": float(ours[SIGNED].mean())}
+    more = {"magnitude_correlation": float(theirs[SIZE].mean()), "loss": float(ours.loss.mean()), "silent": int(ours.silent.median())}
+    return row("obd_truth", case, "rank correlation of magnitude", (own / theirs[SIZE]).tolist(), **told, **more)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -201,23 +225,24 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--workers", type=int, default=1, help="seeds at the same time")
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
+    chosen = selected(cases(arguments), arguments.only)
     torch.set_num_threads(1)
     definition = StudyReference("mnist").load()
     source = definition.data(arguments.data_dir)
     arguments.samples = len(raw(read(source).training))
     settings = (arguments.weights, arguments.epochs, arguments.weight_decay)
     folder = None if arguments.data_dir is None else str(arguments.data_dir.resolve())
-    shares = run_ranks(share, folder, arguments.seeds, settings, ranks=arguments.workers, timeout_s=None)
-    rows = [row for seed in range(arguments.seeds) for row in shares[seed % arguments.workers][seed // arguments.workers]]
+    asked = {MAGNITUDE, *(str(case["criterion"]) for case in chosen)}
+    names = tuple(name for name in CRITERIA if name in asked)
+    shares = run_ranks(share, folder, arguments.seeds, names, settings, ranks=arguments.workers, timeout_s=None)
+    rows = [found for seed in range(arguments.seeds) for found in shares[seed % arguments.workers][seed // arguments.workers]]
     frame = pd.DataFrame(rows)
-    if arguments.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
-        return
-    _, heading, by_hand = RESULTS.read_text().partition("\n## ") if RESULTS.exists() else ("", "", "")  # what else was tried stays
-    RESULTS.write_text(report(frame, arguments, source.sha256) + heading + by_hand)
-    sys.stdout.write(table(frame) + "\n")
+    if not arguments.json and not arguments.only:
+        _, heading, by_hand = RESULTS.read_text().partition("\n## ") if RESULTS.exists() else ("", "", "")  # what else was tried stays
+        RESULTS.write_text(report(frame, arguments, source.sha256) + heading + by_hand)
+    write([compared(case, frame) for case in chosen], arguments.json)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ that of validation; with ``--test`` that of the test digits, read once each netw
 is trained in one process: what k workers train is the same network to the rounding of its sums (tested as transparency). A network at
 5 % has a learning rate of its own: a unit with a twentieth of the connections changes that much less at the same one.
 
-``--only`` may be repeated; its keys are units, workers, density, crossing (the share asked for: 0, 0.02 or 0.05) and batch.
+``--only`` may be repeated; its keys are units, workers, density, crossing (the share asked for: 0, 0.02 or 0.05), batch and device.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import platform
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from math import ceil
@@ -70,6 +70,7 @@ from hardware.shard.layers import CSR_DENSITY
 from hardware.workload import Workload
 from search import planning
 from search.definition import StudyReference
+from tests.benchmarks import rows
 from tests.benchmarks.blocks import Blocks
 
 PARTS, SIMULATED_PARTS = 2, 4
@@ -227,7 +228,7 @@ def row(side: Side, seconds: float = 2.5, choose: ChooseKernel = by_kind) -> dic
     fast, slow = timed(side, reference, seconds, choose)
     ratio = fast.samples_per_s / slow.samples_per_s
     case: dict[str, Any] = {key: getattr(side, key) for key in ("units", "workers", "density")}
-    case |= {"crossing": side.crossing_share(), "batch": side.batch}
+    case |= {"crossing": side.crossing_share(), "batch": side.batch, "device": "cpu"}
     return {
         "benchmark": "partition_speedup",
         "case": case if reference.dense else {**case, "efficiency": ratio / side.workers},
@@ -260,7 +261,8 @@ def simulated_row(case: Case, machine: str, batch: int) -> dict[str, Any]:
         "density": side.density,
         "crossing": side.crossing_share(),
     }
-    case_keys |= {"batch": batch, "word": "simulated", "hardware": machine, "planner": found.best.name, "devices": found.best.devices}
+    case_keys |= {"batch": batch, "device": profile.devices[0].kind, "word": "simulated", "hardware": machine}
+    case_keys |= {"planner": found.best.name, "devices": found.best.devices}
     return {
         "benchmark": "partition_speedup",
         "case": case_keys,
@@ -285,6 +287,7 @@ def planner_rows(case: Case) -> Iterator[dict[str, Any]]:
     for place, candidate in enumerate(found.candidates):
         if candidate.measured_s is not None and alone.measured_s is not None:
             keys = {"units": side.units, "workers": candidate.devices, "density": side.density, "crossing": side.crossing_share()}
+            keys |= {"device": profile.devices[0].kind}
             chosen = {"word": "measured", "strategy": candidate.name, "chosen": place == 0, "predicted_ms": 1e3 * candidate.predicted_s}
             ratio = alone.measured_s / candidate.measured_s
             yield {
@@ -377,18 +380,9 @@ def say(text: str) -> None:
 
 def selected(only: Sequence[str]) -> list[Case]:
     """The cases that have all the values asked for."""
-    keys = [field.name for field in fields(Case)]
-    wanted = []
-    for text in only:
-        key, _, value = text.partition("=")
-        try:
-            wanted.append((keys[keys.index(key)], float(value)))
-        except ValueError:
-            raise SystemExit(f"--only is {text!r}, but must be KEY=NUMBER with one of {', '.join(keys)}") from None
-    found = [case for case in CASES if all(getattr(case, key) == value for key, value in wanted)]
-    if not found:
-        raise SystemExit(f"--only {' '.join(only)} selects nothing, but must select one of {', '.join(map(str, CASES))}")
-    return found
+    told = {case: {**asdict(case), "device": "cpu"} for case in CASES}
+    left = rows.selected(told.values(), only)
+    return [case for case in CASES if told[case] in left]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -414,22 +408,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = None
     if given.accuracy:
         training = Training.on(given.data_dir, given.steps, given.learning_rate, given.sparse_learning_rate, test=given.test)
-    rows = []
+    told = []
     for case in cases:
         say(str(case))
         found = row(side_of(case), given.seconds, choose)
         if training is not None and case.batch == BATCH:
             found["case"] |= accuracies(side_of(case), training, given.seeds, choose)
-        rows.append(found)
+        told.append(found)
     if given.simulated:
-        rows += [simulated_row(case, name, batch) for case in distinct(cases) for name in SIMULATED for batch in SIMULATED_BATCHES]
+        told += [simulated_row(case, name, batch) for case in distinct(cases) for name in SIMULATED for batch in SIMULATED_BATCHES]
     if given.planner:
-        rows += [found for case in distinct(cases) for found in planner_rows(case)]
+        told += [found for case in distinct(cases) for found in planner_rows(case)]
     if given.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
+        rows.write(told, True)
         return
     shown = ("against", "ratio", "ratio_min", "ratio_max")
-    table = pd.DataFrame([{**found["case"], **{key: found[key] for key in shown}} for found in rows])
+    table = pd.DataFrame([{**found["case"], **{key: found[key] for key in shown}} for found in told])
     sys.stdout.write(table.round(4).to_string(index=False) + "\n")
     sys.stdout.write(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread a worker\n")
 

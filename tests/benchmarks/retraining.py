@@ -1,6 +1,7 @@
 """Is it the structure or the weights? A found structure, trained anew from other weights, from early ones, and against a random one.
 
     python -m tests.benchmarks.retraining [--data-dir DIR] [--density 0.05 0.01] [--seeds 3] [--steps 1500] [--json]
+        [--only side=rewound]
 
 For every density and seed the dense start network is pruned gradually while it trains (*found*). Then, with the same number of steps,
 learning rates and batches, but without any edit:
@@ -10,21 +11,20 @@ learning rates and batches, but without any edit:
   arXiv 1912.05671), and on from that step;
 - random structure: as many connections in every layer as found, anywhere, between all units of the start network, and new weights.
 
-Reported is validation accuracy: the test set is not read.
+Judged by the validation accuracy: the test set is not read. A row's ratio is of the errors, random structure over the other side, seed by
+seed: above 1 the structure that was found is worth something. All accuracies go to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -39,9 +39,11 @@ from grow.train import evaluate, train
 from search import build
 from search.build import Material
 from search.recipe import Recipe
-from tests.benchmarks.recipes import recipe_of
+from tests.benchmarks.recipes import recipe_of, widest
+from tests.benchmarks.rows import Case, add_options, row, selected, write
 
-STUDY, NETWORK = "mnist", "lenet-300-100"
+STUDY, NETWORK, BATCH = "mnist", "lenet-300-100", 128
+SIDES, RANDOM = ("found", "new weights", "rewound"), "random structure"
 
 OTHER_DRAW = 1000
 """Added to the seed where initial weights are drawn anew."""
@@ -67,7 +69,7 @@ def recipe(arguments: argparse.Namespace) -> Recipe:
         update_interval=max(1, arguments.steps // 20),
         drop_fraction=0.0,
         steps=arguments.steps,
-        batch_size=128,
+        batch_size=BATCH,
         optimizer="sgd",
         learning_rate=0.1,
     )
@@ -128,23 +130,47 @@ def accuracy(session: Session) -> float:
     return 100 * evaluate(session.network, session.task.validation(), session.task.correct)
 
 
-def outcomes(material: Material) -> list[dict[str, object]]:
-    """All sides for one density and seed."""
+def accuracies(material: Material, sides: Sequence[str]) -> dict[str, float]:
+    """Of the random structure and these sides, for one density and seed."""
     found, chosen = find(material), material.recipe
     draw = chosen.seed + OTHER_DRAW
-    fresh, random = structured(material, draw, found), scattered(material, draw, found)
-    fresh.rescale_to_fan_in()
-    random.rescale_to_fan_in()
-    sides = {
-        "found": accuracy(found.session),
-        "new weights": trained(material, found, fresh, 0),
-        "rewound": trained(material, found, rewound(material, found), chosen.update_interval),
-        "random structure": trained(material, found, random, 0),
+
+    def from_new_weights(network: Network) -> float:
+        network.rescale_to_fan_in()
+        return trained(material, found, network, 0)
+
+    ways = {
+        "found": lambda: accuracy(found.session),
+        "new weights": lambda: from_new_weights(structured(material, draw, found)),
+        "rewound": lambda: trained(material, found, rewound(material, found), chosen.update_interval),
+        RANDOM: lambda: from_new_weights(scattered(material, draw, found)),
     }
-    common = {"density": chosen.density, "seed": chosen.seed, "connections": sum(found.counts.values()), **found.counts}
-    rows = [{**common, "side": side, "accuracy": value} for side, value in sides.items()]
-    sys.stderr.write("".join(f"{row}\n" for row in rows))
-    return rows
+    told = {side: ways[side]() for side in (*sides, RANDOM)}
+    sys.stderr.write(f"density {chosen.density:g}, seed {chosen.seed}, connections {dict(found.counts)}: {told}\n")
+    return told
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """Every density and side."""
+    units = widest(STUDY, NETWORK)
+    return [
+        {"network": NETWORK, "units": units, "batch": BATCH, "density": density, "device": "cpu", "steps": arguments.steps, "side": side}
+        for density in arguments.density
+        for side in SIDES
+    ]
+
+
+def rows(chosen: Sequence[Case], base: Recipe, seeds: int) -> Iterator[dict[str, object]]:
+    """The rows of all cases; those of one density share their trainings."""
+    for density in dict.fromkeys(float(case["density"]) for case in chosen):
+        mine = [case for case in chosen if case["density"] == density]
+        sides = [str(case["side"]) for case in mine]
+        recipes = [replace(base, density=density, seed=seed) for seed in range(seeds)]
+        found = [accuracies(build.material(recipe), sides) for recipe in recipes]
+        for case, side in zip(mine, sides, strict=True):
+            ratios = [(100 - one[RANDOM]) / max(0.01, 100 - one[side]) for one in found]
+            told = {"accuracy": mean(one[side] for one in found), "random_accuracy": mean(one[RANDOM] for one in found)}
+            yield row("retraining", case, f"error of a {RANDOM}", ratios, **told)
 
 
 def main() -> None:
@@ -154,22 +180,11 @@ def main() -> None:
     parser.add_argument("--density", type=float, nargs="+", default=[0.05, 0.01])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
+    chosen = selected(cases(arguments), arguments.only)
     torch.set_num_threads(1)
-    base = recipe(arguments)
-    recipes = [replace(base, density=density, seed=seed) for density in arguments.density for seed in range(arguments.seeds)]
-    rows = [row for chosen in recipes for row in outcomes(build.material(chosen))]
-    if arguments.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
-        return
-    frame = pd.DataFrame(rows)
-    sys.stdout.write(frame.to_string(index=False) + "\n\n")
-    table = frame.groupby(["density", "side"], sort=False)["accuracy"].agg(["mean", "std", "min", "max"]).round(2)
-    sys.stdout.write(table.to_string() + "\n")
-    sys.stdout.write(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, {base.data_sha256[:12]}\n"
-    )
+    write(list(rows(chosen, recipe(arguments), arguments.seeds)), arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,39 @@
 """Does a sparse layer cost what its connections cost, over four decades of them?
 
-    python -m tests.benchmarks.sparse_scaling [--json] [--only connections=N ...] [--picture FILE.svg]
+    python -m tests.benchmarks.sparse_scaling [--json] [--only connections=1000 ...] [--rounds 5] [--picture FILE.svg]
 
 Square layers at 1 % density with a thousand to ten million connections, so 316 to 31,623 units, drawn at random: forward, both gradients
-and a step of SGD with momentum on a batch of 128, on one thread. Seconds are those of the quickest of `ROUNDS` turns. A straight line of
-constant + slope x connections is fitted, each point counting relative to itself; ``ratio`` is what the line says over what was measured.
-The dense layer of as many units is measured beside it where it takes less than a second or so.
+and a step of SGD with momentum on a batch of 128, on one thread. The dense layer of as many units takes turns with it where it is small
+enough for that. A straight line of constant + slope x connections is fitted to the medians, each point counting relative to itself. The
+ratio is what the line says over what a round took, so that it is 1 where cost follows the connections; where there are fewer cases than
+a line needs to be wrong, three, it is of the seconds of the dense layer over those of the sparse one, round by round.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import sys
+from collections.abc import Iterator, Sequence
 from math import log10, sqrt
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from grow.layers import SparseLinear
-from hardware.devices import cpu_name
 from hardware.tables import rates
-from tests.benchmarks.sparse_layer import Step, seconds_of, step_of
+from tests.benchmarks.rows import Case, add_options, row, selected, write
+from tests.benchmarks.sparse_layer import in_turns, step_of
 
-DENSITY, BATCH, ROUNDS = 0.01, 128, 5
-CONNECTIONS = tuple(round(10 ** (3 + step / 2)) for step in range(9))
+DENSITY, BATCH = 0.01, 128
+CASES: list[Case] = [
+    {"units": round(sqrt(count / DENSITY)), "batch": BATCH, "density": DENSITY, "device": "cpu", "connections": count}
+    for count in (round(10 ** (3 + step / 2)) for step in range(9))
+]
+LINE = 3
+"""Cases that a line is fitted to, at least: it goes through any two."""
+
 LARGEST_DENSE = 4096
 KERNEL = "compiled"
 
@@ -35,36 +41,46 @@ KERNEL = "compiled"
 def sparse_layer(connections: int) -> SparseLinear:
     """A square layer with so many connections."""
     units = round(sqrt(connections / DENSITY))
-    index = np.unique(np.random.default_rng(0).integers(units**2, size=connections))  # a hundredth of them fall together
-    layer = SparseLinear(torch.empty(0), torch.nn.Parameter(torch.zeros(units)))
+    index = np.sort(np.random.default_rng(0).choice(units**2, connections, replace=False))
+    layer = SparseLinear(torch.empty(0), nn.Parameter(torch.zeros(units)))
     values = torch.randn(len(index), generator=torch.Generator().manual_seed(0)) / sqrt(DENSITY * units)
-    layer.restructure((units, units), index, KERNEL, torch.nn.Parameter(values))
+    layer.restructure((units, units), index, KERNEL, nn.Parameter(values))
     return layer
 
 
-def quickest(step: Step) -> float:
-    """Seconds of a step, in the quickest turn."""
-    step()
-    repeats = max(1, round(0.05 / seconds_of(step, 1)))
-    return min(seconds_of(step, repeats) for _ in range(ROUNDS))
-
-
-def measured(connections: int) -> dict[str, float]:
-    """One row of the table."""
-    layer = sparse_layer(connections)
-    units = layer.weight_shape[0]
-    row = {"units": units, "connections": layer.connections, "seconds": quickest(step_of(layer, units, BATCH))}
+def measured(case: Case, rounds: int) -> pd.DataFrame:
+    """Seconds of a step, one row a round, in turns with the dense layer where that is small enough."""
+    units = int(case["units"])
+    layers: dict[str, nn.Module] = {"seconds": sparse_layer(int(case["connections"]))}
     if units <= LARGEST_DENSE:
-        row["dense_seconds"] = quickest(step_of(torch.nn.Linear(units, units), units, BATCH))
-    return row
+        layers["dense_seconds"] = nn.Linear(units, units)
+    steps = {name: step_of(layer, units, BATCH) for name, layer in layers.items()}
+    return in_turns(steps, rounds).reindex(columns=["seconds", "dense_seconds"])
 
 
-def with_line(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the straight line through it."""
+def with_line(cases: Sequence[Case], rounds: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Medians, one row a case, with the straight line through them."""
+    table = pd.DataFrame(
+        [
+            {"units": case["units"], "connections": case["connections"], **dict(found.median())}
+            for case, found in zip(cases, rounds, strict=True)
+        ]
+    )
     quantities = [(1.0, float(count)) for count in table.connections]
     constant, slope = rates(quantities, list(table.seconds), list(table.seconds))
-    line = constant + slope * table.connections
-    return table.assign(line_seconds=line, ratio=line / table.seconds, ns_per_connection=1e9 * table.seconds / table.connections)
+    return table.assign(line_seconds=constant + slope * table.connections, ns_per_connection=1e9 * table.seconds / table.connections)
+
+
+def rows(cases: Sequence[Case], rounds: Sequence[pd.DataFrame]) -> Iterator[dict[str, object]]:
+    """The benchmark's rows: against the line where one can be fitted and missed, else against the dense layer."""
+    table = with_line(cases, rounds)
+    for case, found, line in zip(cases, rounds, table.line_seconds, strict=True):
+        seconds, dense = found.seconds, found.dense_seconds
+        told = {"seconds": float(seconds.median())} | ({} if dense.isna().any() else {"dense_seconds": float(dense.median())})
+        if len(cases) >= LINE:
+            yield row("sparse_scaling", case, "straight line", (line / seconds).tolist(), line_seconds=float(line), **told)
+        elif "dense_seconds" in told:
+            yield row("sparse_scaling", case, "dense layer of as many units", (dense / seconds).tolist(), **told)
 
 
 def picture(table: pd.DataFrame) -> str:
@@ -106,34 +122,20 @@ def picture(table: pd.DataFrame) -> str:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", metavar="connections=N", action="append", default=[])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
-    wanted = [count for count in CONNECTIONS if not arguments.only or f"connections={count}" in arguments.only]
-    if not wanted or (arguments.picture and len(wanted) < 2):
-        parser.error(f"--only is {arguments.only}, but must be connections=N with N of {', '.join(map(str, CONNECTIONS))}")
+    cases = selected(CASES, arguments.only)
+    if len(cases) < LINE and (arguments.picture or any(int(case["units"]) > LARGEST_DENSE for case in cases)):
+        parser.error(
+            f"--only leaves {len(cases)} cases, but must leave {LINE} for a line or a picture, or layers of at most {LARGEST_DENSE} units"
+        )
     torch.set_num_threads(1)
-    table = with_line(
-        pd.DataFrame([measured(count) for count in wanted]).reindex(columns=["units", "connections", "seconds", "dense_seconds"])
-    )
+    found = [measured(case, arguments.rounds) for case in cases]
     if arguments.picture:
-        arguments.picture.write_text(picture(table))
-    if arguments.json:
-        rows = [
-            {
-                "benchmark": "sparse_scaling",
-                "case": {"units": int(row.units), "batch": BATCH, "density": DENSITY, "device": "cpu", "connections": int(row.connections)},
-                "against": "straight line",
-                **dict.fromkeys(("ratio", "ratio_min", "ratio_max"), float(row.ratio)),
-                "seconds": float(row.seconds),
-            }
-            for row in table.itertuples()
-        ]
-        sys.stdout.write(json.dumps(rows) + "\n")
-        return
-    sys.stdout.write(table.to_string(index=False, float_format=lambda value: f"{value:.3g}") + "\n")
-    sys.stdout.write(f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, 1 thread\n")
+        arguments.picture.write_text(picture(with_line(cases, found)))
+    write(list(rows(cases, found)), arguments.json)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_weights_are_drawn_for_the_connections_that_a_unit_has(density: float) -
 
 def test_a_row_tells_the_case_and_what_it_was_measured_against() -> None:
     found = row(SIDE, seconds=0.05)
-    assert found["case"] == {"units": 40, "workers": 2, "density": 1.0, "crossing": 6 / 40, "batch": 256}
+    assert found["case"] == {"units": 40, "workers": 2, "density": 1.0, "crossing": 6 / 40, "batch": 256, "device": "cpu"}
     assert found["against"] == "dense nn.Linear on 1 worker"
     assert 0 < found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
 
@@ -128,8 +128,9 @@ def test_four_parts_are_simulated_on_presets_and_say_so() -> None:
 def test_cases_are_selected_by_every_value() -> None:
     chosen = selected(["units=2048", "workers=2", "density=1.0", "crossing=0.02", "batch=256"])
     assert [(case.units, case.workers, case.density, case.crossing, case.batch) for case in chosen] == [(2048, 2, 1.0, 0.02, 256)]
-    with pytest.raises(SystemExit, match="must select one of"):
-        selected(["units=7"])
-    for wrong in ("unit=2048", "units=many", "units"):
-        with pytest.raises(SystemExit, match="must be KEY=NUMBER with one of units, workers"):
+    for none in ("units=7", "units=many"):
+        with pytest.raises(SystemExit, match="leaves no case, but must be of units=2048"):
+            selected([none])
+    for wrong in ("unit=2048", "units"):
+        with pytest.raises(SystemExit, match="must be KEY=VALUE with one of units, workers"):
             selected([wrong])
