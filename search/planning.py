@@ -106,21 +106,27 @@ def planned(subject: Subject, profile: Profile, gpus: int, budget_s: float, prog
 
 
 def named(candidate: Candidate) -> str:
-    """A candidate in words; the layouts of an unnamed one by their first letters: w, b, u of every space."""
-    letters = "" if candidate.name != UNNAMED else " " + "".join(layout[0] for layout in candidate.layouts.values())
-    return f"{candidate.name}{letters} on {candidate.devices} device{'s' if candidate.devices > 1 else ''}"
+    """A candidate in words."""
+    return f"{letters(candidate.name, candidate.layouts)} on {candidate.devices} device{'s' if candidate.devices > 1 else ''}"
 
 
-def doubts(subject: Subject, profile: Profile, found: Plan) -> list[str]:
-    """Why the prediction for this machine may be worse than its calibration says, in words."""
+def letters(strategy: str, layouts: Mapping[str, Layout]) -> str:
+    """A strategy's name, for an unnamed one with its layouts by their first letters: w, b, u of every space."""
+    return strategy if strategy != UNNAMED else f"{strategy} {''.join(layout[0] for layout in layouts.values())}"
+
+
+def doubts(subject: Subject, profile: Profile, found: Plan) -> list[list[str]]:
+    """Why the prediction of each candidate for this machine may be worse than the calibration says, in words."""
     if profile.word == "simulated":
-        return []
-    return beyond(profile, Workload.of_network(subject.network), found.best.name, subject.batch, found.best.devices)
+        return [[] for _ in found.candidates]
+    work = Workload.of_network(subject.network)
+    return [beyond(profile, work, candidate.name, subject.batch, candidate.devices) for candidate in found.candidates]
 
 
 def document(subject: Subject, profile: Profile, found: Plan, gpus: int) -> dict[str, object]:
     """The plan as plain data."""
     best = found.best
+    candidates = zip(found.candidates, doubts(subject, profile, found), strict=True)
     return {
         "network": subject.name,
         "input": list(subject.shape),
@@ -135,7 +141,7 @@ def document(subject: Subject, profile: Profile, found: Plan, gpus: int) -> dict
         "parts": {} if best.partition is None else _sizes(best),
         "link_bytes": best.simulation.link_bytes.tolist(),
         "device_memory_bytes": best.simulation.memory_bytes.tolist(),
-        "candidates": [{**_candidate(candidate), "layouts": dict(candidate.layouts)} for candidate in found.candidates],
+        "candidates": [{**_candidate(candidate), "layouts": dict(candidate.layouts), "beyond": why} for candidate, why in candidates],
     }
 
 

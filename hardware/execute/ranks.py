@@ -70,6 +70,8 @@ class Rank:
     """Whether this rank was asked to stop, as soon as it and the others can."""
     alone: bool = False
     """Whether no other rank shares its cores, as far as it knows."""
+    crowd: int = 1
+    """How many ranks share each of its cores, as far as it knows."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class _Setting:
     results: int  # file descriptor
     wires: dict[str, int]  # file descriptors of the connections with other ranks, whose numbers JSON makes texts
     alone: bool  # whether its cores are its own
+    crowd: int  # how many ranks share each of them
     target: str  # what to call, by name
     packages: tuple[str, ...]  # in which what arguments and results name must be
 
@@ -151,8 +154,8 @@ def run_ranks(
                 for number, mine in enumerate(connections):
                     cores, store = cores_of(number, threads, allowed), os.path.join(folder, "store")
                     wires = {str(other): descriptor for other, descriptor in mine.items()}
-                    alone = ranks * threads <= len(allowed)
-                    setting = _Setting(number, ranks, kind, threads, cores, store, limit_s, -1, wires, alone, name, packages)
+                    crowd = -(-ranks * threads // len(allowed))
+                    setting = _Setting(number, ranks, kind, threads, cores, store, limit_s, -1, wires, crowd == 1, crowd, name, packages)
                     children.append(_start(setting))
             finally:
                 close(connections)  # only the children hold them now: where one ends, the others notice
@@ -311,7 +314,7 @@ def _work(setting: _Setting, work: bytes, stopping: Callable[[], bool]) -> objec
     def lost(rank: int, reason: str) -> None:
         _answer(setting, parcel.pack((None, _Failure(reason, "", time.monotonic(), rank))))
 
-    return target(Rank(setting.number, setting.count, device, store, lost, stopping, setting.alone), *arguments)
+    return target(Rank(setting.number, setting.count, device, store, lost, stopping, setting.alone, setting.crowd), *arguments)
 
 
 def settle_gloo() -> None:

@@ -44,7 +44,10 @@ def measure_contention(rank: Rank, bench: Bench) -> tuple[Contention, ...]:
 
 
 def _together_over_alone(rank: Rank, bench: Bench, step: Step) -> float:
-    """Alternately alone and together, so that a change of the clock rate hits both."""
+    """Alternately alone and together, so that a change of the clock rate hits both.
+
+    What ranks that share a core wait for each other is no work of theirs, and comes on top.
+    """
     patience = Patience(200, bench.grid.budget_s / TURNS, fewest=1, warm_up=1)
     ratios = list[float]()
     for _ in range(TURNS):
@@ -55,7 +58,7 @@ def _together_over_alone(rank: Rank, bench: Bench, step: Step) -> float:
         seconds = torch.tensor([alone, together / rank.count], dtype=torch.float64, device=rank.device)
         distributed.all_reduce(seconds)
         ratios.append(float(seconds[1] / seconds[0]))
-    return median(ratios)
+    return median(ratios) * (rank.crowd if bench.device.type == "cpu" else 1)
 
 
 def measure_overlap(rank: Rank, link: Link) -> tuple[Overlap, ...]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Initial = Literal["dense", "erk", "erdos_renyi", "expander", "radixnet", "radixnet_permuted", "minimal"]
 """The seed topologies of recipes."""
+MARK = "*"
+"""Behind a prediction that is beyond what was calibrated."""
 SHOWN = 8
 """Candidates in the table, beside the named ones."""
 
@@ -88,8 +90,8 @@ def plan(
     profile = elsewhere or _profile(device, gpus)
     found = planning.planned(subject, profile, gpus, budget, print_error_line)
     document = planning.document(subject, profile, found, gpus)
-    for doubt in planning.doubts(subject, profile, found):
-        print_error_line(f"beyond what was calibrated: {doubt}")
+    for doubt, whose in _doubts(document).items():
+        print_error_line(f"beyond what was calibrated ({MARK}): {doubt} ({whose})")
     written("picture", picture, lambda path: timeline.draw(found.best.simulation.timeline, _title(document), path))
     if save is not None:
         written("save", save, lambda path: write_json(path, document))
@@ -155,20 +157,29 @@ def _tables(document: Mapping[str, Any]) -> list[RenderableType]:
     ]
 
 
+def _doubts(document: Mapping[str, Any]) -> dict[str, str]:
+    """Why predictions may be worse than the calibration says -> of which candidates."""
+    from search.planning import letters
+
+    every, whose = document["candidates"], dict[str, list[str]]()
+    for candidate in every:
+        for doubt in candidate["beyond"]:
+            whose.setdefault(doubt, []).append(f"{letters(candidate['strategy'], candidate['layouts'])} on {candidate['devices']}")
+    return {doubt: "all candidates" if len(names) == len(every) else ", ".join(names) for doubt, names in whose.items()}
+
+
 def _named(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
     return candidate["strategy"] != "mixed" and candidate["devices"] in (1, document["gpus"])
 
 
 def _row(candidate: Mapping[str, Any]) -> list[str]:
+    from search.planning import letters
+
     measured = candidate["measured_s"]
-    name = candidate["strategy"]
-    if name == "mixed":
-        layouts = list(candidate["layouts"].values())
-        name = "mixed " + "".join(layout[0] for layout in layouts)  # w, b, u of every space
     return [
-        name,
+        letters(candidate["strategy"], candidate["layouts"]),
         str(candidate["devices"]),
-        f"{1000 * candidate['predicted_s']:.4g}",
+        f"{1000 * candidate['predicted_s']:.4g}{MARK if candidate['beyond'] else ''}",
         "not timed" if measured is None else f"{1000 * measured:.4g}",
         f"{1000 * candidate['compute_s']:.4g}",
         f"{(candidate['halo_bytes_per_step'] + candidate['sum_bytes_per_step']) / 1e6:,.2f}",

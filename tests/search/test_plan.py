@@ -12,11 +12,12 @@ from hardware.execute.parcel import pack, unpack
 from hardware.execute.ranks import RankError
 from hardware.presets import preset
 from hardware.profile import Profile
+from hardware.profile.calibration import Calibration
 from hardware.profile.key import key_of
 from hardware.simulate import Span, Task, schedule
 from search import planning
 from search.cli.output import print_error_line
-from search.cli.plan import plan
+from search.cli.plan import _doubts, _row, plan
 from search.errors import ConfigurationError
 from search.example import example_of, shape_of
 from search.timeline import draw, rows_of
@@ -126,6 +127,21 @@ def test_where_the_clock_fails_the_plan_is_as_predicted_unless_a_rank_refused(mo
     error.refused = True
     with pytest.raises(RankError):
         planning.planned(subject, here(), 2, 60.0, told.append)
+
+
+def test_every_prediction_beyond_the_calibrated_range_is_marked_with_the_reason() -> None:
+    low, high = {"batch": 16.0, "devices": 1.0}, {"batch": 64.0, "devices": 2.0}
+    profile = replace(here(), calibration=Calibration("now", 30, 0.05, 0.2, 0.95, ("single", "data"), low, high))
+    for batch, outside in ((32, {"model", "owt", "mixed"}), (128, {"single", "data", "model", "owt", "mixed"})):
+        subject = planning.subject(SMALL, batch)
+        document = planning.document(subject, profile, planning.planned(subject, profile, 2, 0.0, lambda _: None), 2)
+        candidates: Any = document["candidates"]
+        assert {candidate["strategy"] for candidate in candidates if candidate["beyond"]} == outside
+        assert all(_row(candidate)[2].endswith("*") == bool(candidate["beyond"]) for candidate in candidates)
+        told = _doubts(document)
+        assert ("batch is 128, calibrated 16 to 64" in told) == (batch == 128)
+        assert "owt on 2" in told["strategy is 'owt', calibrated single, data"]
+    assert told["batch is 128, calibrated 16 to 64"] == "all candidates"
 
 
 def test_a_plan_is_shown_with_the_named_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
