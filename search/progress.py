@@ -133,7 +133,7 @@ class LiveProgress:
     def _table(self, folder: RunFolder, numbers: Sequence[int], told: int) -> Table:
         from rich.table import Table
 
-        table = Table(title=f"{folder.name}: {told} of {self._trials} trials done", title_justify="left")
+        table = Table(title=printable(f"{folder.name}: {told} of {self._trials} trials done"), title_justify="left")
         for heading in ("trial", "phase", "step", "density", "accuracy", "steps/s", "time left"):
             table.add_column(heading, justify="left" if heading == "phase" else "right")
         for number in numbers:

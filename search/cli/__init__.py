@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cyclopts import App, MissingArgumentError
+    from cyclopts import App
 
 _COMMANDS = {
     "run": "Search recipes for a study's network: accuracy against training throughput on several devices.",
@@ -78,28 +78,18 @@ def _options(app: App) -> Iterator[str]:
 
 
 def _dispatch(tokens: list[str]) -> int | None:
-    from cyclopts import CycloptsError, MissingArgumentError
+    from cyclopts import CycloptsError
 
     from search.cli.configuration import take_config
 
     app = application(take_config(tokens), tokens[0] if tokens else None)
     try:
         code = app(tokens)
-    except MissingArgumentError as error:
-        raise ConfigurationError(_missing(error, tokens)) from error
     except CycloptsError as error:
-        raise ConfigurationError(str(error)) from error
+        from search.cli.refusal import in_words
+
+        raise ConfigurationError(in_words(error, tokens, tuple(_COMMANDS))) from error
     return code if isinstance(code, int) else 0
-
-
-def _missing(error: MissingArgumentError, tokens: list[str]) -> str:
-    """What is missing, in words; with the option that was meant where one of another name was given."""
-    if error.argument is None:
-        return str(error)
-    name, told = error.argument.name, str(error).partition("Did you mean ")[2].rstrip("?")
-    lacks = f"{name} has no value" if name in tokens else f"{name} is missing"
-    hint = f"; did you mean {told}?" if told else f"; see grow {tokens[0]} --help"
-    return f"{lacks}, but must be given{' one' if name in tokens else ''}{hint}"
 
 
 def _version() -> str:

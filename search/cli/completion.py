@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
@@ -17,5 +20,19 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
     """
     from search.cli import application
 
-    print(application().generate_completion(shell=shell))
+    app = application()
+    app.meta.default(_everywhere)
+    print(app.generate_completion(shell=shell))
     return 0
+
+
+def _everywhere(*, config: Path | None = None, debug: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """What every command takes, and is taken out of the arguments before they reach one.
+
+    Parameters
+    ----------
+    config
+        File that options are read from.
+    debug
+        Show tracebacks.
+    """

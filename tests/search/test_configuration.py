@@ -107,7 +107,7 @@ def test_what_is_printed_is_read_again_as_it_was(folder: Path, capsys: pytest.Ca
         ("tirals = 30", "tirals is set at the top of grow.toml, but must be under the table of a command, one of run, resume.*remove it"),
         ("[shwo]\njson = true", r"\[shwo\] is a table of grow.toml, but must be named after a command, one of .*did you mean 'show'"),
         ("[run", "grow.toml is unreadable"),
-        ("[run]\ngpus = 'two'", "two"),
+        ("[run]\ngpus = 'two'", "gpus is 'two' in grow.toml, but must be a whole number; see grow run --help"),
         ("[run]\nset = ['densty=0.1']", "did you mean 'density'"),
         ("a = " + "[" * 5000 + "]" * 5000, "grow.toml is unreadable"),
     ],
@@ -124,6 +124,12 @@ def test_a_variable_that_is_nearly_one_of_ours_is_refused(name: str, meant: str 
     message = f"{name} is set, but must be a variable of grow's; did you mean {meant or 'GROW_ALLOW_CONFIG_CHANGE'}"
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         _dispatch(["run", "--study", "digits", "--gpus", "2", "--print-config"])
+
+
+def test_a_variable_of_the_wrong_type_is_named_with_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROW_TRIALS", "abc")
+    with pytest.raises(ConfigurationError, match="trials is 'abc' in GROW_TRIALS, but must be a whole number; see grow run --help"):
+        _dispatch(["run", "--study", "digits", "--gpus", "2"])
 
 
 def test_a_strangers_variable_is_named_and_those_of_other_commands_are_let_be(
@@ -169,7 +175,8 @@ def test_the_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[
     assert _dispatch(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     asked = "COMP_WORDS=(grow {} ''); COMP_CWORD={}; _grow; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    for words, position, expected in (("", 1, "resume"), ("run --device", 3, "cuda")):
+    wanted = (("", 1, "resume"), ("run --device", 3, "cuda"), ("show --", 2, "--config"), ("run --", 2, "--debug"), ("--debug", 2, "runs"))
+    for words, position, expected in wanted:
         line = asked.format(words, position).replace("grow  ''", "grow ''")
         done = subprocess.run(["bash", "-c", script + "\n" + line], capture_output=True, text=True, check=False)
         assert expected in done.stdout.split(), done
