@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from hardware.workload import IntArray, Workload
 from search.definition import StudyDefinition, StudyReference
 from search.errors import ConfigurationError, RunNotFoundError
 from search.recipe import HASTENERS, Recipe
+from search.rundir import TrialFolder
 
 UNEVEN = 1.5
 """How many times the cheapest link the dearest must cost before the links count as uneven: measured ones of a kind differ by chance."""
@@ -216,12 +218,22 @@ def trained_network(material: Material, folder: Path) -> Network:
 
 def saved_network(recipe: Recipe, definition: StudyDefinition, folder: Path) -> Network:
     """As `trained_network`, without the data."""
-    saved = last_checkpoint(folder)
-    if saved is None:
-        raise RunNotFoundError(f"{folder} holds no checkpoint, but must; the run is damaged, start a new one")
+    saved = whole_checkpoint(folder)
     network = drawn_network(recipe, definition)
     checkpoint.restore(network, saved)
     return network
+
+
+def whole_checkpoint(folder: Path) -> checkpoint.Checkpoint:
+    """The last whole checkpoint of a trial, which is not to be trained. RunNotFoundError if there is none."""
+    saved, damaged = checkpoint.last_whole(folder)
+    if saved is not None:
+        return saved
+    holds = f"{len(damaged)} checkpoints, but none is whole" if damaged else "no checkpoint, but must"
+    remedy = "resume the run, which trains it"
+    if TrialFolder(folder.parent).result.exists():  # what has ended is not trained again
+        remedy = f"put one back from a copy, or train the same recipe with: grow train {shlex.quote(str(folder.parent))}"
+    raise RunNotFoundError(f"{folder} holds {holds}; {remedy}")
 
 
 def last_checkpoint(folder: Path) -> checkpoint.Checkpoint | None:

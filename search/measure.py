@@ -26,7 +26,7 @@ def measure(run: RunFolder, numbers: Sequence[int]) -> None:
     profile = frozen_profile(run)
     recipes = [_recipe(run, number) for number in numbers]
     for number in numbers:
-        build.last_checkpoint(run.trial(number).checkpoint)  # a damaged one is the run's fault, not a rank's
+        build.whole_checkpoint(run.trial(number).checkpoint)  # a damaged one is the run's fault, not a rank's
     found = measure_throughput(
         job,
         [str(run.trial(number).recipe) for number in numbers],

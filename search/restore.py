@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.ended import checked_if_valid
 from search.errors import RunNotFoundError
 from search.files import JsonObject, read_json_if_valid, read_lines, write_json
 from search.rundir import RunFolder, TrialFolder
@@ -48,7 +49,7 @@ def told(folder: RunFolder) -> list[int]:
     """The trials of which the run's events say that they were told, in that order, each once, as far as their results are whole."""
     numbers = [line["number"] for line in read_lines(folder.events) if line.get("event") == "trial_told"]
     known = dict.fromkeys(number for number in numbers if isinstance(number, int))
-    return [number for number in known if read_json_if_valid(folder.trial(number).result) is not None]
+    return [number for number in known if checked_if_valid(folder.trial(number).result) is not None]
 
 
 def _entries(folder: RunFolder) -> list[JsonObject]:

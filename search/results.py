@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
+from search.ended import checked_if_valid
 from search.errors import ConfigurationError
-from search.files import JsonObject, read_json_if_valid, read_lines
+from search.files import JsonObject, read_lines
 from search.hypervolume import Point, hypervolume, hypervolumes
 from search.options import Options, RunRecord, RunState
 from search.owner import owner
@@ -36,7 +37,8 @@ class TrialDocument(TypedDict):
     """One trial. Density and connections are of the whole network, all layers counted.
 
     beyond: why the throughput by the cost model may be worse than the profile's calibration says, in words. failure: why the trial has no
-    figures, where it ended without. broken: the constraints that make it infeasible, and by how much, in words.
+    figures, where it ended without. broken: the constraints that make it infeasible, and by how much, in words. lost: names of its files that
+    are missing or damaged though it has ended; accuracy and throughput are then what the journal was told.
     """
 
     number: int
@@ -59,6 +61,7 @@ class TrialDocument(TypedDict):
     recipe: JsonObject
     failure: str | None
     broken: list[str]
+    lost: list[str]
 
 
 class CourseDocument(TrialDocument):
@@ -140,13 +143,14 @@ def document(folder: RunFolder) -> RunDocument:
 
     record, options, trials = RunRecord.read(folder), Options.read(folder), read_trials(folder.journal)
     plan, reference = record.plan, _reference(record, options, trials)
+    objective: Word = "measured" if options.throughput == "measured" else "simulated" if plan and plan.elsewhere else "predicted"
     return {
         "schema_version": SCHEMA_VERSION,
         "run": record.run,
         "study": options.study,
         "state": state_of(folder, record),
         "reason": record.reason,
-        "objective": "measured" if options.throughput == "measured" else "simulated" if plan and plan.elsewhere else "predicted",
+        "objective": objective,
         "data": None if plan is None else _data(plan.data),
         "devices": {
             "requested": options.gpus,
@@ -154,7 +158,7 @@ def document(folder: RunFolder) -> RunDocument:
             "names": [] if plan is None else list(plan.device_names),
             "elsewhere": None if plan is None else plan.elsewhere,
         },
-        "trials": [_trial(trial, folder.trial(trial.number)) for trial in trials],
+        "trials": [_trial(trial, folder.trial(trial.number), objective) for trial in trials],
         "pareto": pareto(trials),
         "reference": None if reference is None else {"accuracy": reference[0], "samples_per_s": reference[1]},
         "hypervolume": None if reference is None else hypervolume(feasible_points(trials), reference),
@@ -228,18 +232,25 @@ def _data(data: Mapping[str, Any]) -> DataDocument:
     }
 
 
-def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
+def _trial(trial: FrozenTrial, files: TrialFolder, objective: Word) -> TrialDocument:
     # Read from files that a live run may be writing: what is not there yet is None, or 0 where the schema knows no None.
-    recipe = read_json_if_valid(files.recipe) or {}
-    result: dict[str, Any] = read_json_if_valid(files.result) or {}
-    measured: dict[str, Any] = read_json_if_valid(files.measured) or {}
-    test: dict[str, Any] = read_json_if_valid(files.test) or {}
+    from search.losses import lost
+
+    recipe = checked_if_valid(files.recipe) or {}
+    measured: dict[str, Any] = checked_if_valid(files.measured) or {}
+    test: dict[str, Any] = checked_if_valid(files.test) or {}
+    result: dict[str, Any] = checked_if_valid(files.result) or {}
+    told = dict(zip(("accuracy", "throughput"), trial.values or (), strict=False))
+    if objective == "measured":
+        measured = {"samples_per_s": told.get("throughput")} | measured
+    elif not result and told:
+        result = {"word": objective, "predicted_samples_per_s": told["throughput"]}
     simulated = result.get("word") == "simulated"
     return {
         "number": trial.number,
         "state": trial_state(trial),
         "role": str(trial.user_attrs.get("role", "search")),
-        "accuracy": result.get("accuracy"),
+        "accuracy": result.get("accuracy", told.get("accuracy")),
         "test_accuracy": test.get("accuracy"),
         "throughput": {
             "predicted_samples_per_s": None if simulated else result.get("predicted_samples_per_s"),
@@ -260,6 +271,7 @@ def _trial(trial: FrozenTrial, files: TrialFolder) -> TrialDocument:
         "recipe": recipe,
         "failure": trial.user_attrs.get("failure"),
         "broken": broken_in_words(trial, result),
+        "lost": lost(trial, files),
     }
 
 

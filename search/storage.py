@@ -38,6 +38,7 @@ TOLERANCE = "accuracy loss beyond the tolerance"
 MEMORY = "memory beyond the device's"
 FAILURE = "failure"
 ROLE = "role"
+_TWICE = "drawn as trial"
 
 REDRAWS = 10
 """Times that parameters are drawn anew where a trial has them already; where a search space holds too few others, it has them again."""
@@ -248,6 +249,16 @@ def tell_failed(study: optuna.Study, number: int, reason: str) -> None:
     """Enter that a trial failed, and why."""
     _attribute(study, number, FAILURE, reason)
     study.tell(number, state=TrialState.FAIL)
+
+
+def tell_drawn_twice(study: optuna.Study, entered: int, number: int) -> None:
+    """Enter that a trial is one that another process has entered as ``number``, and is not tried."""
+    tell_failed(study, entered, f"{_TWICE} {number}, which another process has entered")
+
+
+def drawn_twice(trial: FrozenTrial) -> bool:
+    """Whether a trial failed for no other reason than that: nothing was trained."""
+    return str(trial.user_attrs.get(FAILURE, "")).startswith(_TWICE)
 
 
 def feasible(trial: FrozenTrial) -> bool:

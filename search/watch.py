@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from search import progress
+from search.ended import checked_if_valid
 from search.errors import RunError
 from search.files import read_json_if_valid
 from search.options import Options, RunRecord, RunState
@@ -70,5 +71,5 @@ class _Seen:
     def _ending(self, trial: FrozenTrial) -> str:
         if trial.values is None:
             return progress.ended(trial.number, trial_state(trial), str(trial.user_attrs.get(FAILURE, trial.state.name.lower())))
-        result = read_json_if_valid(self._folder.trial(trial.number).result) or {}
+        result = checked_if_valid(self._folder.trial(trial.number).result) or {}
         return progress.finished(trial.number, result, broken(trial))

@@ -24,13 +24,14 @@ def best(run: str, /, *, runs_dir: Path = Path("runs"), json: Annotated[bool, Fl
     json
         Print the trial as one JSON object, with the paths of its checkpoint and its recipe.
     """
-    from search.cli.output import print_json
+    from search.cli.output import print_json, tell_losses
     from search.errors import NoUsableTrialError
     from search.results import best_document, document, fastest
     from search.rundir import find_run
 
     folder = find_run(run, runs_dir)
     found = document(folder)
+    tell_losses(found)
     chosen = fastest(found)
     if chosen is None:
         raise NoUsableTrialError(f"run {found['run']!r} has no trial on its front yet; wait for one, or resume the run")

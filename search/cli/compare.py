@@ -26,7 +26,7 @@ def compare(*runs: str, runs_dir: Path = Path("runs"), json: Annotated[bool, Fla
     csv
         Print CSV, one row a run.
     """
-    from search.cli.output import check_one_format, print_csv, print_json
+    from search.cli.output import check_one_format, print_csv, print_json, tell_losses
     from search.compare import compare as compared
     from search.compare import tables
     from search.errors import ConfigurationError
@@ -36,7 +36,10 @@ def compare(*runs: str, runs_dir: Path = Path("runs"), json: Annotated[bool, Fla
     check_one_format(json=json, csv=csv)
     if not runs:
         raise ConfigurationError("runs is empty, but must name at least one run; `grow runs` lists them")
-    found = compared([document(find_run(run, runs_dir)) for run in runs])
+    documents = [document(find_run(run, runs_dir)) for run in runs]
+    for each in documents:
+        tell_losses(each)
+    found = compared(documents)
     if json:
         print_json(found)
     elif csv:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from search.errors import ConfigurationError, NoUsableTrialError
-from search.results import document
+from search.results import RunDocument, document
 from search.rundir import RunFolder
 from search.terminal import say
 
@@ -41,6 +41,15 @@ def print_error_line(text: str) -> None:
     say(text)
 
 
+def tell_losses(found: RunDocument) -> None:
+    """Say on stderr which trials of a run have lost files: of them, what the journal was told is shown."""
+    for trial in found["trials"]:
+        if trial["lost"]:
+            print_error_line(
+                f"trial {trial['number']} has lost {', '.join(trial['lost'])}, missing or damaged; what the journal says is shown"
+            )
+
+
 def conclude(folder: RunFolder, *, as_json: bool, finished_before: bool = False) -> int:
     """The end of `run` and `resume`: the front, and where to look further.
 
@@ -50,6 +59,8 @@ def conclude(folder: RunFolder, *, as_json: bool, finished_before: bool = False)
     from search.rundir import show_command
 
     found = document(folder)
+    if finished_before:  # else it has been said already
+        tell_losses(found)
     if as_json:
         print_json(found)
     else:

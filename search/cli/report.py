@@ -22,6 +22,7 @@ def report(run: str, /, *, output: Path | None = None, runs_dir: Path = Path("ru
     runs_dir
         Folder of all runs.
     """
+    from search.cli.output import tell_losses
     from search.errors import ConfigurationError
     from search.files import write_text
     from search.load import LoadedRun
@@ -30,7 +31,9 @@ def report(run: str, /, *, output: Path | None = None, runs_dir: Path = Path("ru
 
     folder = find_run(run, runs_dir)
     target = output or folder.path / "report" / "index.html"
-    text = page(LoadedRun(folder))
+    loaded = LoadedRun(folder)
+    tell_losses(loaded.document)
+    text = page(loaded)
     try:
         write_text(target, text)
     except OSError as error:

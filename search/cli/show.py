@@ -37,7 +37,7 @@ def show(
     csv
         Print CSV: one row a trial, or one row for every line of the trial's course and every growth and removal.
     """
-    from search.cli.output import check_one_format, print_json
+    from search.cli.output import check_one_format, print_json, tell_losses
     from search.results import check_trial, course_document, document
     from search.rundir import find_run
 
@@ -47,10 +47,12 @@ def show(
         from search.load import LoadedRun
 
         loaded = LoadedRun(folder)
+        tell_losses(loaded.document)
         frame = loaded.trials.reset_index() if trial is None else loaded.course(trial)
         frame.map(_cell).to_csv(sys.stdout, index=False)
         return 0
     found = document(folder)
+    tell_losses(found)
     if trial is not None:
         check_trial(found, trial)
     if json:

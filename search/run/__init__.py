@@ -163,7 +163,8 @@ def _prepare(parent: Parent) -> None:
 
 def _work(parent: Parent, add: int = 0) -> None:
     """Train all trials of the budget, with so many added to it, and close the run, or wait until another process has."""
-    from search.run.closing import close  # these need optuna, which takes its time to load
+    from search.losses import mend  # these need optuna, which takes its time to load
+    from search.run.closing import close
     from search.run.loop import Loop
     from search.run.trials import lowest_accuracy
 
@@ -172,6 +173,9 @@ def _work(parent: Parent, add: int = 0) -> None:
     if lost is not None:
         say(lost)
         note(folder, "journal_lost", what=lost)
+    for loss in mend(folder, study.get_trials(deepcopy=False)):
+        say(loss)
+        note(folder, "files_lost", what=loss)
     if add:  # only now: a run that cannot go on keeps its budget
         lowest_accuracy(study.get_trials(deepcopy=False), Options.read(folder).tolerance)
         _raise_budget(folder, add)

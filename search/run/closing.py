@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from search.baselines import DATA_PARALLEL, DENSE
+from search.ended import checked_if_valid
 from search.options import Options, Plan
 from search.process import POLL_S, wait
 from search.progress import Progress
 from search.quiet import Hold, devices_of
 from search.run.parent import Parent
 from search.run.state import note, set_state
+from search.rundir import TrialFolder
 from search.slots import slots
 from search.storage import pareto, read_trials
 
@@ -28,8 +30,8 @@ def close(parent: Parent, options: Options, plan: Plan, view: Progress) -> None:
 def _measure(parent: Parent, timed: Sequence[int], tested: Sequence[int], devices: Sequence[str], view: Progress) -> None:
     """Time final networks alone on the devices, and read the test accuracy of some, as far as that is not done yet."""
     folder = parent.folder
-    time_them = [n for n in timed if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).measured.exists()]
-    test_them = [n for n in tested if folder.trial(n).checkpoint.is_dir() and not folder.trial(n).test.exists()]
+    time_them = [n for n in timed if _there(folder.trial(n)) and checked_if_valid(folder.trial(n).measured) is None]
+    test_them = [n for n in tested if _there(folder.trial(n)) and checked_if_valid(folder.trial(n).test) is None]
     if not time_them and not test_them:
         return
     numbers = ", ".join(map(str, sorted({*time_them, *test_them})))
@@ -39,6 +41,11 @@ def _measure(parent: Parent, timed: Sequence[int], tested: Sequence[int], device
         code = wait(parent.nursery.start("search.measure", arguments), parent.signals)
     parent.check_ended(code, "measuring")
     note(folder, "measured", timed=time_them, tested=test_them)
+
+
+def _there(files: TrialFolder) -> bool:
+    """Whether a trial has what its network is made of; one that has lost it is left out."""
+    return files.checkpoint.is_dir() and checked_if_valid(files.recipe) is not None
 
 
 @contextmanager

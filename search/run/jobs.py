@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search import progress
 from search.baselines import DATA_PARALLEL, role_of
 from search.early_stopping import Peer, Reached, Yardstick, looked_at, reached, write_yardstick
+from search.ended import checked_if_valid
 from search.files import number_in, read_json, read_json_if_valid, write_json
 from search.options import Options, Plan
 from search.process import THREADS, Child, out_of_memory_kills, spawn
@@ -106,8 +107,8 @@ class Jobs:
     def _peer(self, trial: FrozenTrial) -> Peer | None:
         """A trial that was trained to its end; None where its files are damaged."""
         files = self._folder.trial(trial.number)
-        result, recipe = read_json_if_valid(files.result), read_json_if_valid(files.recipe)
-        if result is None or recipe is None:
+        result, recipe = checked_if_valid(files.result), read_json_if_valid(files.recipe)
+        if result is None or recipe is None or result["state"] != "complete":
             return None
         ended = Reached(number_in(result, "accuracy"), number_in(result, "predicted_samples_per_s"))
         return Peer(trial.number, str(recipe["initial"]), feasible(trial), reached(files), ended)

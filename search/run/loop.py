@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import optuna
 
+from search.ended import checked_if_valid
 from search.errors import cause
-from search.files import read_json_if_valid
 from search.options import Options, RunRecord
 from search.ownership import of_trial
 from search.process import stop
@@ -141,7 +141,7 @@ class Loop:
             result = self._parent.folder.trial(trial.number).result
             if not result.exists() or not self._trials.claim(trial.number):
                 continue
-            if read_json_if_valid(result) is None:
+            if checked_if_valid(result) is None:
                 self._progress.say(f"{result} is damaged and not used; trial {trial.number} goes on from its last checkpoint")
                 result.unlink()
             else:

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import progress
 from search.baselines import DATA_PARALLEL, DENSE
+from search.ended import checked, checked_if_valid
 from search.errors import RunError
 from search.files import number_in, read_json, write_json
 from search.hypervolume import hypervolume
@@ -20,8 +21,8 @@ from search.restore import told
 from search.results import feasible_points
 from search.run.parent import Parent
 from search.run.state import note
-from search.run.trials import Trials, drawn_twice
-from search.storage import FAILURE, broken, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
+from search.run.trials import Trials
+from search.storage import FAILURE, broken, drawn_twice, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
 
 FAILURES_IN_A_ROW = 5
 """Search trials that may fail one after the other before the run is given up."""
@@ -42,7 +43,7 @@ class Outcomes:
             return
         for number in told(self._folder):
             if number < len(trials):
-                self._enter(number, read_json(self._folder.trial(number).result))
+                self._enter(number, checked(self._folder.trial(number).result))
                 self._trials.look()
 
     def untimed(self, number: int) -> bool:
@@ -50,13 +51,13 @@ class Outcomes:
         if self._options.throughput == "predicted":
             return False
         files = self._folder.trial(number)
-        return not files.measured.exists() and read_json(files.result)["state"] == "complete"
+        return checked_if_valid(files.measured) is None and checked(files.result)["state"] == "complete"
 
     def tell(self, number: int) -> None:
         """Tell the outcome of a trial, unless it has become another process's to tell. RunError where the run cannot go on after it."""
         if not self._ownership.held({of_trial(number)}):
             return
-        result = read_json(self._folder.trial(number).result)
+        result = checked(self._folder.trial(number).result)
         try:
             self._enter(number, result)
         except (ValueError, RuntimeError):  # Optuna's for a trial that has ended
@@ -110,7 +111,7 @@ class Outcomes:
     def _throughput(self, number: int, result: Mapping[str, object]) -> float:
         if self._options.throughput == "predicted":
             return number_in(result, "predicted_samples_per_s")
-        return number_in(read_json(self._folder.trial(number).measured), "samples_per_s")
+        return number_in(checked(self._folder.trial(number).measured), "samples_per_s")
 
     def _hypervolume(self) -> float | None:
         """What the trials told so far cover, samples/s; None before trial 0."""

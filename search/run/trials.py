@@ -14,14 +14,7 @@ from search.ownership import of_trial
 from search.recipe import Recipe, recipe
 from search.run.parent import Parent
 from search.space import Range, from_json
-from search.storage import FAILURE, Proposal, add_running, ask, seed_of, tell_failed, values_of
-
-_TWICE = "drawn as trial"
-
-
-def drawn_twice(trial: FrozenTrial) -> bool:
-    """Whether a trial has failed only since two processes had drawn one at once: nothing was trained."""
-    return str(trial.user_attrs.get(FAILURE, "")).startswith(_TWICE)
+from search.storage import FAILURE, Proposal, add_running, ask, seed_of, tell_drawn_twice, values_of
 
 
 def lowest_accuracy(trials: Sequence[FrozenTrial], tolerance: float) -> float | None:
@@ -102,7 +95,7 @@ class Trials:
     def _enter(self, number: int) -> int | None:
         entered = add_running(self._study, role_of(number), self._proposal(number))
         if entered != number:  # this process slept for longer than its lease in between
-            tell_failed(self._study, entered, f"{_TWICE} {number}, which another process has entered")
+            tell_drawn_twice(self._study, entered, number)
         self.changed()
         return number if entered == number else None
 

@@ -152,9 +152,18 @@ def test_an_interval_that_leaves_no_update_is_named(base: Recipe) -> None:
         build.session(build.material(replace(base, initial="dense", update_interval=70)), None, History())
 
 
-def test_a_checkpointless_folder_is_named(base: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(RunNotFoundError, match="holds no checkpoint"):
-        build.trained_network(build.material(base), tmp_path)
+def test_a_folder_without_a_whole_checkpoint_is_named_and_what_is_to_be_done_depends_on_whether_its_training_has_ended(
+    base: Recipe, tmp_path: Path
+) -> None:
+    folder, material = tmp_path / "checkpoint", build.material(base)
+    with pytest.raises(RunNotFoundError, match=r"/checkpoint holds no checkpoint, but must; resume the run, which trains it$"):
+        build.trained_network(material, folder)
+    (folder / "00000010").mkdir(parents=True)
+    with pytest.raises(RunNotFoundError, match=r"holds 1 checkpoints, but none is whole; resume the run, which trains it$"):
+        build.trained_network(material, folder)
+    (tmp_path / "result.json").touch()
+    with pytest.raises(RunNotFoundError, match=rf"none is whole; put one back from a copy, or train .* with: grow train {tmp_path}$"):
+        build.trained_network(material, folder)
 
 
 def test_other_data_than_the_recipes_are_refused(base: Recipe) -> None:

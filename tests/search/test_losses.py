@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 from search import worker
+from search.ended import checked
 from search.errors import RunError, RunNotFoundError
+from search.files import read_json, read_lines, write_json
+from search.losses import mend
+from search.results import document
 from search.run import resume
 from search.rundir import RunFolder
+from search.storage import add_running, open_study, tell_drawn_twice, tell_failed, tell_infeasible, tell_stopped_early
+from tests.search.conftest import Grow
 
 Finished = tuple[Path, dict[str, Any], str]
 
@@ -49,6 +55,82 @@ def test_a_worker_that_finds_the_profile_damaged_leaves_its_trial_as_it_was(run:
     assert contents(run) == before
 
 
+def resumed(run: RunFolder, grow: Grow) -> str:
+    """What resuming a run whose trials have all ended says; nothing is trained or measured."""
+    write_json(run.record, read_json(run.record) | {"state": "interrupted"})
+    started = [line for line in read_lines(run.events) if line["event"] in ("trial_started", "measured")]
+    done = grow("resume", str(run.path), cwd=run.path)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in read_lines(run.events) if line["event"] in ("trial_started", "measured")] == started
+    assert read_json(run.record)["state"] == "complete"
+    return done.stderr
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"accuracy": "x"}', '{"state": "complete", "accuracy": NaN}', '{"state": []}'])
+def test_a_lost_result_is_made_anew_from_the_last_checkpoint(damage: str | None, digits: Finished, run: RunFolder, grow: Grow) -> None:
+    files = run.trial(2)
+    written = files.result.read_bytes()
+    if damage is None:
+        files.result.unlink()
+    else:
+        files.result.write_text(damage)
+    shown = document(run)["trials"][2]
+    assert (shown["lost"], shown["density"]) == (["result.json"], None)
+    assert shown["accuracy"] == digits[1]["trials"][2]["accuracy"]
+    assert shown["throughput"] == digits[1]["trials"][2]["throughput"]
+    said = resumed(run, grow)
+    assert f"grow: {files.result} was missing or damaged, and is made anew from its last checkpoint\n" in said
+    assert files.result.read_bytes() == written
+    assert "files_lost" in {line["event"] for line in read_lines(run.events)}
+    assert document(run) == digits[1]
+
+
+def test_a_trial_whose_folder_is_gone_is_named_and_shown_as_the_journal_knows_it(digits: Finished, run: RunFolder, grow: Grow) -> None:
+    shutil.rmtree(run.trial(2).path)
+    said = resumed(run, grow)
+    names = "recipe.json, result.json, checkpoint"
+    assert f"trial 2 has lost {names} of {run.trial(2).path}, missing or damaged; how it ended stands in the journal" in said
+    found, before = document(run), digits[1]
+    assert found["trials"][2]["lost"] == names.split(", ")
+    assert found["trials"][2]["accuracy"] == before["trials"][2]["accuracy"]
+    assert found["trials"][2]["throughput"]["predicted_samples_per_s"] == before["trials"][2]["throughput"]["predicted_samples_per_s"]
+    assert (found["pareto"], found["hypervolume"]) == (before["pareto"], before["hypervolume"])
+    for command in ("show", "compare", "report", "resume"):
+        done = grow(command, str(run.path), cwd=run.path)
+        assert done.returncode == 0, done.stderr
+        assert f"trial 2 has lost {names}, missing or damaged; what the journal says is shown" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["result.json", "measured.json", "test.json", "recipe.json"])
+@pytest.mark.parametrize(
+    "damage", ['{"accuracy": "x", "samples_per_s": [], "devices": "many", "state": "complete"}', "[]", '{"devices": {}}']
+)
+def test_whatever_a_record_of_a_trial_holds_the_run_is_looked_at(name: str, damage: str, run: RunFolder, grow: Grow) -> None:
+    front = document(run)["pareto"][-1]
+    (run.trial(front).path / name).write_text(damage)
+    for command in ("show", "compare", "best"):
+        done = grow(command, str(run.path), cwd=run.path)
+        assert done.returncode == 0, done.stderr
+        assert f"trial {front} has lost {name}, missing or damaged" in done.stderr
+
+
+def test_of_a_trial_that_failed_the_journal_has_all_there_is_to_tell(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    study = open_study(folder.journal, "run")
+    for number, tell in enumerate((tell_failed, tell_infeasible, tell_stopped_early)):
+        add_running(study, "search")
+        tell(study, number, f"reason {number}")
+        write_json(folder.trial(number).recipe, {})
+    add_running(study, "search")
+    tell_drawn_twice(study, 3, 2)
+    said = list(mend(folder, study.trials))
+    assert [line.rpartition("from ")[2] for line in said[:2]] == ["the journal", "the journal"]
+    assert "trial 2 has lost result.json, checkpoint of" in said[2]
+    assert len(said) == 3
+    assert checked(folder.trial(0).result) == {"state": "failed", "failure": "reason 0"}
+    assert checked(folder.trial(1).result) == {"state": "infeasible", "failure": "reason 1"}
+
+
 def lose_journal(run: RunFolder) -> None:
     run.journal.unlink()
     for entry in run.trials.glob("*/entry.json"):
@@ -56,11 +138,7 @@ def lose_journal(run: RunFolder) -> None:
 
 
 def fail_dense(run: RunFolder) -> None:
-    from search.storage import add_running, open_study, tell_failed
-
-    run.journal.unlink()
-    for entry in run.trials.glob("*/entry.json"):
-        entry.unlink()
+    lose_journal(run)
     study = open_study(run.journal, "digits-1")
     add_running(study, "baseline_dense")
     tell_failed(study, 0, "loss is nan")

@@ -1,0 +1,62 @@
+"""What trials that have ended have lost of their files: named, and made anew as far as others hold it.
+
+None of them is trained again: how they ended stands in the journal, from which the search goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.ended import RESULT, checked_if_valid, is_result
+from search.files import JsonObject, read_json_if_valid, write_json
+from search.rundir import RunFolder, TrialFolder
+from search.storage import FAILURE, MEMORY, broken, drawn_twice
+
+
+def lost(trial: FrozenTrial, files: TrialFolder) -> list[str]:
+    """Names of the files that a trial that has ended must have and has not, or has damaged; none for one that has not ended."""
+    if not trial.state.is_finished() or drawn_twice(trial):
+        return []
+    needed = [path for path in (files.recipe, files.result) if checked_if_valid(path) is None]
+    extra = [path for path in (files.measured, files.test) if path.exists() and checked_if_valid(path) is None]
+    network = [files.checkpoint] if _trained(trial) and _last(files) is None else []
+    return [path.name for path in (*needed, *extra, *network)]
+
+
+def mend(folder: RunFolder, trials: Iterable[FrozenTrial]) -> Iterator[str]:
+    """Write anew what other files hold of what trials have lost; what was lost, in words, of each trial."""
+    for trial in trials:
+        files = folder.trial(trial.number)
+        names = lost(trial, files)
+        if files.result.name in names and (found := _kept(trial, files)) is not None:
+            source, result = found
+            write_json(files.result, result)
+            names.remove(files.result.name)
+            yield f"{files.result} was missing or damaged, and is made anew from {source}"
+        if names:
+            told = "how it ended stands in the journal, and it is not trained again"
+            yield f"trial {trial.number} has lost {', '.join(names)} of {files.path}, missing or damaged; {told}"
+
+
+def _trained(trial: FrozenTrial) -> bool:
+    """Whether a trial left a network: to its end, or to where it fell behind."""
+    return trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and MEMORY not in broken(trial))
+
+
+def _kept(trial: FrozenTrial, files: TrialFolder) -> tuple[str, JsonObject] | None:
+    """How a trial ended, by its last checkpoint; by the journal where there is no more to say than why. With that source, in words."""
+    if _trained(trial):
+        saved = (_last(files) or {}).get("extra")
+        result = saved.get(RESULT) if isinstance(saved, dict) else None
+        return ("its last checkpoint", result) if is_result(result) else None
+    state = "failed" if trial.state == TrialState.FAIL else "infeasible"
+    return "the journal", {"state": state, "failure": str(trial.user_attrs.get(FAILURE))}
+
+
+def _last(files: TrialFolder) -> JsonObject | None:
+    """What the last checkpoint of a trial says of itself, None where there is none. Its tensors are checked when they are needed."""
+    folders = sorted(files.checkpoint.glob("[0-9]*[0-9]"), reverse=True)
+    whole = (read_json_if_valid(path / "checkpoint.json") for path in folders if (path / "tensors.safetensors").is_file())
+    return next((found for found in whole if found is not None), None)
