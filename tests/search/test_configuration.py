@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hardware.cores import available_cores
 from search.cli import _COMMANDS, _dispatch, application
 from search.cli.configuration import take_config
 from search.errors import ConfigurationError, RunNotFoundError
@@ -189,7 +190,7 @@ def test_a_dry_run_shows_what_a_run_would_do_and_leaves_nothing(folder: Path, ca
     assert found["configuration"]["set"]["steps"] == {"value": 60, "source": "command line", "searched": False}
     assert found["search_space"]["devices"] == {"type": "integer", "low": 1, "high": 2, "log": False, "step": 1}
     assert len(found["devices"]["names"]) == 2
-    assert found["trials_at_once"] == 2
+    assert found["trials_at_once"] == (min(2, len(available_cores())) if found["devices"]["kind"] == "cpu" else 1)
     assert found["estimated_s"] is None  # nothing is known of this machine
     assert list(folder.iterdir()) == []
 

@@ -67,8 +67,8 @@ def resumed(run: RunFolder, grow: Grow) -> str:
 
 
 @pytest.mark.parametrize("damage", [None, "{", '{"accuracy": "x"}', '{"state": "complete", "accuracy": NaN}', '{"state": []}'])
-def test_a_lost_result_is_made_anew_from_the_last_checkpoint(damage: str | None, digits: Finished, run: RunFolder, grow: Grow) -> None:
-    files = run.trial(2)
+def test_a_lost_result_is_made_anew_from_the_last_checkpoint(damage: str | None, run: RunFolder, grow: Grow) -> None:
+    files, before = run.trial(2), document(run)
     written = files.result.read_bytes()
     if damage is None:
         files.result.unlink()
@@ -76,21 +76,22 @@ def test_a_lost_result_is_made_anew_from_the_last_checkpoint(damage: str | None,
         files.result.write_text(damage)
     shown = document(run)["trials"][2]
     assert (shown["lost"], shown["density"]) == (["result.json"], None)
-    assert shown["accuracy"] == digits[1]["trials"][2]["accuracy"]
-    assert shown["throughput"] == digits[1]["trials"][2]["throughput"]
+    assert shown["accuracy"] == before["trials"][2]["accuracy"]
+    assert shown["throughput"] == before["trials"][2]["throughput"]
     said = resumed(run, grow)
     assert f"grow: {files.result} was missing or damaged, and is made anew from its last checkpoint\n" in said
     assert files.result.read_bytes() == written
     assert "files_lost" in {line["event"] for line in read_lines(run.events)}
-    assert document(run) == digits[1]
+    assert document(run) == before
 
 
-def test_a_trial_whose_folder_is_gone_is_named_and_shown_as_the_journal_knows_it(digits: Finished, run: RunFolder, grow: Grow) -> None:
+def test_a_trial_whose_folder_is_gone_is_named_and_shown_as_the_journal_knows_it(run: RunFolder, grow: Grow) -> None:
+    before = document(run)
     shutil.rmtree(run.trial(2).path)
     said = resumed(run, grow)
     names = "recipe.json, result.json, checkpoint"
     assert f"trial 2 has lost {names} of {run.trial(2).path}, missing or damaged; how it ended stands in the journal" in said
-    found, before = document(run), digits[1]
+    found = document(run)
     assert found["trials"][2]["lost"] == names.split(", ")
     assert found["trials"][2]["accuracy"] == before["trials"][2]["accuracy"]
     assert found["trials"][2]["throughput"]["predicted_samples_per_s"] == before["trials"][2]["throughput"]["predicted_samples_per_s"]
