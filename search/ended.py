@@ -31,9 +31,9 @@ class _Complete:
     state: Literal["complete"]
     accuracy: Figure
     predicted_samples_per_s: Figure
-    density: Figure
-    connections: StrictInt
-    units: Mapping[str, StrictInt]
+    density: Figure = 0
+    connections: StrictInt = 0
+    units: Mapping[str, StrictInt] = field(default_factory=dict)
     crossing_units: StrictInt = 0
     communication_volume: StrictInt = 0
     bytes_per_step: StrictInt = 0

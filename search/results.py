@@ -37,8 +37,8 @@ class TrialDocument(TypedDict):
     """One trial. Density and connections are of the whole network, all layers counted.
 
     beyond: why the throughput by the cost model may be worse than the profile's calibration says, in words. failure: why the trial has no
-    figures, where it ended without. broken: the constraints that make it infeasible, and by how much, in words. lost: names of its files that
-    are missing or damaged though it has ended; accuracy and throughput are then what the journal was told.
+    figures, where it ended without. broken: the constraints that make it infeasible, and by how much, in words. lost: names of its files
+    that are missing or damaged though it has ended; accuracy and throughput are then what the journal was told.
     """
 
     number: int

@@ -12,7 +12,7 @@ from search.options import SamplerChoice
 from search.rundir import RunFolder
 from tests.search.test_storage import RANGES, proposal
 
-FIGURES = {"state": "complete", "predicted_samples_per_s": 1.0, "density": 1.0, "connections": 4, "units": {}}
+FIGURES = {"state": "complete", "predicted_samples_per_s": 1.0}
 
 
 def begun(path: Path, choice: SamplerChoice = "tpe", trials: int = 4) -> RunFolder:
