@@ -1,7 +1,7 @@
 """How much faster does a partitioned network train on k workers than the dense start network on one, and how accurate does it become?
 
     python -m tests.benchmarks.partition_speedup [--json] [--only KEY=VALUE ...] [--seconds 2.5] [--profile] [--simulated] [--planner]
-        [--accuracy [--test] [--seeds 3] [--steps 585] [--learning-rate 0.1] [--sparse-learning-rate 0.8] [--data-dir DIR]]
+        [--accuracy [--no-test] [--seeds 3] [--steps N] [--learning-rate 0.1] [--sparse-learning-rate 0.8] [--data-dir DIR]]
 
 The hidden spaces of 784-2048-2048-2048-2048-10 and of 784-1024-1024-1024-10 are halved. A unit of a part reads the units of its own
 part, and a few units of the other: the crossing units, drawn at random, the same number from each part. ``crossing`` is the smallest
@@ -18,16 +18,19 @@ fastest, so wider than that of any round. ``--profile`` lets the profile of thes
 measured when there is none), otherwise the density does.
 
 ``--simulated`` adds what the cost model says of four parts on the presets with four devices and more, against the dense network on one:
-its rows have the word simulated, the preset, and the strategy that the planner chooses there. ``--planner`` asks the planner for this
-machine, with a partition of its own, and shows its candidates by the clock.
+its rows have the word simulated, the preset, and the strategy that the planner chooses there. Of a preset of two hosts two devices
+of each are taken. Where ``--only`` leaves nothing but simulated cases it needs no ``--simulated``, and nothing is timed.
+
+``--planner`` asks the planner for this machine, with a partition of its own, and shows its candidates by the clock.
 
 ``--accuracy`` trains both sides of the cases at batch 256 on MNIST, structure fixed from the start, from the same seeds, on the same
 batches, for the same steps: ``accuracy_difference`` is partitioned minus dense, in points, the mean over the seeds. The accuracy is
-that of validation; with ``--test`` that of the test digits, read once each network is trained, with validation's beside it. Each network
+that of the test digits, read once each network is trained, with validation's beside it; ``--no-test`` leaves them unread. Each network
 is trained in one process: what k workers train is the same network to the rounding of its sums (tested as transparency). A network at
 5 % has a learning rate of its own: a unit with a twentieth of the connections changes that much less at the same one.
 
-``--only`` may be repeated; its keys are units, workers, density, crossing (the share asked for: 0, 0.02 or 0.05), batch and device.
+``--only`` may be repeated; its keys are units, workers (4 are simulated), density, crossing (the share asked for: 0, 0.02 or 0.05),
+batch, device, word (measured or simulated) and, of what is simulated, hardware.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
-from itertools import pairwise
+from functools import cache, cached_property, partial
+from itertools import pairwise, product
 from math import ceil
 from pathlib import Path
 from statistics import mean
@@ -65,6 +68,8 @@ from hardware.execute.measure import Job, Throughput, job_shard, measure_through
 from hardware.partition import Partition, crossing_share
 from hardware.planner import plan
 from hardware.presets import preset
+from hardware.presets.machines import MACHINES
+from hardware.profile import Profile
 from hardware.shard import ChooseKernel
 from hardware.shard.layers import CSR_DENSITY
 from hardware.workload import Workload
@@ -78,8 +83,11 @@ HIDDEN = {2048: 4, 1024: 3}
 """Hidden spaces of the network with so many units in each."""
 
 BATCH, SCALING_BATCH = 256, 512
-SIMULATED, SIMULATED_BATCHES = ("pcie-4", "nvlink-8"), (256, 4096, 16384)
+SIMULATED, SIMULATED_BATCHES = ("pcie-4", "nvlink-8", "infiniband-2x8"), (256, 4096, 16384)
 MOMENTUM, TIMED_RATE, WARM_UP = 0.9, 1e-4, 0.05
+EPOCH_STEPS = 195
+DENSE_EPOCHS, SPARSE_EPOCHS = 5, 3
+"""Of both sides, by the density inside the parts: the distance to the dense network shrinks with the training."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,11 @@ CASES = (
     *(Case(units, workers, density, crossing, BATCH) for units, density, crossing in NETWORKS for workers in (1, 2)),
     *(Case(*(units, 2, density, crossing, SCALING_BATCH)) for units, density, crossing in NETWORKS),
 )
+SIMULATED_CASES = tuple(
+    (Case(units, SIMULATED_PARTS, density, crossing, batch), machine)
+    for (units, density, crossing), machine, batch in product(NETWORKS, SIMULATED, SIMULATED_BATCHES)
+)
+"""With the preset of each."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,7 @@ def row(side: Side, seconds: float = 2.5, choose: ChooseKernel = by_kind) -> dic
     fast, slow = timed(side, reference, seconds, choose)
     ratio = fast.samples_per_s / slow.samples_per_s
     case: dict[str, Any] = {key: getattr(side, key) for key in ("units", "workers", "density")}
-    case |= {"crossing": side.crossing_share(), "batch": side.batch, "device": "cpu"}
+    case |= {"crossing": side.crossing_share(), "batch": side.batch, "device": "cpu", "word": "measured"}
     return {
         "benchmark": "partition_speedup",
         "case": case if reference.dense else {**case, "efficiency": ratio / side.workers},
@@ -242,26 +255,36 @@ def row(side: Side, seconds: float = 2.5, choose: ChooseKernel = by_kind) -> dic
 # ---- by the cost model ----
 
 
-def distinct(cases: Sequence[Case]) -> list[Case]:
-    """One case of each network among them that has crossing units."""
-    return list({(case.units, case.density, case.crossing): case for case in cases if case.crossing and case.batch == BATCH}.values())
+@cache
+def profile_of(machine: str) -> Profile:
+    """The profile of a preset; of one with several hosts, that of as many devices of each as make four, each with its own way out."""
+    found = MACHINES[machine]
+    if found.between is None:
+        return preset(machine)
+    gpus = SIMULATED_PARTS // found.hosts
+    between = replace(found.between, total_bytes_per_s=found.between.total_bytes_per_s * gpus / found.gpus)
+    return replace(found, gpus=gpus, between=between).profile()
 
 
-def simulated_row(case: Case, machine: str, batch: int) -> dict[str, Any]:
+@cache
+def works_of(side: Side) -> tuple[Workload, Workload]:
+    """The dense network, and the side's."""
+    return Workload.of(Network(side.module(), torch.zeros(1, 1, 28, 28)).topology), Workload.of(side.network.topology)
+
+
+def simulated_row(case: Case, machine: str) -> dict[str, Any]:
     """Four parts on a preset against the dense network on one of its devices."""
-    side = replace(side_of(case), batch=batch, parts_count=SIMULATED_PARTS)
-    profile = preset(machine)
-    dense = Workload.of(Network(side.module(), torch.zeros(1, 1, 28, 28)).topology)
-    alone = plan(dense, profile, SIMULATED_PARTS, batch, lambda work, parts: _parts_in(side, parts)).named("single")
-    found = plan(Workload.of(side.network.topology), profile, SIMULATED_PARTS, batch, lambda work, parts: _parts_in(side, parts))
-    ratio = alone.predicted_s / found.named("model").predicted_s
+    side = replace(side_of(case), parts_count=SIMULATED_PARTS, batch=0)  # the same for every batch
+    profile, (dense, ours) = profile_of(machine), works_of(side)
+    alone, found = (plan(work, profile, SIMULATED_PARTS, case.batch, partial(_parts_in, side)) for work in (dense, ours))
+    ratio = alone.named("single").predicted_s / found.named("model").predicted_s
     case_keys: dict[str, Any] = {
         "units": side.units,
         "workers": SIMULATED_PARTS,
         "density": side.density,
-        "crossing": side.crossing_share(),
+        "crossing": min(crossing_share(ours, _parts_in(side, ours, SIMULATED_PARTS)).values()),
     }
-    case_keys |= {"batch": batch, "device": profile.devices[0].kind, "word": "simulated", "hardware": machine}
+    case_keys |= {"batch": case.batch, "device": profile.devices[0].kind, "word": "simulated", "hardware": machine}
     case_keys |= {"planner": found.best.name, "devices": found.best.devices}
     return {
         "benchmark": "partition_speedup",
@@ -271,9 +294,14 @@ def simulated_row(case: Case, machine: str, batch: int) -> dict[str, Any]:
     }
 
 
-def _parts_in(side: Side, count: int) -> Partition:
+def _parts_in(side: Side, work: Workload, count: int) -> Partition:
     """Neighbouring parts together, where there are fewer devices."""
-    return Partition({space: part * count // side.parts_count for space, part in side.parts.items()}, count)
+    return Partition({space: part_of(work.units[space], side.parts_count) * count // side.parts_count for space in work.hidden}, count)
+
+
+def distinct(cases: Sequence[Case]) -> list[Case]:
+    """One case of each network among them that has crossing units."""
+    return list({(case.units, case.density, case.crossing): case for case in cases if case.crossing and case.batch == BATCH}.values())
 
 
 def planner_rows(case: Case) -> Iterator[dict[str, Any]]:
@@ -303,17 +331,19 @@ def planner_rows(case: Case) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Training:
-    """How both sides are trained, and on which digits they are judged. data: name of the set, in the folder ``data_dir``."""
+    """How both sides are trained, and on which digits they are judged. data: name of the set, in the folder ``data_dir``. steps: of all
+    cases, None for those of each.
+    """
 
     data: str
     data_dir: str
-    steps: int
+    steps: int | None
     learning_rate: float
     sparse_learning_rate: float
-    test: bool = False
+    test: bool = True
 
     @staticmethod
-    def on(data_dir: Path | None, steps: int, learning_rate: float, sparse_learning_rate: float, *, test: bool = False) -> Training:
+    def on(data_dir: Path | None, steps: int | None, learning_rate: float, sparse_learning_rate: float, *, test: bool = True) -> Training:
         """With digits that are found once for all sides."""
         source = StudyReference("mnist").load().data(data_dir)
         return Training(source.name, str(source.folder), steps, learning_rate, sparse_learning_rate, test)
@@ -323,21 +353,25 @@ class Training:
         definition = StudyReference("mnist").load()
         return definition.task(definition.data(Path(self.data_dir)), batch, seed)
 
+    def steps_of(self, density: float) -> int:
+        """Steps of both sides of a case."""
+        return EPOCH_STEPS * (DENSE_EPOCHS if density == 1 else SPARSE_EPOCHS) if self.steps is None else self.steps
+
     def judged(self, task: Task) -> dict[str, Iterator[Batch]]:
         """The digits that are only looked at, by their name."""
         return {"validation": task.validation(), **({"test": task.test()} if self.test else {})}
 
 
 @cache
-def accuracy(side: Side, training: Training, choose: ChooseKernel) -> dict[str, float]:
-    """Train one side in this process; its accuracies in percent, by the name of the digits."""
+def accuracy(side: Side, training: Training, steps: int, choose: ChooseKernel) -> dict[str, float]:
+    """Train one side for some steps in this process; its accuracies in percent, by the name of the digits."""
     task = training.task(side.batch, side.seed)
     local = job_shard(side.job(*task.train_batch(0)), Peers(0, 1), choose=choose)
     local.module.train()
     peak = training.learning_rate if side.density == 1 else training.sparse_learning_rate
     optimizer = optim.make("sgd", local.module.parameters(), peak, MOMENTUM)
-    rate = schedules.warm_cosine(peak, max(1, round(WARM_UP * training.steps)), training.steps)
-    for step in range(training.steps):
+    rate = schedules.warm_cosine(peak, max(1, round(WARM_UP * steps)), steps)
+    for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate(step)
         local.step(optimizer, *task.train_batch(step), task.loss)
     local.module.eval()
@@ -348,10 +382,10 @@ def accuracy(side: Side, training: Training, choose: ChooseKernel) -> dict[str, 
 
 def accuracies(side: Side, training: Training, seeds: int, choose: ChooseKernel = by_kind) -> dict[str, float | str]:
     """Both accuracies, and their difference in points: mean of paired seeds, and its range."""
-    both = []
+    both, steps = [], training.steps_of(side.density)
     for seed in range(seeds):
         ours = replace(side, workers=1, seed=seed)
-        both.append((accuracy(ours, training, choose), accuracy(reference_of(ours), training, choose)))
+        both.append((accuracy(ours, training, steps, choose), accuracy(reference_of(ours), training, steps, choose)))
         say(f"  seed {seed}: {both[-1][0]} % partitioned, {both[-1][1]} % dense")
     names = list(both[0][0])
     differences = {name: [partitioned[name] - dense[name] for partitioned, dense in both] for name in names}
@@ -365,7 +399,7 @@ def accuracies(side: Side, training: Training, seeds: int, choose: ChooseKernel 
         "validation_difference": mean(differences["validation"]),
         "data": training.data,
         "digits": judge,
-        "steps": training.steps,
+        "steps": steps,
         "seeds": seeds,
     }
 
@@ -378,11 +412,16 @@ def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def selected(only: Sequence[str]) -> list[Case]:
-    """The cases that have all the values asked for."""
-    told = {case: {**asdict(case), "device": "cpu"} for case in CASES}
-    left = rows.selected(told.values(), only)
-    return [case for case in CASES if told[case] in left]
+def selected(only: Sequence[str], *, simulated: bool = False) -> tuple[list[Case], list[tuple[Case, str]]]:
+    """The cases that have all the values asked for: to be timed, and simulated ones with their preset.
+
+    The latter are among them if they are asked for, or if the values leave no others.
+    """
+    timed = [({**asdict(case), "device": "cpu", "word": "measured"}, case) for case in CASES]
+    others = [({**asdict(case), "device": "cuda", "word": "simulated", "hardware": name}, (case, name)) for case, name in SIMULATED_CASES]
+    left = rows.selected([keys for keys, _ in (*timed, *others)], only)
+    measured = [case for keys, case in timed if keys in left]
+    return measured, [pair for keys, pair in others if keys in left] if simulated or not measured else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -392,9 +431,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.5, help="of timed steps, for each side of a case")
     parser.add_argument("--profile", action="store_true", help="let the profile of these devices choose the kernels")
     parser.add_argument("--accuracy", action="store_true")
-    parser.add_argument("--test", action="store_true", help="judge by the test digits, not by those of validation")
+    parser.add_argument("--test", action=argparse.BooleanOptionalAction, default=True, help="judge by the test digits, not by validation's")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=585)
+    parser.add_argument("--steps", type=int, help=f"of both sides, else {DENSE_EPOCHS} epochs, or {SPARSE_EPOCHS} of sparse parts")
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--sparse-learning-rate", type=float, default=0.8)
     parser.add_argument("--data-dir", type=Path)
@@ -402,9 +441,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--planner", action="store_true", help="ask the planner for this machine, and time its candidates")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    cases = selected(given.only)
+    cases, simulated = selected(given.only, simulated=given.simulated)
     torch.set_num_threads(1)
-    choose = obtain(discover("auto", max(case.workers for case in cases)).devices, progress=say).kernel if given.profile else by_kind
+    workers = max((case.workers for case in cases), default=1)
+    choose = obtain(discover("auto", workers).devices, progress=say).kernel if given.profile else by_kind
     training = None
     if given.accuracy:
         training = Training.on(given.data_dir, given.steps, given.learning_rate, given.sparse_learning_rate, test=given.test)
@@ -415,8 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if training is not None and case.batch == BATCH:
             found["case"] |= accuracies(side_of(case), training, given.seeds, choose)
         told.append(found)
-    if given.simulated:
-        told += [simulated_row(case, name, batch) for case in distinct(cases) for name in SIMULATED for batch in SIMULATED_BATCHES]
+    told += [simulated_row(case, machine) for case, machine in simulated]
     if given.planner:
         told += [found for case in distinct(cases) for found in planner_rows(case)]
     if given.json:

@@ -13,13 +13,16 @@ from hardware.partition import Partition, crossing_share, imbalance
 from hardware.workload import Workload
 from tests.benchmarks.blocks import Blocks
 from tests.benchmarks.partition_speedup import (
+    CASES,
     PARTS,
+    SIMULATED,
     Case,
     Side,
     Training,
     accuracies,
     accuracy,
     by_kind,
+    profile_of,
     reference_of,
     row,
     selected,
@@ -73,7 +76,15 @@ def test_weights_are_drawn_for_the_connections_that_a_unit_has(density: float) -
 
 def test_a_row_tells_the_case_and_what_it_was_measured_against() -> None:
     found = row(SIDE, seconds=0.05)
-    assert found["case"] == {"units": 40, "workers": 2, "density": 1.0, "crossing": 6 / 40, "batch": 256, "device": "cpu"}
+    assert found["case"] == {
+        "units": 40,
+        "workers": 2,
+        "density": 1.0,
+        "crossing": 6 / 40,
+        "batch": 256,
+        "device": "cpu",
+        "word": "measured",
+    }
     assert found["against"] == "dense nn.Linear on 1 worker"
     assert 0 < found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
 
@@ -99,7 +110,8 @@ def test_accuracies_are_paired_and_do_not_depend_on_the_workers() -> None:
     assert found["digits"] == "test"
     assert found["accuracy_difference"] == pytest.approx(float(found["accuracy"]) - float(found["dense_accuracy"]))
     assert min(float(found["accuracy"]), float(found["dense_accuracy"])) > 30  # both learn: chance is 10
-    assert accuracy(replace(SIDE, workers=1), training, by_kind)["test"] == found["accuracy"]
+    assert found["steps"] == 30
+    assert accuracy(replace(SIDE, workers=1), training, 30, by_kind)["test"] == found["accuracy"]
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -119,18 +131,50 @@ def test_blocks_compute_and_learn_what_the_network_does(parts: int) -> None:
 
 
 def test_four_parts_are_simulated_on_presets_and_say_so() -> None:
-    found = simulated_row(Case(2048, 2, 1.0, 0.02, 256), "pcie-4", 4096)
-    assert found["case"]["word"] == "simulated"
-    assert found["case"]["workers"] == 4
-    assert 2 < found["ratio"] < 12  # the work alone is 12 times less
+    found = {machine: simulated_row(Case(1024, 4, 1.0, 0.02, 4096), machine) for machine in SIMULATED}
+    for machine, told in found.items():
+        assert (told["case"]["word"], told["case"]["hardware"], told["case"]["workers"]) == ("simulated", machine, 4)
+    assert 2 < found["pcie-4"]["ratio"] < found["infiniband-2x8"]["ratio"] < found["nvlink-8"]["ratio"] < 12  # the work is 12 times less
+
+
+def test_of_two_hosts_two_devices_of_each_are_simulated() -> None:
+    graph = profile_of("infiniband-2x8").graph
+    within, between = ({graph.link(*pair).medium for pair in pairs} for pairs in (((0, 1), (2, 3)), ((0, 2), (0, 3), (1, 2), (1, 3))))
+    assert (len(graph.devices), within, between) == (4, {"NVLink 4"}, {"InfiniBand NDR"})
+    sums = {name: profile_of(name).collective_seconds("sum", 4, 2**30) for name in ("nvlink-8", "infiniband-2x8")}
+    wire = 2 * 50e9  # one way out for each of the two devices of a host
+    assert sums["infiniband-2x8"] == pytest.approx(2 * 3 / 4 * 2**30 / wire, rel=0.01)
+    assert sums["nvlink-8"] < sums["infiniband-2x8"]
+
+
+def test_accuracies_are_by_default_those_of_the_results() -> None:
+    """Both sides of a case for five epochs, or three of sparse parts; the test digits are read."""
+    training = Training.on(None, None, learning_rate=0.1, sparse_learning_rate=0.8)
+    assert [training.steps_of(density) for density in (1.0, 0.05)] == [975, 585]
+    assert list(training.judged(training.task(256, 0))) == ["validation", "test"]
+    assert replace(training, steps=7).steps_of(1.0) == 7
 
 
 def test_cases_are_selected_by_every_value() -> None:
-    chosen = selected(["units=2048", "workers=2", "density=1.0", "crossing=0.02", "batch=256"])
+    values = ["units=2048", "density=1.0", "crossing=0.02", "batch=256"]
+    chosen, none = selected([*values, "workers=2"])
     assert [(case.units, case.workers, case.density, case.crossing, case.batch) for case in chosen] == [(2048, 2, 1.0, 0.02, 256)]
-    for none in ("units=7", "units=many"):
+    assert none == []
+    for nothing in ("units=7", "units=many"):
         with pytest.raises(SystemExit, match="leaves no case, but must be of units=2048"):
-            selected([none])
+            selected([nothing])
     for wrong in ("unit=2048", "units"):
         with pytest.raises(SystemExit, match="must be KEY=VALUE with one of units, workers"):
             selected([wrong])
+
+
+def test_simulated_cases_are_selected_without_those_by_the_clock() -> None:
+    """The control without crossing units is among them."""
+    four = Case(2048, 4, 0.05, 0.0, 4096)
+    for values in (["workers=4"], ["word=simulated"]):
+        only = [*values, "units=2048", "density=0.05", "crossing=0", "batch=4096"]
+        assert selected(only) == selected(only, simulated=True) == ([], [(four, machine) for machine in SIMULATED])
+    assert selected(["hardware=nvlink-8", "crossing=0", "batch=4096", "density=0.05", "units=2048"]) == ([], [(four, "nvlink-8")])
+    timed, simulated = selected(["units=2048", "crossing=0.02", "batch=256", "density=1"], simulated=True)
+    assert ([case.workers for case in timed], [machine for _, machine in simulated]) == ([1, 2], list(SIMULATED))
+    assert selected(["word=measured"], simulated=True) == (list(CASES), [])
