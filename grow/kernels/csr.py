@@ -24,6 +24,10 @@ with warnings.catch_warnings():  # torch says once per process that CSR tensors 
 TILE = 512
 """Samples that the CPU multiplies at a time, so that what one row reads is still in the cache when the next one reads it."""
 
+TILED_BYTES = 16 * 2**20
+"""Features of as many bytes or more are multiplied by tiles. Smaller ones stay in the last cache (of 32 MiB where it was measured,
+`tests.benchmarks.csr_tiling`) together with what comes out, and copying the tiles costs more than it saves: up to half of the speed."""
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -43,11 +47,17 @@ class Structure:
         return Structure(shape, row_starts, columns, *by_columns(row_starts, columns, shape[1]))
 
 
-def _tiles(features: Tensor) -> list[Tensor]:
-    """Features (I, B) by tiles of the batch, each on its own; all at once where the CPU's caches are not what counts."""
-    if features.device.type != "cpu" or features.shape[1] <= TILE:
+def _tile(*features: Tensor) -> int:
+    """Samples to multiply at a time, of features each (n, B): all of them where the CPU's caches are not what counts."""
+    batch = features[0].shape[1]
+    return TILE if features[0].device.type == "cpu" and max(each.nbytes for each in features) >= TILED_BYTES else batch
+
+
+def _tiles(features: Tensor, tile: int) -> list[Tensor]:
+    """Features (n, B) by tiles of the batch, each on its own."""
+    if features.shape[1] <= tile:
         return [features]
-    return [tile.contiguous() for tile in torch.split(features, TILE, 1)]
+    return [part.contiguous() for part in torch.split(features, tile, 1)]
 
 
 @opaque("csr_product", lambda values, starts, indices, rows, features: features.new_empty(rows, features.shape[1]))
@@ -56,7 +66,7 @@ def matrix_product(values: Tensor, starts: Tensor, indices: Tensor, rows: int, f
     if values.numel() == 0:
         return features.new_zeros(rows, features.shape[1])
     matrix = torch.sparse_csr_tensor(starts, indices, values, (rows, features.shape[0]), check_invariants=False)
-    products: list[Tensor] = [matrix @ tile for tile in _tiles(features)]
+    products: list[Tensor] = [matrix @ tile for tile in _tiles(features, _tile(features))]
     return products[0] if len(products) == 1 else torch.cat(products, 1)
 
 
@@ -66,7 +76,8 @@ def sampled_product(values: Tensor, starts: Tensor, indices: Tensor, upstream: T
     if values.numel() == 0:
         return torch.zeros_like(values)
     pattern = torch.sparse_csr_tensor(starts, indices, values, (upstream.shape[0], features.shape[0]), check_invariants=False)
-    tiles = zip(_tiles(upstream), _tiles(features), strict=True)
+    tile = _tile(upstream, features)
+    tiles = zip(_tiles(upstream, tile), _tiles(features, tile), strict=True)
     found: list[Tensor] = [torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values() for left, right in tiles]
     for other in found[1:]:
         found[0] += other

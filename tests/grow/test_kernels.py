@@ -46,10 +46,20 @@ class TestCsr(KernelContract):
         with pytest.raises(ValueError, match="needs the layer's connections; store the layer compressed"):
             kernel.prepare(None, (3, 4))
 
-    def test_a_large_batch_is_computed_in_tiles_each_as_if_alone(self, kernel: Kernel) -> None:
-        positions, values = torch.arange(0, 40 * 30, 3), torch.randn(400)
-        product, x = kernel.prepare(positions, (40, 30)), torch.randn(2 * csr.TILE + 9, 30)
-        assert torch.equal(product(x, values, None), torch.cat([product(part, values, None) for part in x.split(csr.TILE)]))
+    @pytest.mark.parametrize(("bytes_", "tiles"), [(4 * 30 * 1033, 3), (4 * 30 * 1033 + 1, 1)])
+    def test_features_too_large_for_the_cache_are_computed_in_tiles_each_as_if_alone(
+        self, kernel: Kernel, bytes_: int, tiles: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(csr, "TILED_BYTES", bytes_)
+        positions, values = torch.arange(0, 20 * 30, 3), torch.randn(200, requires_grad=True)
+        product, x = kernel.prepare(positions, (20, 30)), torch.randn(2 * csr.TILE + 9, 30, requires_grad=True)
+        assert len(csr._tiles(x.t(), csr._tile(x.t()))) == tiles
+        y = product(x, values, None)
+        assert torch.equal(y, torch.cat([product(part, values, None) for part in x.split(csr.TILE)]))
+        dense = torch.zeros(20 * 30).index_put((positions,), values.detach()).reshape(20, 30)
+        dx, dvalues = torch.autograd.grad(y.square().sum() / 2, (x, values))
+        torch.testing.assert_close(dx, y @ dense)
+        torch.testing.assert_close(dvalues, (y.T @ x).flatten()[positions], rtol=1e-4, atol=1e-3)
 
 
 class TestCompiled(KernelContract):
