@@ -171,24 +171,28 @@ class KernelContract:
                 found = of_connections(kernel, ours, positions) if ours.shape == dense.shape != oracle.shape else ours
                 assert (found.double() - oracle).norm() <= 2 * torch.finfo(dtype).eps * oracle.norm()
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
     def test_a_wide_layer_is_the_dense_one_and_a_second_run_repeats_every_bit(self, kernel: Kernel, dtype: torch.dtype) -> None:
+        if dtype not in kernel.dtypes:
+            pytest.skip(f"{kernel.name} does not declare {dtype}")
         shape, positions, batch = self.wide[0], torch.tensor(sorted(self.wide[1])), 200
-        x, values, upstream = draw(batch, shape[1]), draw(len(positions), seed=1), draw(batch, shape[0], seed=3)
-        dense = torch.zeros(shape[0] * shape[1], dtype=torch.float64).index_put((positions,), values).reshape(shape)
-        expected = x @ dense.T, upstream @ dense, (upstream.T @ x).reshape(-1)[positions]
+        x, values, upstream = (
+            tensor.to(dtype) for tensor in (draw(batch, shape[1]), draw(len(positions), seed=1), draw(batch, shape[0], seed=3))
+        )
+        dense = torch.zeros(shape[0] * shape[1], dtype=torch.float64).index_put((positions,), values.double()).reshape(shape)
+        expected = x.double() @ dense.T, upstream.double() @ dense, (upstream.T.double() @ x.double()).reshape(-1)[positions]
 
         def run() -> tuple[Tensor, Tensor, Tensor]:
-            source = x.to(dtype).requires_grad_()
-            weight = stored(kernel, values.to(dtype), positions, shape).requires_grad_()
+            source = x.clone().requires_grad_()
+            weight = stored(kernel, values, positions, shape).requires_grad_()
             y = kernel.prepare(positions, shape)(source, weight, None)
-            y.backward(upstream.to(dtype))
+            y.backward(upstream)
             assert source.grad is not None
             assert weight.grad is not None
             return y.detach(), source.grad, of_connections(kernel, weight.grad, positions)
 
         found = run()
-        bound = 1e-13 if dtype == torch.float64 else 1e-5
+        bound = {torch.float64: 1e-13, torch.float32: 1e-5}.get(dtype, 2 * torch.finfo(dtype).eps)
         for ours, oracle in zip(found, expected, strict=True):
             assert (ours - oracle).norm() <= bound * oracle.norm()
         assert all(torch.equal(first, second) for first, second in zip(found, run(), strict=True))

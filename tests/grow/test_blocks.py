@@ -42,9 +42,9 @@ def results(
 
 
 class TestByTorch(KernelContract):
-    @pytest.fixture
-    def kernel(self) -> Kernel:
-        return KERNELS["block_16"]
+    @pytest.fixture(params=SIZES)
+    def kernel(self, request: pytest.FixtureRequest) -> Kernel:
+        return KERNELS[f"block_{request.param}"]
 
 
 class TestInTriton(KernelContract):

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grow.kernels import KERNELS, windows
-from grow.kernels.base import Geometry
+from grow.kernels import KERNELS, Kernel, windows
+from grow.kernels.base import Geometry, any_structure
 from grow.kernels.windows import Grid
 from grow.layers import SparseConv2d
+from tests.contracts.convolution import ConvolutionContract
 
 SIDE = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -59,6 +60,12 @@ def test_a_convolution_without_patches_is_the_dense_one_with_all_its_gradients(
         patch.setattr(windows, "WASTE", 1e9)  # small maps waste most of a tile
         found = results(convolve, x, values, bias)
     torch.testing.assert_close(found, results(dense, x, values, bias), rtol=1e-12, atol=1e-12)
+
+
+class TestConvolutions(ConvolutionContract):
+    @pytest.fixture(params=[name for name, kernel in KERNELS.items() if kernel.fits is any_structure])
+    def kernel(self, request: pytest.FixtureRequest) -> Kernel:
+        return KERNELS[request.param]
 
 
 def test_channels_without_connections_are_not_computed() -> None:
