@@ -108,6 +108,8 @@ class Configuration:
                 raise ConfigurationError(
                     f"{name} is set under [{command}] of {self._file}, but must be one of {', '.join(known)}{suggestion(name, known)}"
                 )
+            if isinstance(table[name], list | dict) and name != FIELDS:
+                raise ConfigurationError(f"{name} is {table[name]!r} in {self._file}, but must be one value; leave the others out")
         return table
 
     def _misplaced(self, name: str, value: object, command: str, known: tuple[str, ...]) -> str:

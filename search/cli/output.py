@@ -6,11 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search.errors import ConfigurationError, NoUsableTrialError
 from search.results import RunDocument, document
 from search.rundir import RunFolder
-from search.terminal import say
+from search.terminal import printable, say
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def print_json(data: Mapping[str, object]) -> None:
@@ -27,7 +31,13 @@ def print_csv(rows: Iterable[Mapping[str, object]], columns: list[str] | None = 
 
     from grow.history import flat
 
-    pd.DataFrame([flat(row) for row in rows], columns=columns).convert_dtypes().to_csv(sys.stdout, index=False)
+    print_frame(pd.DataFrame([flat(row) for row in rows], columns=columns).convert_dtypes())
+
+
+def print_frame(frame: pd.DataFrame) -> None:
+    """A frame as CSV, to the letter; only on a terminal are control characters in it shown, not obeyed."""
+    text = frame.to_csv(index=False)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
 
 
 def check_one_format(*, json: bool, csv: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +36,7 @@ def show(
     csv
         Print CSV: one row a trial, or one row for every line of the trial's course and every growth and removal.
     """
-    from search.cli.output import check_one_format, print_json, tell_losses
+    from search.cli.output import check_one_format, print_frame, print_json, tell_losses
     from search.results import check_trial, course_document, document
     from search.rundir import find_run
 
@@ -49,7 +48,7 @@ def show(
         loaded = LoadedRun(folder)
         tell_losses(loaded.document)
         frame = loaded.trials.reset_index() if trial is None else loaded.course(trial)
-        frame.map(_cell).to_csv(sys.stdout, index=False)
+        print_frame(frame.map(_cell))
         return 0
     found = document(folder)
     tell_losses(found)

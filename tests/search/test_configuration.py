@@ -109,6 +109,7 @@ def test_what_is_printed_is_read_again_as_it_was(folder: Path, capsys: pytest.Ca
         ("[shwo]\njson = true", r"\[shwo\] is a table of grow.toml, but must be named after a command, one of .*did you mean 'show'"),
         ("[run", "grow.toml is unreadable"),
         ("[run]\ngpus = 'two'", "gpus is 'two' in grow.toml, but must be a whole number; see grow run --help"),
+        ("[run]\ntrials = [9, 10]", r"trials is \[9, 10\] in grow.toml, but must be one value"),
         ("[run]\nset = ['densty=0.1']", "did you mean 'density'"),
         ("a = " + "[" * 5000 + "]" * 5000, "grow.toml is unreadable"),
     ],

@@ -1,10 +1,12 @@
 """What a run's texts look like on the terminal: as they were written, whatever is in them."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from search.cli.output import print_csv
 from search.errors import DEBUG_VARIABLE, RunError, exit_code_of
 from search.report import show, table
 from search.rundir import RunFolder, resume_command, show_command
@@ -36,6 +38,15 @@ def test_control_characters_are_shown_and_not_obeyed(text: str, shown: str, caps
     heading = text.partition("\n")[0]
     show(text, table(heading, ("value",), [(heading,)]))
     assert capsys.readouterr().out.startswith(shown.partition("\t")[0])
+
+
+@pytest.mark.parametrize(("tty", "shown"), [(True, "a\\x1b[2Jb"), (False, "a\x1b[2Jb")])
+def test_csv_is_to_the_letter_but_on_a_terminal(
+    tty: bool, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: tty)
+    print_csv([{"failure": "a\x1b[2Jb"}])
+    assert capsys.readouterr().out == f"failure\n{shown}\n"
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
