@@ -151,7 +151,7 @@ def discover(kind: Literal["auto", "cpu", "cuda"] = "auto", count: int = 1) -> D
     if kind not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {kind!r}, but must be one of auto, cpu, cuda")
     if count < 1:
-        raise ValueError(f"the number of devices is {count}, but must be at least 1; ask for the devices that the network may use")
+        raise ValueError(f"gpus is {count}, but must be at least 1; ask for as many with --gpus as the network may use")
     if kind == "cpu":
         return Discovery(_workers(count), _crowded(count))
     found = gpus()

@@ -15,13 +15,14 @@ from itertools import combinations, product
 
 from hardware.devices import Device
 from hardware.profile import MASKED, SCHEMA_VERSION, Profile, table_name
-from hardware.profile.measurements import Collective, CollectiveTime, HaloTime, KernelTime, MeasuredLink, OperatorTime
+from hardware.profile.measurements import Collective, CollectiveTime, HaloTime, KernelTime, MeasuredLink, OperatorTime, Overlap
 
 WIDTHS = (16, 64, 256, 1024, 4096, 16384)
 BATCHES = (16, 128, 1024, 8192)
 CONV_WIDTHS = (16, 64, 256, 1024, 4096)
 CONV_BATCHES = (64, 1024, 16384, 262144)
 DENSITIES = (0.001, 0.01, 0.1, 0.5)
+OVERLAPPED_BYTES = 2**22
 SIZES = tuple(2**power for power in range(3, 31, 3))
 VALUE_BYTES, INDEX_BYTES = 4, 4
 LAUNCHES = 10
@@ -67,6 +68,7 @@ class Wire:
 class Machine:
     """Hosts of equal GPUs. within, between: what joins those of one host, and the hosts. collective_s: the constant of a collective.
 
+    slowdown: of a computation while a sum runs under it, whose kernels take multiprocessors and bandwidth of the memory.
     sources: where each figure comes from; what nobody states is named as assumed.
     """
 
@@ -78,6 +80,7 @@ class Machine:
     between: Wire | None
     collective_s: float
     step_overhead_s: float
+    slowdown: float
     sources: dict[str, str]
 
     @property
@@ -103,6 +106,7 @@ class Machine:
             collectives=tuple(self._collectives()),
             step_overhead_s=self.step_overhead_s,
             halos=tuple(self._halos()),
+            overlaps=tuple(self._overlaps()),
             operators=tuple(operator_times(chip)),
             sources=self.sources,
         )
@@ -122,6 +126,11 @@ class Machine:
         names: tuple[Collective, ...] = ("exchange", "sum", "gather")
         for count, name, size in product(sorted(counts | {self.count}), names, SIZES):
             yield CollectiveTime(name, count, size, self.collective_seconds(name, count, size))
+
+    def _overlaps(self) -> Iterator[Overlap]:
+        """A computation twice as long as the sum under it, which has 1 / slowdown of its rate for as long as that takes."""
+        sum_s = self.collective_seconds("sum", self.count, OVERLAPPED_BYTES)
+        yield Overlap(self.count, OVERLAPPED_BYTES, 2 * sum_s, sum_s, 2 * sum_s + sum_s * (1 - 1 / self.slowdown))
 
     def _halos(self) -> Iterator[HaloTime]:
         """Two exchanges, and both ways the own values read and written, the remote ones twice, by three kernels."""

@@ -322,7 +322,10 @@ class Profile:
         return steps * max(link.seconds(message) for link in links)
 
     def slowdown(self, ranks: int) -> float:
-        """By what factor a device computes more slowly while a sum runs under it. Unmeasured, one core does one thing after the other."""
+        """By what factor a device computes more slowly while a sum runs under it.
+
+        Where no sum was measured, one core does one thing after the other, and a GPU is taken to do both at once.
+        """
         from statistics import median
 
         rows = [row.slowdown for row in self.overlaps if row.ranks == ranks] or [row.slowdown for row in self.overlaps]
@@ -341,6 +344,8 @@ class Profile:
         """ValueError where a figure cannot be: a time of nothing, a link without bandwidth, a graph that falls apart."""
         if not self.devices:
             raise ValueError("devices is empty, but must name at least one; measure it with `grow profile`")
+        if not self.kernels:
+            raise ValueError("kernels is empty, but must have the times of one at least; measure it with `grow profile`")
         for rows in (self.kernels, self.collectives, self.messages, self.halos, self.operators):
             for row in rows:
                 if not (row.seconds > 0 and isfinite(row.seconds)):

@@ -87,6 +87,14 @@ def conclude(folder: RunFolder, *, as_json: bool, finished_before: bool = False)
     return 0
 
 
+def check_page(name: str, path: Path | None) -> None:
+    """ConfigurationError for a file that the option ``name`` asks for where it would not be the page that is written."""
+    if path is not None and path.suffix.lower() != ".html":
+        raise ConfigurationError(
+            f"{name} is {str(path)!r}, but must end in .html, as it is a page for a browser; choose another with --{name}"
+        )
+
+
 def written(name: str, path: Path, write: Callable[[Path], object]) -> None:
     """Write a file that the option ``name`` asked for. ConfigurationError where it cannot be written."""
     try:

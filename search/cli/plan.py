@@ -71,11 +71,12 @@ def plan(
     json
         Print one JSON object.
     """
-    from search.cli.output import print_error_line, print_json, written
+    from search.cli.output import check_page, print_error_line, print_json, written
     from search.example import shape_of
     from search.files import write_json
 
     initial = initial or ("dense" if density == 1 else "erk")
+    check_page("picture", picture)
     _check(gpus, batch, initial, density, {"picture": picture, "save": save})
     shape = None if input is None else shape_of(input)
     from hardware.presets import hardware as described

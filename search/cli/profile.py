@@ -56,8 +56,9 @@ def profile(
     json
         Print it as one JSON object.
     """
-    from search.cli.output import print_error_line, print_json, written
+    from search.cli.output import check_page, print_error_line, print_json, written
 
+    check_page("picture", picture)
     if hardware is None and {"RANK", "WORLD_SIZE"} & set(os.environ):
         joined = _joined(device, full=full)
         if joined is None:  # rank 0 alone tells

@@ -39,7 +39,7 @@ def test_more_workers_than_cores_are_allowed_with_a_note(monkeypatch: pytest.Mon
 
 
 def test_no_device_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="number of devices is 0, but must be at least 1"):
+    with pytest.raises(ValueError, match=r"^gpus is 0, but must be at least 1; ask for as many with --gpus"):
         discover("cpu", 0)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
+from grow.layers import SparseLinear
 from grow.network import Network
 from hardware.devices import discover
-from hardware.execute.exchange import Peers
+from hardware.execute.exchange import HaloPlan, Peers, Pending
 from hardware.execute.gradients import GradientSum
 from hardware.execute.measure import Job, measure_throughput
+from hardware.execute.moves import Halo
+from hardware.execute.overlap import OverlappedLayer
 from hardware.execute.ranks import Rank, run_ranks
 from hardware.execute.watch import _waits
 from hardware.shard import shard
@@ -86,6 +91,68 @@ def test_products_do_not_wait_for_a_sum_that_is_under_way_on_another_stream() ->
     assert overlapped
     assert ended
     assert values == [64.0, 3.0, 3.0]
+
+
+@dataclass
+class LateWork:
+    """A message on a stream of its own. As with NCCL, who waits for it is the stream that is current, not the process."""
+
+    log: list[str]
+    arrived: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    before: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+
+    def wait(self) -> None:
+        self.log.append("wait")
+        self.before.record()
+        torch.cuda.current_stream().wait_event(self.arrived)
+
+
+class LatePeers(Peers):
+    """Rank 0 of two. What comes back is always 2, long after it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+        self.stream, self.works, self.log = torch.cuda.Stream(), list[LateWork](), list[str]()
+
+    def begin(self, handed: Sequence[torch.Tensor | None], shapes: Sequence[tuple[int, ...]]) -> Pending:
+        self.log.append("set out")
+        self.works.append(LateWork(self.log))
+        self.stream.wait_stream(torch.cuda.current_stream())  # what is sent is computed before
+        with torch.cuda.stream(self.stream):
+            torch.cuda._sleep(LONG_CYCLES)
+            received = [torch.full(shape, 2.0, device="cuda") for shape in shapes]
+            self.works[-1].arrived.record(self.stream)
+        return Pending([self.works[-1]], [tensor for tensor in handed if tensor is not None], received, torch.device("cuda"))
+
+
+def computed_before(work: LateWork) -> bool:
+    """Whether what was issued ahead of the wait for a message is computed while that is still under way."""
+    work.before.synchronize()
+    return not work.arrived.query()
+
+
+def test_own_products_do_not_wait_for_the_halo_nor_own_gradients_for_those_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 own units the other rank needs two; 3 of its units make the halo."""
+    weight, bias, x, upstream = torch.randn(5, 8 + 3), torch.randn(5), torch.randn(6, 8), torch.randn(6, 5)
+    peers, product = LatePeers(), OverlappedLayer._product
+    sends = torch.tensor([], dtype=torch.int64).cuda(), torch.tensor([1, 4]).cuda()
+    layer = SparseLinear(nn.Parameter(weight.cuda()), nn.Parameter(bias.cuda()))
+    overlapped = OverlappedLayer(layer, Halo(HaloPlan(8, sends, (0, 3)), peers))
+    monkeypatch.setattr(OverlappedLayer, "_product", lambda *given: (peers.log.append("product"), product(*given))[1])
+    _ = functional.linear(upstream.t().cuda(), x.t().cuda())  # libraries are loaded before anything counts
+    own = x.cuda().requires_grad_()
+    torch.cuda.synchronize()
+    y = overlapped(own)
+    assert computed_before(peers.works[0])
+    y.backward(upstream.cuda())
+    assert computed_before(peers.works[1])
+    assert peers.log == ["set out", "product", "wait", "product", "set out", "wait"]
+    expected = functional.linear(torch.cat([x, torch.full((6, 3), 2.0)], 1), weight, bias)
+    torch.testing.assert_close(y.detach().cpu(), expected, rtol=1e-4, atol=1e-4)
+    gradient = upstream @ weight[:, :8]
+    gradient[:, [1, 4]] += 2.0
+    assert own.grad is not None
+    torch.testing.assert_close(own.grad.cpu(), gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_calls_are_timed_by_the_clock_of_the_gpu_not_by_how_soon_they_return() -> None:

@@ -20,8 +20,16 @@ def test_a_preset_is_a_whole_profile_with_sources_and_simulated_figures(name: st
     assert len(profile.devices) == machine.count
     assert any("https://" in source for source in profile.sources.values())
     assert {"chip", "within", "latency_s", "csr_share", "dense_share"} <= set(profile.sources)
+    assert all("assumed: " in profile.sources[figure] for figure in ("launches", "accesses", "optimizer_accesses"))
     profile.save(tmp_path / "profile.json")
     assert Profile.load(tmp_path / "profile.json") == profile
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_sum_slows_the_computation_down_that_hides_it_as_was_published(name: str) -> None:
+    profile = preset(name)
+    assert [profile.slowdown(ranks) for ranks in (2, len(profile.devices))] == pytest.approx([1.189, 1.189])
+    assert "18.9 %" in profile.sources["slowdown"]
 
 
 def test_large_products_run_at_their_share_of_the_peak_and_small_ones_at_the_launches() -> None:

@@ -41,6 +41,8 @@ from tests.search.conftest import Grow
         (("run", "--study", "digits", "--gpus", "2", "--name", "../up"), 2, "name is '../up'"),
         (("run", "--study", "digits", "--gpus", "2", "--hardware", "pcie-2", "--throughput", "measured"), 2, "throughput is measured"),
         (("profile", "--hardware", "nowhere"), 2, "hardware is 'nowhere', but must be a file"),
+        (("profile", "--hardware", "pcie-2", "--picture", "picture.png"), 2, "picture is 'picture.png', but must end in .html"),
+        (("profile", "--gpus", "0"), 2, "gpus is 0, but must be at least 1; ask for as many with --gpus"),
         (("profile", "--hardware", "pcie-2", "--picture", "/proc/picture.html"), 2, "picture is '/proc/picture.html'"),
         (("run", "--study", "digits", "--gpus", "2", "--runs-dir", "/proc/runs"), 2, "runs_dir is '/proc/runs'"),
         (("resume", "nothing"), 4, "run is 'nothing'"),

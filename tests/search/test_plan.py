@@ -173,6 +173,7 @@ def test_a_plan_for_a_seed_topology_is_saved_for_training(tmp_path: Path, capsys
         ({"network": "lenet-5", "gpus": 9, "hardware": "nvlink-8"}, "gpus is 9, but must be in 1..8"),
         ({"network": "lenet-5", "hardware": "absent.json"}, "hardware is 'absent.json', but must be a file"),
         ({"network": "lenet-5", "input": "3x"}, "input is '3x', but must be the shape of one sample"),
+        ({"network": "lenet-5", "picture": Path("step.png")}, r"picture is 'step.png', but must end in \.html, .*; choose another"),
         ({"network": "lenet-5", "picture": Path("a/b.html")}, "picture is 'a/b.html', but must be in a folder that exists"),
     ],
 )
