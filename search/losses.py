@@ -6,6 +6,7 @@ None of them is trained again: how they ended stands in the journal, from which 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -21,8 +22,7 @@ def lost(trial: FrozenTrial, files: TrialFolder) -> list[str]:
         return []
     needed = [path for path in (files.recipe, files.result) if checked_if_valid(path) is None]
     extra = [path for path in (files.measured, files.test) if path.exists() and checked_if_valid(path) is None]
-    network = [files.checkpoint] if _trained(trial) and _last(files) is None else []
-    return [path.name for path in (*needed, *extra, *network)]
+    return [path.name for path in (*needed, *extra, *(_of_training(files) if _trained(trial) else ()))]
 
 
 def mend(folder: RunFolder, trials: Iterable[FrozenTrial]) -> Iterator[str]:
@@ -43,6 +43,13 @@ def mend(folder: RunFolder, trials: Iterable[FrozenTrial]) -> Iterator[str]:
 def _trained(trial: FrozenTrial) -> bool:
     """Whether a trial left a network: to its end, or to where it fell behind."""
     return trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and MEMORY not in broken(trial))
+
+
+def _of_training(files: TrialFolder) -> Iterator[Path]:
+    """What of a training's course and of its network is not there."""
+    yield from (path for path in (files.metrics, files.history) if not path.exists())
+    if _last(files) is None:
+        yield files.checkpoint
 
 
 def _kept(trial: FrozenTrial, files: TrialFolder) -> tuple[str, JsonObject] | None:

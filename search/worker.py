@@ -64,7 +64,7 @@ def _work(path: Path) -> None:
             write_json(files.result, saved.meta["extra"][RESULT])  # killed between its last checkpoint and its result
             return
         try:
-            training = begin(build.material(recipe), profile, files, saved)
+            training = begin(build.material(recipe), profile, files, with_history(saved, files))
             behind = advance(training, recipe, files, signals, profile)
         except DivergedError as error:
             write_json(files.result, {"state": "failed", "failure": str(error)})
@@ -88,6 +88,21 @@ def last_whole(folder: Path) -> Checkpoint | None:
     where = "the start" if saved is None else f"step {saved.meta['extra']['training']['step']}"
     for error in damaged:
         sys.stderr.write(f"{NOTICE}{error}; it is lost, and the training goes on from {where}\n")
+    return saved
+
+
+def with_history(saved: Checkpoint | None, files: TrialFolder) -> Checkpoint | None:
+    """The checkpoint; none where the history lacks some of its events, which only a training from the start makes anew. That is said."""
+    if saved is None:
+        return None
+    told = saved.meta["extra"]["training"]
+    try:
+        History(files.history).rewind(told["events"])
+    except (ValueError, TypeError):
+        files.history.unlink(missing_ok=True)
+        damage = f"{files.history} lacks events that the checkpoint of step {told['step']} has"
+        sys.stderr.write(f"{NOTICE}{damage}; the training goes on from the start\n")
+        return None
     return saved
 
 

@@ -197,7 +197,8 @@ def _tables(options: Options, plan: Plan) -> list[RenderableType]:
 
 
 def _estimated(seconds: float) -> str:
-    return f"at most {_duration(seconds)} of training steps; starting, evaluating and editing the networks comes on top"
+    rest = "starting and evaluating every trial, editing its network, and timing the baselines and the front at the end"
+    return f"at most {_duration(seconds)} of training steps; not counted: {rest}"
 
 
 def _duration(seconds: float) -> str:

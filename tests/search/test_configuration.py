@@ -12,6 +12,7 @@ import pytest
 from hardware.cores import available_cores
 from search.cli import _COMMANDS, _dispatch, application
 from search.cli.configuration import take_config
+from search.cli.run import _estimated
 from search.errors import ConfigurationError, RunNotFoundError
 from search.options import Options, Plan
 from search.rehearsal import estimate_s
@@ -228,6 +229,8 @@ def test_the_estimated_time_is_that_of_dense_trials() -> None:
     assert estimate_s(options, plan) is None
     timed = Plan(**{**plan.__dict__, "dense_step_s": 0.5})
     assert estimate_s(options, timed) == 12 * 100 * 0.5 / 2
+    assert _estimated(12 * 100 * 0.5 / 2).startswith("at most 5 min of training steps; not counted: starting")
+    assert "and timing the baselines and the front" in _estimated(0.5)
     assert estimate_s(Options(study="digits", gpus=2, trials=12, throughput="measured"), timed) == 12 * 100 * 0.5
     searched = Plan(**{**timed.__dict__, "ranges": {"steps": {"type": "integer", "low": 10, "high": 200}}})
     assert estimate_s(options, searched) == 12 * 200 * 0.5 / 2

@@ -51,8 +51,24 @@ def test_a_worker_that_finds_the_profile_damaged_leaves_its_trial_as_it_was(run:
     run.hardware.write_text('{"a": 1}')
     before = contents(run)
     with pytest.raises(RunNotFoundError, match=r"hardware\.json is damaged"):
-        worker.work(run.trial(2).recipe)
+        worker._work(run.trial(2).recipe)
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("history", [None, b'{"step": 10}\n' * 100, b"\xff\n"])
+def test_a_trial_at_work_that_has_lost_its_history_is_trained_from_the_start_to_the_same_end(
+    history: bytes | None, run: RunFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = run.trial(2)
+    before = {path: path.read_bytes() for path in (files.result, files.history)}
+    shutil.rmtree(files.checkpoint / "00000060")
+    for path in before:
+        path.unlink()
+    if history is not None:
+        files.history.write_bytes(history)
+    worker._work(files.recipe)
+    assert f"{files.history} lacks events that the checkpoint of step 50 has; the training goes on from the start" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def resumed(run: RunFolder, grow: Grow) -> str:
@@ -66,7 +82,7 @@ def resumed(run: RunFolder, grow: Grow) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("damage", [None, "{", '{"accuracy": "x"}', '{"state": "complete", "accuracy": NaN}', '{"state": []}'])
+@pytest.mark.parametrize("damage", [None, '{"accuracy": "x"}', '{"state": "complete", "accuracy": NaN, "predicted_samples_per_s": 1}'])
 def test_a_lost_result_is_made_anew_from_the_last_checkpoint(damage: str | None, run: RunFolder, grow: Grow) -> None:
     files, before = run.trial(2), document(run)
     written = files.result.read_bytes()
@@ -89,7 +105,7 @@ def test_a_trial_whose_folder_is_gone_is_named_and_shown_as_the_journal_knows_it
     before = document(run)
     shutil.rmtree(run.trial(2).path)
     said = resumed(run, grow)
-    names = "recipe.json, result.json, checkpoint"
+    names = "recipe.json, result.json, metrics.jsonl, history.jsonl, checkpoint"
     assert f"trial 2 has lost {names} of {run.trial(2).path}, missing or damaged; how it ended stands in the journal" in said
     found = document(run)
     assert found["trials"][2]["lost"] == names.split(", ")
@@ -122,6 +138,8 @@ def test_of_a_trial_that_failed_the_journal_has_all_there_is_to_tell(tmp_path: P
         add_running(study, "search")
         tell(study, number, f"reason {number}")
         write_json(folder.trial(number).recipe, {})
+        folder.trial(number).metrics.touch()
+        folder.trial(number).history.touch()
     add_running(study, "search")
     tell_drawn_twice(study, 3, 2)
     said = list(mend(folder, study.trials))
