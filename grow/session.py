@@ -102,6 +102,8 @@ class Session:
     splice: Splice | None = None
     accepted: Checkpoint | None = None
     autocast: torch.dtype | None = None
+    uncast: frozenset[str] = field(default=frozenset(), repr=False)
+    """Kernels that do not know the dtype of autocast, as far as that was said."""
     probed: tuple[int, Topology, float] | None = field(default=None, repr=False)
     """Step, topology and loss that were last probed: the loss after one edit is the one before the next."""
     probing: Batch | None = field(default=None, repr=False)

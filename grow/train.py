@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from grow import controller
 from grow.controller import Policy, Report, State, Stop, Train
 from grow.edits import birth_connections, birth_degrees, carry_out, choose_kernels
 from grow.evidence.step import StepGradients
+from grow.kernels import KERNELS
 from grow.movement import Movement
 from grow.network import Network
 from grow.session import Methods, Session
@@ -73,7 +75,23 @@ def next_training(session: Session) -> Train | Stop:
             choose_kernels(session.network, session.methods.timings, session.task.batch_size, CHANGED)
         if session.methods.divide is not None:
             session.methods.divide(session.network)
+    if session.autocast is not None and isinstance(decision, Train):
+        _warn_of_uncast(session, session.autocast)
     return decision
+
+
+def _warn_of_uncast(session: Session, dtype: torch.dtype) -> None:
+    """Say so, once for each kernel, where layers are computed in their weights' dtype under autocast."""
+    kernels = {layer.kernel for layer in session.network.layers.values() if dtype not in KERNELS[layer.kernel].dtypes} - session.uncast
+    if not kernels:
+        return
+    session.uncast |= kernels
+    known = ", ".join(kernel.name for kernel in KERNELS.values() if dtype in kernel.dtypes)
+    warnings.warn(
+        f"autocast is {dtype}, but kernel {' and '.join(sorted(kernels))} does not know it and computes in the dtype of the weights; leave "
+        f"autocast out, or choose among the kernels that know it ({known}) by timings of these alone",
+        stacklevel=3,
+    )
 
 
 def _edited(session: Session) -> Train | Stop:

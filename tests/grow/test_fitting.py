@@ -353,6 +353,7 @@ SPEEDS = {
 
 
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:autocast is torch.bfloat16, but kernel csr")
 @pytest.mark.parametrize("speed", [pytest.param("compiled", marks=pytest.mark.slow), "autocast", "both, by csr"])
 def test_a_compiled_and_autocast_training_takes_the_same_course(speed: str) -> None:
     chosen: dict[str, Any] = {"density": 0.3, "steps": 40, "update_interval": 10, "learning_rate": 0.02}
@@ -369,6 +370,16 @@ def test_a_compiled_and_autocast_training_takes_the_same_course(speed: str) -> N
     assert (other.network._compiled_call_impl is not None) == ("compile" in SPEEDS[speed])
     if "timings" in SPEEDS[speed]:
         assert {layer.kernel for layer in other.network.layers.values() if layer.density < 1} == {"csr"}
+
+
+def test_a_kernel_that_autocast_leaves_in_float32_is_named_once() -> None:
+    chosen: dict[str, Any] = {"density": 0.3, "steps": 20, "update_interval": 5, "learning_rate": 0.02, "autocast": True}
+    with pytest.warns(
+        UserWarning, match=r"autocast is torch\.bfloat16, but kernel csr does not know it .* \(dense, columns, radix, block_16"
+    ) as said:
+        grow.fit(model(), *loaders(), **chosen, timings=lambda name, _: {"csr": 1.0}.get(name))
+    assert len(said) == 1
+    grow.fit(model(), *loaders(), **chosen, timings=lambda name, _: {"columns": 1.0}.get(name))  # any warning is an error
 
 
 def test_what_cannot_be_compiled_is_said_with_the_remedy() -> None:
