@@ -16,5 +16,5 @@ def frozen_profile(folder: RunFolder) -> Profile:
     except FileNotFoundError as error:
         raise RunNotFoundError(f"{folder.hardware} is missing, but {_RULE}") from error
     except (OSError, ValueError) as error:
-        damage = str(error).partition(";")[0]  # without the remedy: measured anew, it would be another profile than the trials' so far
+        damage = str(error).partition(", but must")[0]  # without the remedy: measured anew, it would not be what the trials so far had
         raise RunNotFoundError(f"{folder.hardware} is damaged ({damage}), but {_RULE}") from error
