@@ -95,16 +95,13 @@ class ConvolutionContract:
                     assert torch.equal(ours, second)
                     assert (ours.double() - oracle).norm() <= bound * oracle.norm()
 
-    @pytest.mark.parametrize("stride", [1, 2])
-    def test_gradients_of_a_convolution_agree_with_finite_differences(
-        self, kernel: Kernel, stride: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_gradients_of_a_convolution_agree_with_finite_differences(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(windows, "WASTE", 1e9)  # so small a map wastes most of a tile
-        layer = layer_of(kernel, np.array([3, 30, 70]), stride, torch.float64)
+        layer = layer_of(kernel, np.array([3, 30, 70]), 1, torch.float64)
 
         def y(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
 
         assert layer.bias is not None
         weight = layer.weight.detach().clone().requires_grad_(kernel.storage == "compressed")
-        assert gradcheck(y, (draw(1, 3, 3, 3, seed=5).requires_grad_(), weight, layer.bias.detach().clone().requires_grad_()))
+        assert gradcheck(y, (draw(1, 3, 3, 2, seed=5).requires_grad_(), weight, layer.bias.detach().clone().requires_grad_()))
