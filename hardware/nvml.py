@@ -65,16 +65,22 @@ def medium(first: str, second: str) -> str:
 
 
 def _nvlinks(nvml: ModuleType, one: object, other: object) -> int:
-    """Active NVLinks of one GPU that end at the other, or at a switch, through which every GPU of the machine is reached."""
+    """Active NVLinks of one GPU that end at the other, or at a switch which the other is joined to as well."""
     address = _text(nvml.nvmlDeviceGetPciInfo(other).busId)
-    found = 0
-    for link in range(nvml.NVML_NVLINK_MAX_LINKS):
-        if _asked(nvml, "nvmlDeviceGetNvLinkState", one, link) != nvml.NVML_FEATURE_ENABLED:
-            continue
-        end = _asked(nvml, "nvmlDeviceGetNvLinkRemotePciInfo", one, link)
-        switched = _asked(nvml, "nvmlDeviceGetNvLinkRemoteDeviceType", one, link) == nvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
-        found += switched or (end is not None and _text(end.busId) == address)
-    return found
+    direct = sum(end is not None and _text(end.busId) == address for end, switch in _ends(nvml, one) if not switch)
+    return direct + min(sum(switch for _, switch in _ends(nvml, gpu)) for gpu in (one, other))
+
+
+def _ends(nvml: ModuleType, gpu: object) -> list[tuple[Any, bool]]:
+    """Of every active NVLink of a GPU: the address of what it ends at, where that is known, and whether it is a switch."""
+    active = [
+        link
+        for link in range(nvml.NVML_NVLINK_MAX_LINKS)
+        if _asked(nvml, "nvmlDeviceGetNvLinkState", gpu, link) == nvml.NVML_FEATURE_ENABLED
+    ]
+    kinds = [_asked(nvml, "nvmlDeviceGetNvLinkRemoteDeviceType", gpu, link) for link in active]
+    ends = [_asked(nvml, "nvmlDeviceGetNvLinkRemotePciInfo", gpu, link) for link in active]
+    return [(end, kind == nvml.NVML_NVLINK_DEVICE_TYPE_SWITCH) for end, kind in zip(ends, kinds, strict=True)]
 
 
 def _asked(nvml: ModuleType, question: str, *arguments: object) -> Any:

@@ -1,5 +1,8 @@
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import networkx
 import pynvml
@@ -7,6 +10,7 @@ import pytest
 
 from hardware import devices, nvml
 from hardware.devices import Device, DeviceGraph, Link, TooFewDevicesError, discover
+from hardware.sweep import _media
 
 GPUS = tuple(Device("H100", "cuda", index, 80 * 2**30, f"GPU-{index}") for index in range(2))
 WORKERS = tuple(Device("cpu", "cpu", index, 2**30, f"host/worker{index}") for index in range(3))
@@ -95,11 +99,127 @@ def test_a_route_to_nowhere_is_refused(first: int, second: int, message: str) ->
         DeviceGraph(WORKERS[:2], {(0, 1): Link(1e-5, 1e9)}).link(first, second)
 
 
-def test_without_a_driver_the_management_library_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Card:
+    """A GPU of a stand-in. links: what its NVLinks end at: another card's number, a switch, or None where they are off."""
+
+    number: int
+    numa: int | None
+    links: tuple[int | str | None, ...] = ()
+
+    @property
+    def bus(self) -> str:
+        return f"00000000:{self.number:02X}:00.0"
+
+
+CARDS = (
+    Card(0, 0, (1, None, 1)),
+    Card(1, 0, (0, 0)),
+    Card(2, 1, ("switch", "switch", None, "switch")),
+    Card(3, 1, ("switch", "switch", "switch")),
+    Card(4, 0),
+    Card(5, None),  # it does not know its node
+)
+
+
+def known(value: int | None) -> int:
+    """What the library says, or the error with which it says nothing."""
+    if value is None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    return value
+
+
+def state(card: Card, link: int) -> int:
+    end = card.links[link] if link < len(card.links) else known(None)
+    return pynvml.NVML_FEATURE_DISABLED if end is None else pynvml.NVML_FEATURE_ENABLED
+
+
+def kind_of_end(card: Card, link: int) -> int:
+    return pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH if card.links[link] == "switch" else pynvml.NVML_NVLINK_DEVICE_TYPE_GPU
+
+
+def address_of_end(card: Card, link: int) -> SimpleNamespace:
+    end = card.links[link]
+    return SimpleNamespace(busId=CARDS[end].bus if isinstance(end, int) else "00000000:F0:00.0")
+
+
+def ancestor(one: Card, other: Card) -> int:
+    return pynvml.NVML_TOPOLOGY_HOSTBRIDGE if known(one.numa) == known(other.numa) else pynvml.NVML_TOPOLOGY_SYSTEM
+
+
+LIBRARY: dict[str, Callable[..., object]] = {
+    "nvmlInit": lambda: None,
+    "nvmlShutdown": lambda: None,
+    "nvmlSystemGetDriverVersion": lambda: b"570.86",
+    "nvmlDeviceGetCount": lambda: len(CARDS),
+    "nvmlDeviceGetHandleByIndex": lambda index: CARDS[index],
+    "nvmlDeviceGetHandleByUUID": lambda identity: CARDS[int(identity.removeprefix("GPU-card"))],
+    "nvmlDeviceGetName": lambda card: "NVIDIA A Card",
+    "nvmlDeviceGetUUID": lambda card: f"GPU-card{card.number}".encode(),  # older versions answer with bytes
+    "nvmlDeviceGetMemoryInfo": lambda card: SimpleNamespace(total=2**30 * (card.number + 1)),
+    "nvmlDeviceGetNumaNodeId": lambda card: known(card.numa),
+    "nvmlDeviceGetPciInfo": lambda card: SimpleNamespace(busId=card.bus.encode()),
+    "nvmlDeviceGetNvLinkState": state,
+    "nvmlDeviceGetNvLinkRemoteDeviceType": kind_of_end,
+    "nvmlDeviceGetNvLinkRemotePciInfo": address_of_end,
+    "nvmlDeviceGetTopologyCommonAncestor": ancestor,
+}
+"""What the management library says of these cards, under the names and with the constants and errors of the real one."""
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """What the library said is forgotten before and after."""
+    asked = (nvml.gpus, nvml.driver, nvml.medium, devices.gpus)
+    for answers in asked:
+        answers.cache_clear()
+    yield
+    for answers in asked:
+        answers.cache_clear()
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> None:
+    for name, answer in LIBRARY.items():
+        monkeypatch.setattr(pynvml, name, answer)  # which the real one must have
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_gpus_are_what_the_management_library_says(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = devices.gpus()
+    assert [device.id for device in found] == [f"GPU-card{number}" for number in range(6)]
+    assert [device.numa for device in found] == [0, 0, 1, 1, 0, None]
+    assert [device.memory_bytes for device in found] == [2**30 * (number + 1) for number in range(6)]
+    assert (found[0].name, nvml.driver()) == ("NVIDIA A Card", "570.86")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-card1")
+    devices.gpus.cache_clear()
+    assert [(device.index, device.id, device.numa) for device in devices.gpus()] == [(0, "GPU-card3", 1), (1, "GPU-card1", 0)]
+
+
+@pytest.mark.parametrize(
+    ("pair", "medium"),
+    [
+        ((0, 1), "NVLink x2"),  # of three links one is off
+        ((2, 3), "NVLink x3"),
+        ((0, 4), "PCIe"),
+        ((1, 2), "PCIe across NUMA nodes"),  # links that end elsewhere, and a switch that only one of them is joined to
+        ((2, 4), "PCIe across NUMA nodes"),
+        ((4, 5), ""),
+    ],
+)
+def test_what_joins_two_gpus_is_told_from_links_switches_and_memory_nodes(cards: None, pair: tuple[int, int], medium: str) -> None:
+    one, other = (f"GPU-card{number}" for number in pair)
+    assert (nvml.medium(one, other), nvml.medium(other, one), nvml.medium(one, one)) == (medium, medium, "")
+
+
+def test_the_links_of_a_profile_are_named_by_what_joins_the_devices(cards: None) -> None:
+    found = _media(devices.gpus()[:3], ["host"] * 3)
+    assert found == {(0, 1): "NVLink x2", (0, 2): "PCIe across NUMA nodes", (1, 2): "PCIe across NUMA nodes"}
+
+
+def test_without_a_driver_the_management_library_knows_nothing(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> None:
     def fail() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    for asked in (nvml.gpus, nvml.driver, nvml.medium):
-        asked.cache_clear()
     assert (nvml.gpus(), nvml.driver(), nvml.medium("GPU-0", "GPU-1")) == ((), "", "")

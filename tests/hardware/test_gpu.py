@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from torch.nn import functional
 
 from grow.layers import SparseLinear
 from grow.network import Network
-from hardware.devices import discover
+from hardware.devices import discover, gpus
 from hardware.execute.exchange import HaloPlan, Peers, Pending
 from hardware.execute.gradients import GradientSum
 from hardware.execute.measure import Job, measure_throughput
@@ -24,6 +26,7 @@ from hardware.execute.moves import Halo
 from hardware.execute.overlap import OverlappedLayer
 from hardware.execute.ranks import Rank, run_ranks
 from hardware.execute.watch import _waits
+from hardware.nvml import driver, medium
 from hardware.shard import shard
 from hardware.sweep import Measured, measure_rank
 from hardware.sweep.clock import Patience, in_company, own_work
@@ -226,6 +229,18 @@ def test_who_waits_for_the_gpu_to_hear_of_others_is_seen_to_wait() -> None:
         seen.append(_waits())
         time.sleep(0.01)
     assert any(seen)
+
+
+def test_the_management_library_knows_the_gpus_that_torch_sees() -> None:
+    found = gpus()
+    properties = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    assert [device.name for device in found] == [seen.name for seen in properties]
+    assert all(seen.total_memory <= device.memory_bytes for device, seen in zip(found, properties, strict=True))
+    assert len({device.id for device in found}) == len(found)
+    assert driver()
+    for one, other in combinations(found, 2):
+        assert medium(one.id, other.id) == medium(other.id, one.id)
+        assert re.fullmatch(r"NVLink x[1-9]\d*|PCIe( across NUMA nodes)?|", medium(one.id, other.id))
 
 
 def test_a_gpu_that_is_not_there_is_named() -> None:
