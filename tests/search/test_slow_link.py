@@ -31,7 +31,7 @@ FAST, SLOW = 1e10, 2.5e6  # bytes/s, the slow one 20 Mbit/s
 
 def machine(bytes_per_s: float) -> Profile:
     """Two cores and a cable."""
-    return Machine("two", 1, 2, CORE, Wire("cable", 1e-5, bytes_per_s, bytes_per_s), None, 5e-6, 2e-4, {}).profile()
+    return Machine("two", 1, 2, CORE, Wire("cable", 1e-5, bytes_per_s, bytes_per_s), None, 5e-6, 2e-4, 1.0, {}).profile()
 
 
 def price_on(bytes_per_s: float) -> float:
