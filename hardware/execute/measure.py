@@ -98,8 +98,8 @@ class Throughput:
 def seconds_of_job(step_s: float, seconds_per_job: float, rounds: int) -> float:
     """What timing a job takes in all, where nobody disturbs it and a step takes so long.
 
-    >>> seconds_of_job(2.0, 2.5, 5), seconds_of_job(0.1, 2.5, 5)
-    (12.0, 3.6)
+    >>> seconds_of_job(2.0, 2.5, 5), seconds_of_job(0.25, 2.5, 5)
+    (12.0, 5.25)
     """
     return _warm_up_s(step_s) + rounds * _turn_s(step_s, seconds_per_job / rounds)
 
