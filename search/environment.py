@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from search.errors import DEBUG_VARIABLE, ConfigurationError
@@ -16,6 +16,9 @@ FILE_VARIABLE = "GROW_CONFIG"
 
 DATA_VARIABLE = "GROW_DATA"
 """Names a folder in which studies look for their data."""
+
+SLIP = 0.8
+"""How alike two names are, by difflib, of which one is a slip of the pen: a letter more, less or other, or two that changed places."""
 
 _OTHERS = (FILE_VARIABLE, DATA_VARIABLE, DEBUG_VARIABLE, PARENT_VARIABLE)
 
@@ -44,7 +47,18 @@ def check(environment: Mapping[str, str], here: Iterable[str], everywhere: Calla
     for name in left:
         if name in known:
             continue
-        close = get_close_matches(name.removeprefix(PREFIX).upper(), bare, n=1)
-        if close:
-            raise ConfigurationError(f"{name} is set, but must be a variable of grow's; did you mean {PREFIX}{close[0]}? Else unset it")
+        meant = _meant(name.removeprefix(PREFIX).upper(), bare)
+        if meant is not None:
+            raise ConfigurationError(f"{name} is set, but must be a variable of grow's; did you mean {PREFIX}{meant}? Else unset it")
         say(f"{name} is set, but is no variable of grow's: it is ignored")
+
+
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    """The one of ours that a name was surely meant to be: a slip of the pen, or its beginning. Other programs have names of their own.
+
+    >>> _meant("TRAILS", ["GPUS", "TRIALS"]), _meant("ALLOW_CONFIG", ["ALLOW_CONFIG_CHANGE"]), _meant("STORAGE_URL", ["STORAGE"])
+    ('TRIALS', 'ALLOW_CONFIG_CHANGE', None)
+    """
+    return next(iter(get_close_matches(name, known, n=1, cutoff=SLIP)), None) or next(
+        (option for option in known if option.startswith(f"{name}_")), None
+    )

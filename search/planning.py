@@ -99,7 +99,8 @@ def planned(subject: Subject, profile: Profile, gpus: int, budget_s: float, prog
             raise
         progress(f"the clock failed, so the plan is as predicted: {error}")
         return found
-    left_out = [f"{named(c)} (predicted {1000 * c.predicted_s:.4g} ms)" for c in to_time(found) if c.measured_s is None]
+    timed = {named(candidate) for candidate in found.candidates if candidate.measured_s is not None}
+    left_out = [f"{named(one)} (predicted {1000 * one.predicted_s:.4g} ms)" for one in chosen if named(one) not in timed]
     if left_out:
         progress(f"not timed within the budget of {budget_s:.0f} s: {', '.join(left_out)}; allow more with --budget")
     return found

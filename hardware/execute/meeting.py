@@ -85,7 +85,7 @@ class _Place:
 
 def join(meeting: Meeting, kind: Kind, threads: int, timeout_s: float = MEETING_S) -> Rank:
     """Become one rank of the default process group, pinned to its own cores. RankError names whom it could not reach in time."""
-    deadline = time.monotonic() + timeout_s
+    deadline, cores = time.monotonic() + timeout_s, len(available_cores())
     _settle(meeting, threads)
     store = _store(meeting, timeout_s)
     with closing(socket.create_server((own_address(meeting), 0), backlog=meeting.count)) as door:
@@ -110,7 +110,8 @@ def join(meeting: Meeting, kind: Kind, threads: int, timeout_s: float = MEETING_
     def lost(rank: int, reason: str) -> None:
         give_up(f"grow: {_name(places, rank)} {reason}; remove the cause and go on with --resume\n")
 
-    return Rank(meeting.rank, meeting.count, device, store, lost)
+    beside = sum(place.host == mine.host for place in places)
+    return Rank(meeting.rank, meeting.count, device, store, lost, crowd=-(-beside * threads // cores))
 
 
 def give_up(message: str) -> NoReturn:

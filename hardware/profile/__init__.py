@@ -42,7 +42,7 @@ from hardware.tables import FloatArray, KernelTable, SizeTable
 if TYPE_CHECKING:
     from grow.kernels import KernelCase
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 Progress: TypeAlias = Callable[[str], None]
 
 MASKED = " masked"

@@ -138,10 +138,12 @@ def test_a_variable_of_the_wrong_type_is_named_with_the_rule(monkeypatch: pytest
 def test_a_strangers_variable_is_named_and_those_of_other_commands_are_let_be(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("GROW_PLANTS_HOME", "GROW_ADD", "GROW_DATA", "GROW_PARENT"):
+    strangers = ("GROW_CACHE", "GROW_DATASET", "GROW_MODE", "GROW_RUN_ID", "GROW_STORAGE_PASSWORD", "GROW_THREADS")
+    for name in (*strangers, "GROW_ADD", "GROW_DATA", "GROW_PARENT"):
         monkeypatch.setenv(name, "3")
     assert _dispatch(["studies"]) == 0
-    assert capsys.readouterr().err == "grow: GROW_PLANTS_HOME is set, but is no variable of grow's: it is ignored\n"
+    told = [f"grow: {name} is set, but is no variable of grow's: it is ignored\n" for name in strangers]
+    assert capsys.readouterr().err == "".join(told)
 
 
 @pytest.mark.parametrize(("line", "hint"), [("tirals = 20", "did you mean 'trials'"), ("colour = 'red'", "use the grow that wrote it")])

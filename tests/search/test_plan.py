@@ -103,16 +103,19 @@ def test_without_time_nothing_is_timed_and_with_little_it_is_said_what_is_left_o
     assert all(candidate.measured_s is None for candidate in planning.planned(subject, here(), 2, 1.0, told.append).candidates)
     assert [line.partition(":")[0] for line in told] == ["nothing is timed"]
 
-    def first_of(budget_s: float, make: object, jobs: object, names: list[str], *others: object, **more: object) -> list[Throughput | None]:
-        asked.extend(names)
-        return [Throughput(32.0, 32.0, 32.0, 1.0, 0, 0), *[None] * (len(names) - 1)]
+    def first(budget_s: float, make: object, jobs: object, names: list[str], *others: object, **more: object) -> list[Throughput | None]:
+        asked[:] = names
+        return [Throughput(32.0, 32.0, 32.0, 1.0, 0, 0) if place < timed else None for place in range(len(names))]
 
-    monkeypatch.setattr(planning, "measure_within", first_of)
-    found = planning.planned(subject, here(), 2, 30.0, told.append)
-    assert (planning.named(found.best), found.best.measured_s) == (asked[0], 1.0)
-    assert told[1].startswith(f"timing {len(asked)} candidates, which would take about ")
-    assert told[2].startswith("not timed within the budget of 30 s: ")
-    assert all(name in told[2] for name in asked[1:])
+    monkeypatch.setattr(planning, "measure_within", first)
+    for timed in (1, 3, 4, 5):
+        told.clear()
+        found = planning.planned(subject, here(), 2, 30.0, told.append)
+        assert (planning.named(found.best), found.best.measured_s) == (asked[0], 1.0)
+        assert told[0].startswith(f"timing {len(asked)} candidates, which would take about ")
+        left_out = [name for name in asked[timed:] if f"{name} (predicted" in told[-1]]
+        assert left_out == asked[timed:]
+        assert told[-1].startswith("not timed within the budget of 30 s: ") == bool(left_out)
 
 
 def test_where_the_clock_fails_the_plan_is_as_predicted_unless_a_rank_refused(monkeypatch: pytest.MonkeyPatch) -> None:
