@@ -17,6 +17,7 @@ from grow.axes import ConnectionsAxis
 from grow.checkpoint_file import Checkpoint, CheckpointError, last_whole, latest, read, write
 from grow.editing.insertion import Insertion
 from grow.evidence.step import StepGradients
+from grow.history import sync_folder
 from grow.kernels import Picked
 from grow.network import Network
 from grow.session import Session
@@ -28,6 +29,7 @@ __all__ = [
     "capture_followed",
     "capture_session",
     "describe",
+    "forget_after",
     "last_whole",
     "latest",
     "network_tensors",
@@ -111,6 +113,18 @@ def save_session(folder: Path, session: Session, extra: Mapping[str, object] | N
     write(folder / f"{session.step:08d}", capture_session(session, extra))
     for old in sorted(folder.glob("[0-9]*[0-9]"))[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Drop the numbered checkpoints of later steps, the last one first: the training that goes on from this step makes them anew.
+
+    Else they would be taken for its own, and kept in place of those that it writes.
+    """
+    later = [path for path in sorted(folder.glob("[0-9]*[0-9]"), reverse=True) if path.name > f"{step:08d}"]
+    for path in later:
+        shutil.rmtree(path)
+    if later:
+        sync_folder(folder)  # they must not come back once the history of the new ones has begun
 
 
 def capture_session(session: Session, extra: Mapping[str, object] | None = None) -> Checkpoint:

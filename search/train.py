@@ -39,11 +39,11 @@ from hardware.workload import Workload
 from search import build
 from search.divide import Divider
 from search.errors import ConfigurationError, RunLockedError
-from search.files import append_line, locked, read_lines, write_json, write_text
+from search.files import append_line, locked, write_json
 from search.recipe import UNPRICED, Recipe
 from search.rundir import TrialFolder
 from search.terminal import say
-from search.worker import EVALUATIONS, METRICS, metrics
+from search.worker import EVALUATIONS, METRICS, go_to, metrics
 
 LINE_EVERY_S = 5.0
 
@@ -142,13 +142,7 @@ def _owned(files: TrialFolder, rank: Rank) -> Iterator[None]:
 
 def _resume(session: Session, files: TrialFolder) -> None:
     """Go to the folder's last whole checkpoint, or before the first step. What was noted after that point is forgotten."""
-    saved = build.last_checkpoint(files.checkpoint)
-    if saved is None:
-        session.history.rewind(0)
-    else:
-        checkpoint.restore_session(session, saved)
-    kept = [line for line in read_lines(files.metrics) if isinstance(step := line.get("step"), int) and step <= session.step]
-    write_text(files.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    go_to(session, files, build.last_checkpoint(files.checkpoint))
     files.result.unlink(missing_ok=True)
 
 

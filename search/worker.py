@@ -99,7 +99,6 @@ def with_history(saved: Checkpoint | None, files: TrialFolder) -> Checkpoint | N
     try:
         History(files.history).rewind(told["events"])
     except (ValueError, TypeError):
-        files.history.unlink(missing_ok=True)
         damage = f"{files.history} lacks events that the checkpoint of step {told['step']} has"
         sys.stderr.write(f"{NOTICE}{damage}; the training goes on from the start\n")
         return None
@@ -109,13 +108,23 @@ def with_history(saved: Checkpoint | None, files: TrialFolder) -> Checkpoint | N
 def begin(material: Material, profile: Profile, files: TrialFolder, saved: Checkpoint | None) -> Session:
     """The training at a checkpoint, or before its first step. What was noted after that point is forgotten."""
     training = build.session(material, profile, History(files.history))
-    if saved is None:
-        training.history.rewind(0)
-    else:
+    go_to(training, files, saved)
+    return training
+
+
+def go_to(training: Session, files: TrialFolder, saved: Checkpoint | None) -> None:
+    """Let a training, and its files, stand at a checkpoint, or before the first step.
+
+    Checkpoints go first: until they have, events and metrics are those of every one that is left, so that a kill in between costs nothing.
+    """
+    if saved is not None:
         checkpoint.restore_session(training, saved)
+    checkpoint.forget_after(files.checkpoint, training.step)
+    if saved is None:
+        files.history.unlink(missing_ok=True)  # what is damaged could not be rewound
+        training.history.rewind(0)
     kept = [line for line in read_lines(files.metrics) if isinstance(step := line.get("step"), int) and step <= training.step]
     write_text(files.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-    return training
 
 
 def advance(training: Session, recipe: Recipe, files: TrialFolder, signals: Signals, profile: Profile) -> Ending | None:

@@ -10,11 +10,11 @@ import pytest
 from search import worker
 from search.ended import checked
 from search.errors import RunError, RunNotFoundError
-from search.files import read_json, read_lines, write_json
+from search.files import append_line, read_json, read_lines, write_json
 from search.losses import mend
 from search.results import document
 from search.run import resume
-from search.rundir import RunFolder
+from search.rundir import RunFolder, TrialFolder
 from search.storage import add_running, open_study, tell_drawn_twice, tell_failed, tell_infeasible, tell_stopped_early
 from tests.search.conftest import Grow
 
@@ -69,6 +69,86 @@ def test_a_trial_at_work_that_has_lost_its_history_is_trained_from_the_start_to_
     worker._work(files.recipe)
     assert f"{files.history} lacks events that the checkpoint of step 50 has; the training goes on from the start" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
+
+
+class KilledError(BaseException):
+    """What ends a training in the middle, with nothing done after it."""
+
+
+@pytest.fixture
+def untrained(run: RunFolder) -> TrialFolder:
+    """A trial of a run that is to be trained anew, with a checkpoint every 10 of its 60 steps."""
+    files = run.trial(2)
+    shutil.rmtree(files.checkpoint)
+    for path in (files.result, files.history, files.metrics):
+        path.unlink()
+    write_json(files.recipe, read_json(files.recipe) | {"checkpoint_interval": 10})
+    return files
+
+
+def killed_at(step: int, files: TrialFolder) -> list[int]:
+    """Train a trial until it has noted a step; the names of the checkpoints that it leaves."""
+
+    def noting(path: Path, line: dict[str, object]) -> None:
+        append_line(path, line)
+        if line["step"] == step:
+            raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "append_line", noting)
+        with pytest.raises(KilledError):
+            worker._work(files.recipe)
+    return sorted(int(path.name) for path in files.checkpoint.glob("[0-9]*"))
+
+
+def killed_while_forgetting(files: TrialFolder) -> None:
+    """Train a trial that has lost what its checkpoints count on, until it has removed the first of them."""
+
+    def removing(path: Path, *, ignore_errors: bool = False) -> None:
+        remove(path, ignore_errors=ignore_errors)
+        raise KilledError
+
+    remove = shutil.rmtree
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", removing)
+        with pytest.raises(KilledError):
+            worker._work(files.recipe)
+
+
+def lose_history(files: TrialFolder) -> None:
+    files.history.unlink()
+
+
+def damage_checkpoints(files: TrialFolder) -> None:
+    for tensors in files.checkpoint.glob("*/tensors.safetensors"):
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("lose", [lose_history, damage_checkpoints])
+def test_a_training_begun_anew_that_is_killed_goes_on_from_its_own_checkpoints_to_the_same_end(
+    lose: Callable[[TrialFolder], None], digits: Finished, untrained: TrialFolder
+) -> None:
+    assert killed_at(58, untrained) == [40, 50]
+    lose(untrained)
+    killed_while_forgetting(untrained)
+    assert killed_at(25, untrained) == [10, 20]
+    assert killed_at(58, untrained) == [40, 50]
+    worker._work(untrained.recipe)
+    undisturbed = RunFolder(digits[0]).trial(2)
+    assert untrained.result.read_bytes() == undisturbed.result.read_bytes()
+    assert untrained.history.read_bytes() == undisturbed.history.read_bytes()
+    assert timeless(untrained) == timeless(undisturbed)
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_those_that_come_before_it(untrained: TrialFolder) -> None:
+    assert killed_at(58, untrained) == [40, 50]
+    (untrained.checkpoint / "00000050" / "tensors.safetensors").unlink()
+    assert killed_at(45, untrained) == [40]
+
+
+def timeless(files: TrialFolder) -> list[dict[str, object]]:
+    """The metrics of a trial but for the clock's."""
+    return [{name: value for name, value in line.items() if name != "steps_per_s"} for line in read_lines(files.metrics)]
 
 
 def resumed(run: RunFolder, grow: Grow) -> str:
