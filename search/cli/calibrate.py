@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from search.options import DeviceChoice
+from search.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,16 +52,14 @@ def calibrate(
     from hardware.cache import keep, obtain
     from hardware.calibrate import calibrate as compare
     from hardware.devices import discover
-    from search.cli.output import print_error_line, print_json
+    from search.cli.output import print_json
     from search.report import show
 
     devices = discover(device, gpus)
     if devices.note is not None:
-        print_error_line(devices.note)
-    profile, compared = compare(
-        obtain(devices.devices, anew=anew, progress=print_error_line), seconds_per_case=seconds_per_case, progress=print_error_line
-    )
-    keep(profile, print_error_line)
+        say(devices.note)
+    profile, compared = compare(obtain(devices.devices, anew=anew, progress=say), seconds_per_case=seconds_per_case, progress=say)
+    keep(profile, say)
     if json:
         assert profile.calibration is not None
         rows = [{**asdict(row.case), "predicted_s": row.predicted_s, "measured_s": row.measured_s} for row in compared]

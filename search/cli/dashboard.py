@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from search.terminal import say
+
 
 def dashboard(run: str, /, *, port: int = 8080, runs_dir: Path = Path("runs")) -> int:
     """Open a run in Optuna's dashboard, for this machine alone, until Ctrl-C; also a run that is at work.
@@ -24,7 +26,6 @@ def dashboard(run: str, /, *, port: int = 8080, runs_dir: Path = Path("runs")) -
     """
     import time
 
-    from search.cli.output import print_error_line
     from search.dashboard import served
     from search.load import LoadedRun
     from search.process import noted_signals
@@ -32,7 +33,7 @@ def dashboard(run: str, /, *, port: int = 8080, runs_dir: Path = Path("runs")) -
 
     with noted_signals() as signals, served(LoadedRun(find_run(run, runs_dir)), port) as (address, copy):
         print(address, flush=True)
-        print_error_line("a copy of the run is shown, and follows it; end with Ctrl-C")
+        say("a copy of the run is shown, and follows it; end with Ctrl-C")
         while signals.received is None:
             copy.follow()
             time.sleep(0.5)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from search.terminal import say
+
 
 def export(
     run: str,
@@ -37,7 +39,6 @@ def export(
     runs_dir
         Folder of all runs.
     """
-    from search.cli.output import print_error_line
     from search.export import export as written
     from search.export import summary
     from search.load import LoadedRun
@@ -46,8 +47,8 @@ def export(
     folder = find_run(run, runs_dir)
     target = output or Path(f"{folder.path.resolve().name}-{trial}-{form}")
     for checked in written(LoadedRun(folder), trial, form, target):
-        print_error_line(checked)
+        say(checked)
     for name, size in summary(target).items():
-        print_error_line(f"{name}, {size:,} bytes")
+        say(f"{name}, {size:,} bytes")
     print(target)
     return 0

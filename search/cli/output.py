@@ -46,18 +46,11 @@ def check_one_format(*, json: bool, csv: bool) -> None:
         raise ConfigurationError("json and csv are both given, but must be at most one of the two; leave one out")
 
 
-def print_error_line(text: str) -> None:
-    """A line on stderr."""
-    say(text)
-
-
 def tell_losses(found: RunDocument) -> None:
     """Say on stderr which trials of a run have lost files: of them, what the journal was told is shown."""
     for trial in found["trials"]:
         if trial["lost"]:
-            print_error_line(
-                f"trial {trial['number']} has lost {', '.join(trial['lost'])}, missing or damaged; what the journal says is shown"
-            )
+            say(f"trial {trial['number']} has lost {', '.join(trial['lost'])}, missing or damaged; what the journal says is shown")
 
 
 def conclude(folder: RunFolder, *, as_json: bool, finished_before: bool = False) -> int:
@@ -83,7 +76,7 @@ def conclude(folder: RunFolder, *, as_json: bool, finished_before: bool = False)
         )
         if not finished_before:
             raise NoUsableTrialError(told)
-        print_error_line(told)
+        say(told)
     return 0
 
 

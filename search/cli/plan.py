@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from search.errors import ConfigurationError
 from search.options import DeviceChoice
+from search.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,7 +72,7 @@ def plan(
     json
         Print one JSON object.
     """
-    from search.cli.output import check_page, print_error_line, print_json, written
+    from search.cli.output import check_page, print_json, written
     from search.example import shape_of
     from search.files import write_json
 
@@ -87,12 +88,12 @@ def plan(
         elsewhere.check_devices(gpus)
     subject = planning.subject(planning.Drawn(network, shape, 0, initial, density, gpus), batch)
     if shape is None:
-        print_error_line(f"the input of {network} is taken to be {'x'.join(map(str, subject.shape))}; name another with --input")
+        say(f"the input of {network} is taken to be {'x'.join(map(str, subject.shape))}; name another with --input")
     profile = elsewhere or _profile(device, gpus)
-    found = planning.planned(subject, profile, gpus, budget, print_error_line)
+    found = planning.planned(subject, profile, gpus, budget, say)
     document = planning.document(subject, profile, found, gpus)
     for doubt, whose in _doubts(document).items():
-        print_error_line(f"beyond what was calibrated ({MARK}): {doubt} ({whose})")
+        say(f"beyond what was calibrated ({MARK}): {doubt} ({whose})")
     written("picture", picture, lambda path: timeline.draw(found.best.simulation.timeline, _title(document), path))
     if save is not None:
         written("save", save, lambda path: write_json(path, document))
@@ -121,12 +122,11 @@ def _check(gpus: int, batch: int, initial: Initial, density: float, files: Mappi
 def _profile(device: DeviceChoice, gpus: int) -> Profile:
     from hardware.cache import obtain
     from hardware.devices import discover
-    from search.cli.output import print_error_line
 
     devices = discover(device, gpus)
     if devices.note is not None:
-        print_error_line(devices.note)
-    return obtain(devices.devices, progress=print_error_line)
+        say(devices.note)
+    return obtain(devices.devices, progress=say)
 
 
 def _title(document: Mapping[str, Any]) -> str:

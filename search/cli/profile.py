@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from search.options import DeviceChoice
+from search.terminal import say
 
 if TYPE_CHECKING:
     from hardware.profile import Profile
@@ -56,7 +56,7 @@ def profile(
     json
         Print it as one JSON object.
     """
-    from search.cli.output import check_page, print_error_line, print_json, written
+    from search.cli.output import check_page, print_json, written
 
     check_page("picture", picture)
     if hardware is None and {"RANK", "WORLD_SIZE"} & set(os.environ):
@@ -65,7 +65,7 @@ def profile(
             return 0
         found = joined
     elif hardware is None:
-        found = _measured(gpus, device, anew=anew, full=full, say=print_error_line)
+        found = _measured(gpus, device, anew=anew, full=full)
     else:
         from hardware.presets import hardware as named
 
@@ -108,7 +108,7 @@ def _joined(device: DeviceChoice, *, full: bool) -> Profile | None:
     return found
 
 
-def _measured(gpus: int, device: DeviceChoice, *, anew: bool, full: bool, say: Callable[[str], None]) -> Profile:
+def _measured(gpus: int, device: DeviceChoice, *, anew: bool, full: bool) -> Profile:
     from hardware.cache import obtain
     from hardware.devices import discover
 

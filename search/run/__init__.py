@@ -31,10 +31,11 @@ from search.options import Options, RunRecord, startup_of
 from search.ownership import exclusively
 from search.process import wait
 from search.progress import open_progress
-from search.run.parent import Parent, at_work, owned, say
+from search.run.parent import Parent, at_work, owned
 from search.run.state import note, now
 from search.rundir import RunFolder, create_run_folder, missing_folders, removed_on_error
 from search.storage_url import StorageUrl
+from search.terminal import printable, say
 
 if TYPE_CHECKING:
     from hardware.profile import Profile
@@ -132,7 +133,7 @@ def _agreed(folder: RunFolder, record: RunRecord, options: Options, allowed: boo
     """What has changed since the run began, if anything; ConfigurationError unless that is allowed, and nothing is done then."""
     changed = changes(folder, record, options)
     if changed and not allowed:
-        sys.stderr.write("\n".join([f"changed since run {record.run} began:", *changed]) + "\n")
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in (f"changed since run {record.run} began:", *changed)))
         raise ConfigurationError(f"run {record.run!r} is not what it was, but must be; put back what changed, or add --allow-config-change")
     yield changed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from search.process import Signals, noted_signals, was_stopped
 from search.run.state import state_kept
 from search.rundir import RunFolder, resume_command
 from search.storage_url import StorageUrl
+from search.terminal import say
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,3 @@ def at_work(folder: RunFolder, ownership: Ownership) -> Iterator[Parent]:
     """This process at work on a run that is its own: signals are noted, and the run's state is kept true."""
     with noted_signals() as signals, state_kept(folder, ownership), Nursery(signals) as nursery:
         yield Parent(folder, ownership, signals, nursery)
-
-
-def say(text: str) -> None:
-    """A line to the user, while nothing else is drawn on the terminal."""
-    sys.stderr.write(f"grow: {text}\n")

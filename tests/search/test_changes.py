@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from search.changes import accept, changes, code_of, record_code, versions
+from search.errors import ConfigurationError
 from search.files import read_json, write_json, write_text
 from search.options import Options, RunRecord, startup_of
+from search.run import resume
 from search.rundir import RunFolder, create_run_folder
 from search.storage import read_trials
 from tests.search.conftest import Grow
@@ -48,6 +50,22 @@ def test_every_kind_of_change_is_shown_as_a_diff(run: tuple[RunFolder, RunRecord
     assert {"- tolerance = 1.0", "+ tolerance = 2.0", f"+ {removed}", f"! {changed}", "- torch 1.0"} <= set(lines)
     assert sum('"steps": 30' in line for line in lines) == sum('"steps": 40' in line for line in lines) == 1
     assert not any("trials" in line for line in lines)  # a larger budget changes no trial
+
+
+def test_what_is_told_of_a_changed_run_gives_the_terminal_no_commands(
+    run: tuple[RunFolder, RunRecord, Options], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, record, _ = run
+    replace(record, versions={**record.versions, "torch": "1.0\x1b[1A"}).write(folder)
+    study = tmp_path / "own.py"
+    study.write_text(study.read_text() + "# \x1b[2J\n")
+    write_json(folder.lock, {"pid": 1, "host": "other\x1b[3J", "boot_id": "", "started": 0})
+    with pytest.raises(ConfigurationError, match="put back what changed"):
+        resume(folder, take_over=True)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "grow: taking over from process 1 on other\\x1b[3J, which has ended\nchanged since run one began:\n" in said
+    assert {"+# \\x1b[2J", "- torch 1.0\\x1b[1A"} <= set(said.splitlines())
 
 
 @pytest.mark.parametrize("damage", [None, "", "{"])

@@ -16,10 +16,10 @@ from hardware.profile.calibration import Calibration
 from hardware.profile.key import key_of
 from hardware.simulate import Span, Task, schedule
 from search import planning
-from search.cli.output import print_error_line
 from search.cli.plan import _doubts, _row, plan
 from search.errors import ConfigurationError
 from search.example import example_of, shape_of
+from search.terminal import say
 from search.timeline import draw, rows_of
 
 
@@ -86,7 +86,7 @@ def here() -> Profile:
 @pytest.mark.slow
 def test_candidates_are_timed_on_networks_that_the_ranks_draw_themselves(capfd: pytest.CaptureFixture[str]) -> None:
     subject = planning.subject(SMALL, 32)
-    found = planning.planned(subject, here(), 2, 40.0, print_error_line)
+    found = planning.planned(subject, here(), 2, 40.0, say)
     assert {candidate.devices for candidate in found.candidates} == {1, 2}
     timed = [candidate for candidate in found.candidates if candidate.measured_s is not None]
     assert timed == sorted(timed, key=lambda candidate: candidate.seconds) == list(found.candidates[: len(timed)])
