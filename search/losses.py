@@ -5,13 +5,15 @@ None of them is trained again: how they ended stands in the journal, from which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ended import RESULT, checked_if_valid, is_result
 from search.files import JsonObject, read_json_if_valid, write_json
+from search.recipe import Recipe
 from search.rundir import RunFolder, TrialFolder
 from search.storage import FAILURE, MEMORY, broken, drawn_twice
 
@@ -25,11 +27,18 @@ def lost(trial: FrozenTrial, files: TrialFolder) -> list[str]:
     return [path.name for path in (*needed, *extra, *(_of_training(files) if _trained(trial) else ()))]
 
 
-def mend(folder: RunFolder, trials: Iterable[FrozenTrial]) -> Iterator[str]:
-    """Write anew what other files hold of what trials have lost; what was lost, in words, of each trial."""
+def mend(folder: RunFolder, trials: Iterable[FrozenTrial], recipe: Callable[[int], Recipe] | None = None) -> Iterator[str]:
+    """Write anew what other files hold of what trials have lost; what was lost, in words, of each trial.
+
+    recipe: what decides a trial, by the journal; None where that may no longer be what it was trained by.
+    """
     for trial in trials:
         files = folder.trial(trial.number)
         names = lost(trial, files)
+        if files.recipe.name in names and recipe is not None:
+            write_json(files.recipe, recipe(trial.number).to_json())
+            names.remove(files.recipe.name)
+            yield f"{files.recipe} was missing or damaged, and is made anew from the journal"
         if files.result.name in names and (found := _kept(trial, files)) is not None:
             source, result = found
             write_json(files.result, result)
@@ -38,6 +47,20 @@ def mend(folder: RunFolder, trials: Iterable[FrozenTrial]) -> Iterator[str]:
         if names:
             told = "how it ended stands in the journal, and it is not trained again"
             yield f"trial {trial.number} has lost {', '.join(names)} of {files.path}, missing or damaged; {told}"
+
+
+def has_network(files: TrialFolder) -> bool:
+    """Whether there is what a trial's network is made of: its recipe and a checkpoint that is whole, as its hash says without torch."""
+    return checked_if_valid(files.recipe) is not None and any(map(_whole, files.checkpoint.glob("[0-9]*[0-9]")))
+
+
+def _whole(folder: Path) -> bool:
+    meta = read_json_if_valid(folder / "checkpoint.json")
+    try:
+        with open(folder / "tensors.safetensors", "rb") as tensors:
+            return meta is not None and hashlib.file_digest(tensors, "sha256").hexdigest() == meta.get("sha256")
+    except OSError:
+        return False
 
 
 def _trained(trial: FrozenTrial) -> bool:

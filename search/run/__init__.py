@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from search.changes import accept, changes, record_code, versions
 from search.errors import ChildError, ConfigurationError
+from search.files import read_lines
 from search.options import Options, RunRecord, startup_of
 from search.ownership import exclusively
 from search.process import wait
@@ -138,6 +139,12 @@ def _agreed(folder: RunFolder, record: RunRecord, options: Options, allowed: boo
     yield changed
 
 
+def _as_it_began(folder: RunFolder) -> bool:
+    """Whether what the run's journal says still means what it meant to all of its trials: no change was ever allowed."""
+    happened = {line.get("event") for line in read_lines(folder.events)}
+    return "run_created" in happened and "change_allowed" not in happened
+
+
 def _compare_machine(folder: RunFolder) -> None:
     """Say so where the run was planned on another machine: its predictions are of that one, what is measured from now on of this one."""
     profile = _profile(folder)
@@ -167,18 +174,20 @@ def _work(parent: Parent, add: int = 0) -> None:
     from search.losses import mend  # these need optuna, which takes its time to load
     from search.run.closing import close
     from search.run.loop import Loop
-    from search.run.trials import lowest_accuracy
+    from search.run.trials import Trials, lowest_accuracy
 
     folder, ownership = parent.folder, parent.ownership
     study, lost = ownership.open()
     if lost is not None:
         say(lost)
         note(folder, "journal_lost", what=lost)
-    for loss in mend(folder, study.get_trials(deepcopy=False)):
+    trials = Trials(parent, Options.read(folder), RunRecord.read(folder), study)
+    trials.look()
+    for loss in mend(folder, trials.known(), trials.recipe if _as_it_began(folder) else None):
         say(loss)
         note(folder, "files_lost", what=loss)
     if add:  # only now: a run that cannot go on keeps its budget
-        lowest_accuracy(study.get_trials(deepcopy=False), Options.read(folder).tolerance)
+        lowest_accuracy(trials.known(), Options.read(folder).tolerance)
         _raise_budget(folder, add)
     options, record = Options.read(folder), RunRecord.read(folder)
     assert record.plan is not None

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from search.baselines import DATA_PARALLEL, DENSE
 from search.ended import checked_if_valid
+from search.losses import has_network
 from search.options import Options, Plan
 from search.process import POLL_S, wait
 from search.progress import Progress
 from search.quiet import Hold, devices_of
 from search.run.parent import Parent
 from search.run.state import note, set_state
-from search.rundir import TrialFolder
 from search.slots import slots
 from search.storage import pareto, read_trials
 
@@ -30,8 +30,11 @@ def close(parent: Parent, options: Options, plan: Plan, view: Progress) -> None:
 def _measure(parent: Parent, timed: Sequence[int], tested: Sequence[int], devices: Sequence[str], view: Progress) -> None:
     """Time final networks alone on the devices, and read the test accuracy of some, as far as that is not done yet."""
     folder = parent.folder
-    time_them = [n for n in timed if _there(folder.trial(n)) and checked_if_valid(folder.trial(n).measured) is None]
-    test_them = [n for n in tested if _there(folder.trial(n)) and checked_if_valid(folder.trial(n).test) is None]
+    untimed = {n for n in timed if checked_if_valid(folder.trial(n).measured) is None}
+    untested = {n for n in tested if checked_if_valid(folder.trial(n).test) is None}
+    there = {n for n in untimed | untested if has_network(folder.trial(n))}
+    _name_lost(parent, (untimed | untested) - there, view)
+    time_them, test_them = sorted(untimed & there), sorted(untested & there)
     if not time_them and not test_them:
         return
     numbers = ", ".join(map(str, sorted({*time_them, *test_them})))
@@ -43,9 +46,14 @@ def _measure(parent: Parent, timed: Sequence[int], tested: Sequence[int], device
     note(folder, "measured", timed=time_them, tested=test_them)
 
 
-def _there(files: TrialFolder) -> bool:
-    """Whether a trial has what its network is made of; one that has lost it is left out."""
-    return files.checkpoint.is_dir() and checked_if_valid(files.recipe) is not None
+def _name_lost(parent: Parent, numbers: set[int], view: Progress) -> None:
+    """Say which trials are left out, as what their networks are made of is lost."""
+    for number in sorted(numbers):
+        files = parent.folder.trial(number)
+        what = files.recipe if checked_if_valid(files.recipe) is None else files.checkpoint
+        loss = f"trial {number} has lost its network: {what} is missing or damaged; it is not measured"
+        view.say(loss)
+        note(parent.folder, "files_lost", what=loss)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import optuna
 
 from search.ended import checked_if_valid
 from search.errors import cause
+from search.losses import has_network
 from search.options import Options, RunRecord
 from search.ownership import of_trial
 from search.process import stop
@@ -138,11 +139,15 @@ class Loop:
     def _find_results(self) -> None:
         """Trials that were trained before their parent was killed, here or elsewhere."""
         for trial in self._trials.unfinished(self._taken()):
-            result = self._parent.folder.trial(trial.number).result
+            files = self._parent.folder.trial(trial.number)
+            result = files.result
             if not result.exists() or not self._trials.claim(trial.number):
                 continue
             if checked_if_valid(result) is None:
                 self._progress.say(f"{result} is damaged and not used; trial {trial.number} goes on from its last checkpoint")
+                result.unlink()
+            elif self._outcomes.untimed(trial.number) and not has_network(files):
+                self._progress.say(f"trial {trial.number} has lost its network before it was timed, and is trained anew")
                 result.unlink()
             else:
                 self._ended.append(trial.number)

@@ -151,15 +151,21 @@ def timeless(files: TrialFolder) -> list[dict[str, object]]:
     return [{name: value for name, value in line.items() if name != "steps_per_s"} for line in read_lines(files.metrics)]
 
 
-def resumed(run: RunFolder, grow: Grow) -> str:
-    """What resuming a run whose trials have all ended says; nothing is trained or measured."""
+def done_again(run: RunFolder, grow: Grow) -> str:
+    """What resuming a run whose trials have all ended says, to its end."""
     write_json(run.record, read_json(run.record) | {"state": "interrupted"})
-    started = [line for line in read_lines(run.events) if line["event"] in ("trial_started", "measured")]
     done = grow("resume", str(run.path), cwd=run.path)
     assert done.returncode == 0, done.stderr
-    assert [line for line in read_lines(run.events) if line["event"] in ("trial_started", "measured")] == started
     assert read_json(run.record)["state"] == "complete"
     return done.stderr
+
+
+def resumed(run: RunFolder, grow: Grow) -> str:
+    """As `done_again`, where nothing is trained or measured."""
+    started = [line for line in read_lines(run.events) if line["event"] in ("trial_started", "measured")]
+    said = done_again(run, grow)
+    assert [line for line in read_lines(run.events) if line["event"] in ("trial_started", "measured")] == started
+    return said
 
 
 @pytest.mark.parametrize("damage", [None, '{"accuracy": "x"}', '{"state": "complete", "accuracy": NaN, "predicted_samples_per_s": 1}'])
@@ -181,11 +187,37 @@ def test_a_lost_result_is_made_anew_from_the_last_checkpoint(damage: str | None,
     assert document(run) == before
 
 
+@pytest.mark.parametrize("damage", [None, '{"devices": {}}'])
+def test_a_lost_recipe_is_made_anew_from_the_journal_so_that_the_network_is_measured_and_tested(
+    damage: str | None, run: RunFolder, grow: Grow
+) -> None:
+    front = document(run)["pareto"][-1]
+    files = run.trial(front)
+    written, tested = files.recipe.read_bytes(), files.test.read_bytes()
+    files.test.unlink()
+    if damage is None:
+        files.recipe.unlink()
+    else:
+        files.recipe.write_text(damage)
+    said = done_again(run, grow)
+    assert f"grow: {files.recipe} was missing or damaged, and is made anew from the journal\n" in said
+    assert files.recipe.read_bytes() == written
+    assert files.test.read_bytes() == tested
+
+
+def test_a_lost_recipe_is_not_made_anew_from_a_journal_that_may_mean_something_else_by_now(run: RunFolder, grow: Grow) -> None:
+    run.trial(2).recipe.unlink()
+    append_line(run.events, {"event": "change_allowed"})
+    assert f"trial 2 has lost recipe.json of {run.trial(2).path}, missing or damaged" in done_again(run, grow)
+    assert not run.trial(2).recipe.exists()
+
+
 def test_a_trial_whose_folder_is_gone_is_named_and_shown_as_the_journal_knows_it(run: RunFolder, grow: Grow) -> None:
     before = document(run)
     shutil.rmtree(run.trial(2).path)
     said = resumed(run, grow)
-    names = "recipe.json, result.json, metrics.jsonl, history.jsonl, checkpoint"
+    names = "result.json, metrics.jsonl, history.jsonl, checkpoint"
+    assert f"{run.trial(2).recipe} was missing or damaged, and is made anew from the journal" in said
     assert f"trial 2 has lost {names} of {run.trial(2).path}, missing or damaged; how it ended stands in the journal" in said
     found = document(run)
     assert found["trials"][2]["lost"] == names.split(", ")

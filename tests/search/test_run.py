@@ -105,19 +105,60 @@ def test_a_storage_in_the_environment_says_nothing_to_a_run_that_is_not_shared(
     assert refused.stderr.splitlines()[-1].endswith("the run keeps its trials in its own folder; leave it out")
 
 
-@pytest.mark.parametrize("name", ["hardware.json", "trials/0000/checkpoint"])
-def test_a_run_whose_files_are_damaged_is_not_begun_anew_in_silence(digits: Finished, grow: Grow, tmp_path: Path, name: str) -> None:
+def test_a_run_whose_profile_is_damaged_is_not_begun_anew_in_silence(digits: Finished, grow: Grow, tmp_path: Path) -> None:
     run = interrupted(digits[0], tmp_path / "damaged")
-    if name.endswith("checkpoint"):
-        (run / "trials" / "0000" / "measured.json").unlink()
-        for tensors in (run / name).glob("*/tensors.safetensors"):
-            tensors.write_bytes(b"")
-    else:
-        (run / name).write_text("{")
+    (run / "hardware.json").write_text("{")
     done = grow("resume", str(run), cwd=tmp_path)
     assert done.returncode == 4, done.stderr
-    assert name in done.stderr.splitlines()[-1]
+    assert "hardware.json" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_network_that_is_lost_before_it_is_measured_is_named_and_the_run_is_closed_without_it(
+    gone: bool, digits: Finished, grow: Grow, tmp_path: Path
+) -> None:
+    run = RunFolder(interrupted(digits[0], tmp_path / "damaged"))
+    lost = run.trial(0)
+    lost.measured.unlink()
+    if gone:
+        shutil.rmtree(lost.checkpoint)
+    for tensors in lost.checkpoint.glob("*/tensors.safetensors"):
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+    done = grow("resume", str(run.path), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"grow: trial 0 has lost its network: {lost.checkpoint} is missing or damaged; it is not measured\n" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["state"] == "complete"
+    assert found["trials"][0]["throughput"]["measured_samples_per_s"] is None
+    assert found["trials"][1:] == digits[1]["trials"][1:]
+
+
+@pytest.mark.slow
+def test_a_network_that_is_lost_before_it_is_timed_and_told_is_trained_again_to_the_same_end(
+    digits: Finished, grow: Grow, tmp_path: Path
+) -> None:
+    run = RunFolder(interrupted(digits[0], tmp_path / "damaged"))
+    run.config.write_text(run.config.read_text().replace('"predicted"', '"measured"'))
+    record = read_json(run.record)
+    write_json(run.record, record | {"options": {**record["options"], "throughput": "measured"}})  # type: ignore[dict-item]
+    run.journal.unlink()
+    study = open_study(run.journal, "digits-1")
+    for number in range(4):
+        add_entry(study, read_json(run.trial(number).entry))
+        write_json(run.trial(number).measured, {"samples_per_s": 1.0})
+        if number != 2:
+            tell_complete(study, number, 0.9, 1.0, 0.1)
+    files = run.trial(2)
+    result = files.result.read_bytes()
+    files.measured.unlink()
+    for tensors in files.checkpoint.glob("*/tensors.safetensors"):
+        tensors.write_bytes(b"")
+    done = grow("resume", str(run.path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "grow: trial 2 has lost its network before it was timed, and is trained anew\n" in done.stderr
+    assert files.result.read_bytes() == result
+    assert read_json(files.measured)["samples_per_s"] == open_study(run.journal, "digits-1").trials[2].values[1]
 
 
 def test_a_journal_damaged_inside_is_made_anew_and_nothing_is_trained_or_told_again(digits: Finished, grow: Grow, tmp_path: Path) -> None:
