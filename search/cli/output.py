@@ -31,7 +31,8 @@ def print_csv(rows: Iterable[Mapping[str, object]], columns: list[str] | None = 
 
     from grow.history import flat
 
-    print_frame(pd.DataFrame([flat(row) for row in rows], columns=columns).convert_dtypes())
+    # As objects: beside what is missing, whole numbers stay whole.
+    print_frame(pd.DataFrame([flat(row) for row in rows], columns=columns, dtype=object))
 
 
 def print_frame(frame: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ from search import progress
 from search.baselines import DATA_PARALLEL, DENSE
 from search.ended import checked, checked_if_valid
 from search.errors import RunError
-from search.files import number_in, read_json, write_json
+from search.files import number_in, read_json, read_lines, write_json
 from search.hypervolume import hypervolume
 from search.options import Options, RunRecord
 from search.ownership import exclusively, of_trial
@@ -22,10 +22,14 @@ from search.results import feasible_points
 from search.run.parent import Parent
 from search.run.state import note
 from search.run.trials import Trials
+from search.rundir import RunFolder
 from search.storage import FAILURE, broken, drawn_twice, tell_complete, tell_failed, tell_infeasible, tell_stopped_early
 
 FAILURES_IN_A_ROW = 5
-"""Search trials that may fail one after the other before the run is given up."""
+"""Search trials that may fail one after the other before the run is given up; whoever resumes it then tries as many again."""
+
+GIVEN_UP = "given_up"
+"""The event of that."""
 
 
 class Outcomes:
@@ -34,6 +38,7 @@ class Outcomes:
     def __init__(self, parent: Parent, options: Options, trials: Trials, study: optuna.Study, view: Progress) -> None:
         self._folder, self._ownership, self._progress = parent.folder, parent.ownership, view
         self._options, self._trials, self._study = options, trials, study
+        self._given_up_on = told_before_given_up(parent.folder)
 
     def tell_again(self) -> None:
         """Tell a journal that was made anew what the one before was told."""
@@ -82,8 +87,9 @@ class Outcomes:
         if number == DENSE:
             self._trials.lowest_accuracy()
         if number > DATA_PARALLEL and result["state"] == "failed":
-            reasons = failures_in_a_row(self._trials.told())
+            reasons = failures_in_a_row(trial for trial in self._trials.told() if trial.number not in self._given_up_on)
             if len(reasons) >= FAILURES_IN_A_ROW:
+                note(self._folder, GIVEN_UP, failures=len(reasons))
                 raise RunError(f"{len(reasons)} trials failed one after the other, the first one: {reasons[0]}")
 
     def _enter(self, number: int, result: Mapping[str, object]) -> None:
@@ -124,6 +130,13 @@ class Outcomes:
             record = read_json(self._folder.record)
             if record.get("reference") is None:
                 write_json(self._folder.record, {**record, "reference": [lowest_accuracy, 0.0]})
+
+
+def told_before_given_up(folder: RunFolder) -> set[int]:
+    """The trials that were told before a run was last given up; none of one that was only interrupted, whose failures count on."""
+    events = read_lines(folder.events)
+    last = max((place for place, line in enumerate(events) if line.get("event") == GIVEN_UP), default=0)
+    return {number for line in events[:last] if line.get("event") == "trial_told" and isinstance(number := line.get("number"), int)}
 
 
 def failures_in_a_row(told: Iterable[FrozenTrial]) -> list[str]:

@@ -14,7 +14,8 @@ from search.quiet import Hold
 from search.results import document
 from search.run import ends
 from search.run.jobs import Before, Job
-from search.run.outcomes import FAILURES_IN_A_ROW, failures_in_a_row
+from search.run.outcomes import FAILURES_IN_A_ROW, GIVEN_UP, failures_in_a_row, told_before_given_up
+from search.run.state import note
 from search.rundir import RunFolder
 from search.slots import Slot
 from search.storage import FAILURE
@@ -59,9 +60,25 @@ def test_failures_in_a_row_end_the_run_with_the_first_reason(grow: Grow, tmp_pat
     assert done.returncode == 1
     assert f"{FAILURES_IN_A_ROW} trials failed one after the other, the first one: {first}" in done.stderr.splitlines()[-1]
     assert [trial["state"] for trial in found["trials"]].count("failed") == FAILURES_IN_A_ROW
-    again = grow("resume", "hopeless", cwd=tmp_path)  # what failed before counts on
+    again = grow("resume", "hopeless", cwd=tmp_path)  # to try again, as often
+    found = document(RunFolder(tmp_path / "runs" / "hopeless"))
+    failures = [trial["failure"] for trial in found["trials"] if trial["state"] == "failed"]
+    assert len(failures) == 2 * FAILURES_IN_A_ROW
     assert again.returncode == 1
-    assert f"{FAILURES_IN_A_ROW + 1} trials failed one after the other, the first one: {first}" in again.stderr.splitlines()[-1]
+    told = f"{FAILURES_IN_A_ROW} trials failed one after the other, the first one: {failures[FAILURES_IN_A_ROW]}"
+    assert told in again.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("told", "forgotten"), [("23", ""), ("23!", "23"), ("23!4", "23"), ("23!45!6", "2345"), ("", "")])
+def test_what_failed_counts_on_after_an_interruption_but_not_once_the_run_was_given_up(told: str, forgotten: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for what in told:
+        if what == "!":
+            note(folder, GIVEN_UP)
+        else:
+            note(folder, "trial_told", number=int(what))
+        note(folder, "run_resumed")
+    assert told_before_given_up(folder) == set(map(int, forgotten))
 
 
 @pytest.mark.parametrize(

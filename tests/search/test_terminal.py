@@ -49,6 +49,11 @@ def test_csv_is_to_the_letter_but_on_a_terminal(
     assert capsys.readouterr().out == f"failure\n{shown}\n"
 
 
+def test_in_csv_every_number_is_of_its_own_kind_whatever_else_its_column_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    print_csv([{"trials": 4, "hypervolume": 5.0, "live": True}, {"trials": None, "hypervolume": None, "live": None}, {"trials": 10**20}])
+    assert capsys.readouterr().out == f"trials,hypervolume,live\n4,5.0,True\n,,\n{10**20},,\n"
+
+
 @pytest.mark.parametrize("debug", ["", "1"])
 def test_what_went_wrong_is_told_without_commands_to_the_terminal(
     debug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
