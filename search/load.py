@@ -81,7 +81,7 @@ class LoadedRun:
     def start_network(self, number: int) -> Network:
         """The network that a trial began with, on the CPU."""
         from search import build
-        from search.frozen import frozen_profile
+        from search.run_profile import frozen_profile
 
         return build.seeded_network(self._here(number), self._definition(number), frozen_profile(self.folder))
 

@@ -15,9 +15,9 @@ from hardware.execute.measure import Job, measure_throughput
 from search import build
 from search.errors import exit_code_of
 from search.files import read_json, write_json
-from search.frozen import frozen_profile
 from search.process import die_with_parent
 from search.recipe import Recipe
+from search.run_profile import frozen_profile
 from search.rundir import RunFolder, TrialFolder
 
 

@@ -23,10 +23,10 @@ from search import build
 from search.baselines import baseline
 from search.definition import DataSource, StudyDefinition, StudyReference
 from search.errors import ConfigurationError, exit_code_of
-from search.frozen import frozen_profile
 from search.options import Options, Plan, RunRecord
 from search.process import die_with_parent
 from search.recipe import HASTENERS, PRICED, UNPRICED, WHOLE_ALONE, default, recipe
+from search.run_profile import frozen_profile
 from search.rundir import RunFolder
 from search.space import Range, idle, to_json
 from search.terminal import say

@@ -11,9 +11,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.ended import checked_if_valid
 from search.errors import RunNotFoundError
 from search.files import JsonObject, read_json_if_valid, read_lines, write_json
+from search.records import checked_if_valid
 from search.rundir import RunFolder, TrialFolder
 from search.storage import add_entry, entry_of, open_study, repair
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from search.ended import checked_if_valid
 from search.errors import ConfigurationError
 from search.files import JsonObject, read_lines
 from search.hypervolume import Point, hypervolume, hypervolumes
 from search.options import Options, RunRecord, RunState
 from search.owner import owner
+from search.records import checked_if_valid
 from search.rundir import RunFolder, TrialFolder
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _data(data: Mapping[str, Any]) -> DataDocument:
 
 def _trial(trial: FrozenTrial, files: TrialFolder, objective: Word) -> TrialDocument:
     # Read from files that a live run may be writing: what is not there yet is None, or 0 where the schema knows no None.
-    from search.losses import lost
+    from search.lost_files import lost
 
     recipe = checked_if_valid(files.recipe) or {}
     measured: dict[str, Any] = checked_if_valid(files.measured) or {}

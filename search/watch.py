@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 from search import progress
-from search.ended import checked_if_valid
 from search.errors import RunError
 from search.files import read_json_if_valid
 from search.options import Options, RunRecord, RunState
+from search.records import checked_if_valid
 from search.results import state_of, trial_state
 from search.rundir import RunFolder
 from search.storage import FAILURE, ROLE, broken, read_trials

@@ -26,12 +26,12 @@ from hardware.profile import Profile
 from search import build
 from search.build import Material
 from search.early_stopping import Ending, Reached, decide, noted, read_yardstick, rung_steps
-from search.ended import RESULT
 from search.errors import DEBUG_VARIABLE, StoppedError, StorageError, exit_code_of, full, memory_ran_out
 from search.files import append_line, locked, read_json, read_lines, write_json, write_text
-from search.frozen import frozen_profile
 from search.process import NOTICE, Signals, die_with_parent, noted_signals, orphaned
 from search.recipe import Recipe
+from search.records import RESULT
+from search.run_profile import frozen_profile
 from search.rundir import RunFolder, TrialFolder
 
 METRICS = 50

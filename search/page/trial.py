@@ -15,11 +15,11 @@ from hardware.workload import Workload
 from search.compare import throughput
 from search.errors import RunNotFoundError
 from search.files import JsonObject, read_lines
-from search.frozen import frozen_profile
 from search.page import charts, look, network
 from search.page.markup import Rows, details, figure, grid, paragraph, picture
 from search.report import percent
 from search.results import RunDocument, TrialDocument
+from search.run_profile import frozen_profile
 
 if TYPE_CHECKING:
     from grow.network import Network

@@ -154,7 +154,7 @@ def _compare_machine(folder: RunFolder) -> None:
 
 
 def _profile(folder: RunFolder) -> Profile:
-    from search.frozen import frozen_profile  # takes its time to load
+    from search.run_profile import frozen_profile  # takes its time to load
 
     return frozen_profile(folder)
 
@@ -171,7 +171,7 @@ def _prepare(parent: Parent) -> None:
 
 def _work(parent: Parent, add: int = 0) -> None:
     """Train all trials of the budget, with so many added to it, and close the run, or wait until another process has."""
-    from search.losses import mend  # these need optuna, which takes its time to load
+    from search.lost_files import mend  # these need optuna, which takes its time to load
     from search.run.closing import close
     from search.run.loop import Loop
     from search.run.trials import Trials, lowest_accuracy

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from search.baselines import DATA_PARALLEL, DENSE
-from search.ended import checked_if_valid
-from search.losses import has_network
+from search.lost_files import has_network
 from search.options import Options, Plan
 from search.process import POLL_S, wait
 from search.progress import Progress
 from search.quiet import Hold, devices_of
+from search.records import checked_if_valid
 from search.run.parent import Parent
 from search.run.state import note, set_state
 from search.slots import slots

@@ -10,12 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 from search import progress
 from search.baselines import DATA_PARALLEL, role_of
 from search.early_stopping import Peer, Reached, Yardstick, looked_at, reached, write_yardstick
-from search.ended import checked_if_valid
 from search.files import number_in, read_json, read_json_if_valid, write_json
 from search.options import Options, Plan
 from search.process import THREADS, Child, out_of_memory_kills, spawn
 from search.progress import Progress
 from search.quiet import Hold
+from search.records import checked_if_valid
 from search.restore import keep
 from search.run.parent import Parent
 from search.run.state import note

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 
 import optuna
 
-from search.ended import checked_if_valid
 from search.errors import cause
-from search.losses import has_network
+from search.lost_files import has_network
 from search.options import Options, RunRecord
 from search.ownership import of_trial
 from search.process import stop
 from search.progress import Progress
 from search.quiet import Hold, devices_of
+from search.records import checked_if_valid
 from search.run.ends import Ends
 from search.run.jobs import Job, Jobs
 from search.run.outcomes import Outcomes

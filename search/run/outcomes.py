@@ -10,13 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import progress
 from search.baselines import DATA_PARALLEL, DENSE
-from search.ended import checked, checked_if_valid
 from search.errors import RunError
 from search.files import number_in, read_json, read_lines, write_json
 from search.hypervolume import hypervolume
 from search.options import Options, RunRecord
 from search.ownership import exclusively, of_trial
 from search.progress import Progress
+from search.records import checked, checked_if_valid
 from search.restore import told
 from search.results import feasible_points
 from search.run.parent import Parent

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from search import worker
-from search.ended import checked
 from search.errors import RunError, RunNotFoundError
 from search.files import append_line, read_json, read_lines, write_json
-from search.losses import mend
+from search.lost_files import mend
+from search.records import checked
 from search.results import document
 from search.run import resume
 from search.rundir import RunFolder, TrialFolder

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.ended import RESULT, checked_if_valid, is_result
 from search.files import JsonObject, read_json_if_valid, write_json
 from search.recipe import Recipe
+from search.records import RESULT, checked_if_valid, is_result
 from search.rundir import RunFolder, TrialFolder
 from search.storage import FAILURE, MEMORY, broken, drawn_twice
 
