@@ -10,7 +10,7 @@ from hardware.profile.key import ANYWHERE, STRUCTURED
 @dataclass(frozen=True)
 class Grid:
     """Kernels, of which those are measured that run on the device; rows, columns, batches and densities of the layer steps; sizes in
-    bytes of what ranks send. Beyond ``repeated_bytes`` collectives are measured once, but for sums, whose bytes are those of gradients.
+    bytes of what ranks send, which reach ``exchanged_bytes`` where the bytes are not those of gradients.
 
     The fewest rows are those of an output layer of ten classes: libraries take twice as long for 10 as for 16.
 
@@ -33,7 +33,7 @@ class Grid:
     wide_columns: int
     wide_batch: int
     sizes: tuple[int, ...]
-    repeated_bytes: int
+    exchanged_bytes: int
     repeats: int
     budget_s: float
     structured: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ QUICK = Grid(
     wide_columns=1600,
     wide_batch=16384,
     sizes=(8, 64, 512, 2**12, 2**15, 2**18, 2**21, 2**24, 2**26),
-    repeated_bytes=2**24,
+    exchanged_bytes=2**24,
     repeats=30,
     budget_s=0.009,
     structured=STRUCTURED,
@@ -76,7 +76,7 @@ FULL = Grid(
     wide_columns=6400,
     wide_batch=131072,
     sizes=tuple(2**power for power in range(3, 27)),
-    repeated_bytes=2**26,
+    exchanged_bytes=2**26,
     repeats=100,
     budget_s=0.15,
     structured=STRUCTURED,

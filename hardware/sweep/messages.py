@@ -154,11 +154,9 @@ def _collectives(rank: Rank, peers: Peers, size: int, grid: Grid, link: Link) ->
     }
     compute = short_product(rank.device)
     for name, call in calls.items():
-        if name != "sum" and size not in grid.sizes:
+        if name != "sum" and (size > grid.exchanged_bytes or size not in grid.sizes):
             continue
-        once = name != "sum" and size > grid.repeated_bytes
-        repeats = 1 if once else _repeats(grid, size, rank.count, link.seconds(size))
-        timing = in_company(call, rank.device, repeats, compute)
+        timing = in_company(call, rank.device, _repeats(grid, size, rank.count, link.seconds(size)), compute)
         yield CollectiveTime(name, peers.count, size, *timing)
 
 
