@@ -53,7 +53,7 @@ FEW = Grid(
     wide_columns=100,
     wide_batch=256,
     sizes=(8, 2**12, 2**15, 2**18),
-    repeated_bytes=2**15,
+    exchanged_bytes=2**15,
     repeats=6,
     budget_s=0.005,
 )
