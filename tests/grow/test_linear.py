@@ -129,6 +129,9 @@ def test_a_dense_layer_computes_so_and_a_trace_or_compiled_graph_of_it_does_not(
 def test_the_processor_decides_and_an_unknown_one_gets_torchs_product(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for vendor in ("AuthenticAMD", "GenuineIntel", ""):
-        monkeypatch.setattr(products, "_vendor", lambda vendor=vendor: vendor)
-        found[vendor] = library.__wrapped__()
-    assert found == {"AuthenticAMD": "oneDNN", "GenuineIntel": "torch", "": "torch"}
+        for vectors in ("AVX512", "AVX2", "DEFAULT"):
+            monkeypatch.setattr(products, "_vendor", lambda vendor=vendor: vendor)
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda vectors=vectors: vectors)
+            found[vendor, vectors] = library.__wrapped__()
+    assert [case for case, name in found.items() if name == "oneDNN"] == [("AuthenticAMD", "AVX512")]
+    assert set(found.values()) == {"oneDNN", "torch"}
