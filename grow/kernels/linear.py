@@ -1,8 +1,8 @@
 """Dense products of linear layers on the CPU, with the library that computes them fastest.
 
-Torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel's processors alone. On AMD's that have it (Zen 4), oneDNN, which torch
-brings too, takes a sixth less for outputs and input gradients and a third less for the gradient of a weight (1024, 1040) (one core, batch
-256); where both have AVX2 (Zen 3), MKL takes a tenth less:
+Torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel's processors alone. On AMD's that have it (Zen 4), oneDNN, which
+torch brings too, takes a sixth less for outputs and input gradients and a third less for the gradient of a weight (1024, 1040) (one core,
+batch 256). Where both use AVX2 (Zen 3), MKL takes a tenth less.
 
     y = x W^T + b      x' = y' W      W' = y'^T x
 
@@ -31,9 +31,10 @@ SMALLEST = 2**24
 
 @cache
 def library() -> str:
-    """What computes large products on this machine's CPU: "oneDNN" where torch has it and the processor is AMD's with AVX-512, else "torch"."""
+    """What computes large products on this machine: "oneDNN" where torch has it and AMD made the CPU, with AVX-512; else "torch"."""
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-    return "oneDNN" if known and _vendor() == "AuthenticAMD" and torch.backends.cpu.get_cpu_capability() == "AVX512" else "torch"
+    wider = _vendor() == "AuthenticAMD" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "oneDNN" if known and wider else "torch"
 
 
 def _vendor() -> str:
