@@ -228,7 +228,7 @@ def test_who_waits_for_the_gpu_to_hear_of_others_is_seen_to_wait() -> None:
     while waiting.is_alive():
         seen.append(_waits())
         time.sleep(0.01)
-    assert any(seen)
+    assert seen.count(True) > len(seen) / 2
 
 
 def test_the_management_library_knows_the_gpus_that_torch_sees() -> None:
