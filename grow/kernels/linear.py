@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from grow.kernels import compiled, lines
+from grow.kernels import compiled, lines, registers
 
 SMALLEST = 2**24
 """Multiplications up to which torch's own product is as fast: a call of oneDNN takes some 20 us more."""
@@ -33,8 +33,7 @@ SMALLEST = 2**24
 def library() -> str:
     """What computes large products on this machine: "oneDNN" where torch has it and AMD made the CPU, with AVX-512; else "torch"."""
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-    wider = _vendor() == "AuthenticAMD" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return "oneDNN" if known and wider else "torch"
+    return "oneDNN" if known and _vendor() == "AuthenticAMD" and registers.wide() else "torch"
 
 
 def _vendor() -> str:

@@ -3,7 +3,7 @@
 What numba keeps are pickles: as code, they deserve the trust that Python's own .pyc files have, beside which they lie as a rule. Where
 others may write to their folder they are neither read nor written, and every process compiles for itself.
 
-The batch is cut into tiles whose values of one feature fill eight registers (AVX-512). A row of the output is summed up in registers,
+The batch is cut into tiles whose values of one feature fill eight registers. A row of the output is summed up in registers,
 one multiply-add of a tile for each connection; nothing but the tiles that it reads goes through the caches. The two gradients are one pass
 over the columns: what flows back through a connection is read once and used for both.
 
@@ -32,7 +32,7 @@ from numba import cfunc, types
 from numba.core.caching import FunctionCache
 
 from grow.kernels import vectors
-from grow.kernels.tiles import tile_bytes
+from grow.kernels.tiles import tile_bytes, tiles_here
 from grow.kernels.vectors import PART_BYTES, dot, filled, load, multiply_add, store, transpose, zeros
 
 Compiled: TypeAlias = Callable[..., None]
@@ -90,7 +90,7 @@ _PART = (types.intp, types.intp, types.intp)
 @cache
 def loops(dtype: torch.dtype, batch: int) -> Loops:
     """The loops for float32 or float64 with the tiles that suit a batch: wide ones cost less per sample, but may be filled badly."""
-    return _loops(dtype, tile_bytes(batch, dtype.itemsize) // dtype.itemsize)
+    return _loops(dtype, tile_bytes(batch, dtype.itemsize, tiles_here()) // dtype.itemsize)
 
 
 @cache

@@ -13,11 +13,15 @@ from typing import Any
 
 from numba import types
 
+from grow.kernels import registers
 from grow.kernels.loops import Compiled, machine_code
 from grow.kernels.vectors import clipped, filled, load, multiply_add, store
 
-LANES = {4: (64, 32, 16), 1: (128, 64, 32, 16)}
+WIDE_LANES = {4: (64, 32, 16), 1: (128, 64, 32, 16)}
 """By rows of a block: samples whose sums stay in registers, 16 of the 32 of AVX-512 at most."""
+
+NARROW_LANES = {4: (16,), 1: (64, 32, 16)}
+"""The same in half of the registers of AVX2."""
 
 
 @cache
@@ -27,7 +31,8 @@ def layer_on_tile(rows: int, samples: int) -> Compiled:
     Takes the number of blocks, ``starts`` (G + 1,) into the sources, ``columns`` (K of all blocks,), ``values`` (R of each), ``targets``
     (G * R,), the bias and the cap (2,), what is read (U, T) and what is given (U, T), and T.
     """
-    lanes = next(lanes for lanes in LANES[rows] if samples % lanes == 0)
+    known = (WIDE_LANES if registers.wide() else NARROW_LANES)[rows]
+    lanes = next(lanes for lanes in known if samples % lanes == 0)
     indices, values = types.CPointer(types.int32), types.CPointer(types.float32)
     loop = {4: _four, 1: _one}[rows](lanes)
     return machine_code(loop, types.intp, indices, indices, values, indices, values, values, values, types.intp)

@@ -42,7 +42,7 @@ from hardware.tables import FloatArray, KernelTable, SizeTable
 if TYPE_CHECKING:
     from grow.kernels import KernelCase
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 Progress: TypeAlias = Callable[[str], None]
 
 MASKED = " masked"
@@ -71,9 +71,9 @@ class Profile:
 
     without_input_gradient: per kernel, the share of its time that the first layer takes, where that has no table of its own. unfilled:
     seconds by which a batch that does not fill its tiles makes a step of the compiled kernel longer, and for every value of them that is
-    copied into some that it fills. channel_block: channels that a dense convolution computes at a time: it takes as long for fewer.
-    unpadded: how much longer one takes whose maps shrink for want of padding. sources: where the figures of a machine that was never
-    measured come from, by what they are.
+    copied into some that it fills. tile_bytes: what a feature takes in a tile of that kernel. channel_block: channels that a dense
+    convolution computes at a time: it takes as long for fewer. unpadded: how much longer one takes whose maps shrink for want of padding.
+    sources: where the figures of a machine that was never measured come from, by what they are.
     """
 
     schema_version: int
@@ -93,6 +93,7 @@ class Profile:
     overlaps: tuple[Overlap, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
     unfilled: tuple[float, float] = (0.0, 0.0)
+    tile_bytes: tuple[int, ...] = (512, 256, 64)
     channel_block: int = 1
     unpadded: float = 1.0
     coefficients: Coefficients = field(default_factory=Coefficients)
@@ -139,9 +140,9 @@ class Profile:
     def _kernel_tables(self) -> Mapping[str, KernelTable]:
         from grow.kernels.tiles import batch_cost
 
-        tables = {}
+        tables, in_tiles = {}, partial(batch_cost, element_size=self.element_size, tiles=self.tile_bytes)
         for name in {row.kernel for row in self.kernels}:
-            cost_of = partial(batch_cost, element_size=self.element_size) if name in (TILED, TILED + FIRST) else float
+            cost_of = in_tiles if name in (TILED, TILED + FIRST) else float
             tables[name] = KernelTable([row for row in self.kernels if row.kernel == name], cost_of)
         return tables
 
@@ -207,7 +208,7 @@ class Profile:
         """Time in which outputs' gradients and inputs are copied into whole tiles; those of a first layer are in any case."""
         from grow.kernels.tiles import fills_tiles
 
-        if fills_tiles(batch, self.element_size):
+        if fills_tiles(batch, self.element_size, self.tile_bytes):
             return 0.0
         call_s, value_s = self.unfilled
         return call_s * (1.0 if columns else 0.5) + value_s * batch * (rows + columns)
@@ -350,6 +351,8 @@ class Profile:
             for row in rows:
                 if not (row.seconds > 0 and isfinite(row.seconds)):
                     raise ValueError(f"seconds of {row} is {row.seconds}, but must be positive and finite; measure it with `grow profile`")
+        if not self.tile_bytes or min(self.tile_bytes) < 1:
+            raise ValueError(f"tile_bytes is {self.tile_bytes}, but must be positive and not empty; measure it with `grow profile`")
         _ = self.graph, self._kernel_tables
 
     def save(self, path: Path) -> None:

@@ -29,6 +29,7 @@ def machine() -> dict[str, str]:
 def kernels() -> str:
     """The kernels that are measured here, with what computes or compiles them: another one takes the place of those that miss it."""
     from grow.kernels.linear import library
+    from grow.kernels.tiles import tiles_here
 
     found = []
     for name in (*ANYWHERE, *STRUCTURED):
@@ -38,7 +39,7 @@ def kernels() -> str:
         elif compiler is None:
             found.append(name)
         elif find_spec(compiler) is not None:
-            found.append(f"{name} ({compiler} {version(compiler)})")
+            found.append(f"{name} ({compiler} {version(compiler)}, {tiles_here()[0]} bytes)")
     return ", ".join(found)
 
 

@@ -42,6 +42,7 @@ class Measured:
     overlaps: tuple[Overlap, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
     unfilled: tuple[float, float] = (0.0, 0.0)
+    tile_bytes: tuple[int, ...] = (512, 256, 64)
     channel_block: int = 1
     unpadded: float = 1.0
 
@@ -100,6 +101,7 @@ def _profile(key: str, devices: tuple[Device, ...], hosts: Sequence[str], dtype:
         overlaps=first.overlaps,
         operators=first.operators,
         unfilled=first.unfilled,
+        tile_bytes=first.tile_bytes,
         channel_block=first.channel_block,
         unpadded=first.unpadded,
     )
@@ -123,6 +125,7 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
     import torch
     from torch import distributed
 
+    from grow.kernels.tiles import tiles_here
     from hardware.sweep.clock import keep_memory
     from hardware.sweep.contention import measure_contention, measure_overlap
     from hardware.sweep.kernels import Bench
@@ -140,6 +143,7 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
             bench.overhead(),
             operators=measure_operators(rank.device, bench.dtype, bench.patience),
             unfilled=bench.unfilled(),
+            tile_bytes=tiles_here(),
             channel_block=bench.channel_block(),
             unpadded=bench.unpadded(),
         )

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from grow.kernels import KERNELS
 from grow.kernels.compiled import available
-from grow.kernels.tiles import TILE_BYTES
+from grow.kernels.tiles import tiles_here
 from grow.layers import SparseConv2d, SparseLinear
 from hardware.profile import CONVOLUTION_TAPS, FIRST, MASKED, TILED, table_name
 from hardware.profile.measurements import KernelTime
@@ -231,7 +231,7 @@ class Bench:
         grid = self.grid
         if TILED not in self.names:
             return 0.0, 0.0
-        whole = TILE_BYTES[0] // self.dtype.itemsize
+        whole = tiles_here()[0] // self.dtype.itemsize
         sides = [(min(grid.rows), min(grid.columns)), (max(grid.rows), max(grid.columns))]
         layers = [self.linear_layer(TILED, *side, min(grid.densities)) for side in sides]
         yardstick, batches = Yardstick(self.device), (whole * 3 // 4, whole)

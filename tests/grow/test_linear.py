@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from grow.kernels import linear as products
+from grow.kernels import registers
 from grow.kernels.linear import input_gradient, library, linear, weight_gradient
 from grow.layers import SparseLinear
 
@@ -129,9 +130,9 @@ def test_a_dense_layer_computes_so_and_a_trace_or_compiled_graph_of_it_does_not(
 def test_the_processor_decides_and_an_unknown_one_gets_torchs_product(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for vendor in ("AuthenticAMD", "GenuineIntel", ""):
-        for vectors in ("AVX512", "AVX2", "DEFAULT"):
+        for wide in (True, False):
             monkeypatch.setattr(products, "_vendor", lambda vendor=vendor: vendor)
-            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda vectors=vectors: vectors)
-            found[vendor, vectors] = library.__wrapped__()
-    assert [case for case, name in found.items() if name == "oneDNN"] == [("AuthenticAMD", "AVX512")]
+            monkeypatch.setattr(registers, "wide", lambda wide=wide: wide)
+            found[vendor, wide] = library.__wrapped__()
+    assert [case for case, name in found.items() if name == "oneDNN"] == [("AuthenticAMD", True)]
     assert set(found.values()) == {"oneDNN", "torch"}

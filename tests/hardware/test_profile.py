@@ -367,6 +367,7 @@ def test_a_calibrated_profile_says_what_lies_beyond_its_range(tmp_path: Path) ->
         ({"links": ()}, r"falls apart into \[\[0\], \[1\], \[2\], \[3\]\]"),
         ({"links": (MeasuredLink(0, 1, 1e-5, 0.0),)}, "bandwidth_bytes_per_s is 0.0, but must be positive"),
         ({"devices": ()}, "devices is empty"),
+        ({"tile_bytes": ()}, r"tile_bytes is \(\), but must be positive and not empty"),
         ({"kernels": ()}, "kernels is empty, but must have the times of one at least; measure it with `grow profile`"),
         ({"collectives": (CollectiveTime("sum", 2, 8, -1.0),)}, "seconds of .* is -1.0, but must be positive"),
     ],
