@@ -6,60 +6,58 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from torch import distributed
 
-from hardware.execute.exchange import Peers
-from hardware.execute.ranks import Rank, RankError, cores_of, run_ranks
-from hardware.execute.wires import connected
+from hardware.execute.ranks import RankError, cores_of, run_ranks
+from tests.hardware.in_ranks import Crossed, Told, describe, misbehave
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a rank tells of itself, and of what it said to the others: their sum, all of it, and the bytes that it handed in."""
-
-    number: int
-    threads: int
-    cores: list[int]
-    backend: str
-    wired: bool
-    total: float
-    gathered: list[list[int]]
-    handed: int
-
-
-def describe(rank: Rank, tensor: torch.Tensor) -> Told:
-    total, peers = tensor * (rank.number + 1), Peers(rank.number, rank.count)
-    distributed.all_reduce(total)
-    gathered = peers.gather(torch.arange(3) + 10 * rank.number).tolist()
-    print("not on the parent's stdout")
-    cores, backend = sorted(os.sched_getaffinity(0)), distributed.get_backend()
-    return Told(rank.number, torch.get_num_threads(), cores, backend, connected() is not None, total.item(), gathered, peers.sum_bytes)
+@pytest.fixture(scope="module")
+def on_three() -> tuple[list[tuple[Told, list[Crossed]]], str]:
+    """What three ranks found, on one start, and what this process's stdout was given meanwhile; no process is left."""
+    before = set(psutil.Process().children(recursive=True))
+    with tempfile.TemporaryFile() as stdout:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(stdout.fileno(), 1)
+        try:
+            found = run_ranks(describe, torch.tensor(2.0), ranks=3)
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+        assert set(psutil.Process().children(recursive=True)) <= before
+        stdout.seek(0)
+        return found, stdout.read().decode()
 
 
-def misbehave(rank: Rank, how: str) -> None:
-    if rank.number == 1:
-        if how == "raise":
-            raise ValueError("density is 1.3")
-        if how == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
-    distributed.barrier()
-
-
-@pytest.mark.usefixtures("nobody_left")
-def test_results_come_back_in_the_order_of_the_ranks_which_are_wired_to_each_other(capfd: pytest.CaptureFixture[str]) -> None:
+def test_results_come_back_in_the_order_of_the_ranks_which_are_wired_to_each_other(
+    on_three: tuple[list[tuple[Told, list[Crossed]]], str],
+) -> None:
     cores, gathered = sorted(os.sched_getaffinity(0)), [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
-    assert run_ranks(describe, torch.tensor(2.0), ranks=3) == [
+    found, stdout = on_three
+    assert [told for told, _ in found] == [
         Told(rank, 1, sorted(cores_of(rank, 1, cores)), "gloo", True, 12.0, gathered, handed=2 * 3 * 8) for rank in range(3)
     ]
-    assert "not on" not in capfd.readouterr().out
+    assert "not on" not in stdout
+
+
+def test_values_cross_alike_however_they_lie_in_memory(on_three: tuple[list[tuple[Told, list[Crossed]]], str]) -> None:
+    _, (rows, lines) = on_three[0][0]
+    assert rows.kept
+    assert lines.kept
+    assert torch.equal(rows.values, lines.values)
+    assert torch.equal(rows.gradients, lines.gradients)
+    assert rows.values[:, 3].tolist() == [10 + (2 * sample + 1) / 8 for sample in range(4)]  # unit 4, the second one of rank 1
+    assert rows.values[:, 4:].eq(0).all()
+    # unit 0 is column 0 here and column 2 on rank 1, unit 1 is read here alone
+    assert rows.gradients.tolist() == [[6 * s + 0 + 6 * s + 2, 6 * s + 1, 6 * s + 2 + 6 * s + 3] for s in range(4)]
+    assert (rows.handed, lines.handed) == (4 * 4 * 3, 2 * 4 * 4 * 3)  # 2 entries there, the gradient of 1 back
 
 
 @pytest.mark.usefixtures("nobody_left")
@@ -79,9 +77,8 @@ def test_a_failure_names_rank_and_reason_and_leaves_no_process(how: str, reason:
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_ranks_end_with_their_parent(end: signal.Signals) -> None:
-    script = "from tests.hardware.test_ranks import *; run_ranks(misbehave, 'hang', ranks=2)"
-    root = Path(__file__).parents[2]
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=root, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-m", "tests.hardware.in_ranks", "hang"]
+    parent = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL, start_new_session=True)
     process = psutil.Process(parent.pid)
     deadline = time.monotonic() + 30
     while len(process.children()) < 2 and time.monotonic() < deadline:

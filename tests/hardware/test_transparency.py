@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from grow import optim
@@ -21,7 +21,7 @@ from grow.network import Network
 from grow.topology import Topology
 from hardware import layout
 from hardware.execute.exchange import Peers
-from hardware.execute.ranks import Kind, Rank, run_ranks
+from hardware.execute.ranks import Kind, Rank, run_ranks, settle_gloo
 from hardware.layout import Strategy
 from hardware.partition import Partition, bytes_per_step, communication_volume, crossing_units
 from hardware.shard import StrategyName, by_density, shard
@@ -57,6 +57,9 @@ class Sketch(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def ranks(self) -> int: ...
 
     def case(self) -> Case: ...
 
@@ -337,13 +340,20 @@ def always_csr(case: object) -> str:
     return "csr"
 
 
-def train_all(rank: Rank, plan: list[Planned]) -> list[Outcome]:
-    """Every sketch under one of its strategies, for so many steps."""
-    peers = Peers(rank.number, rank.count)
-    return [train(peers, made(sketch), made(sketch).strategies[number], steps, rank.device) for sketch, number, steps in plan]
+def train_all(rank: Rank, plan: list[Planned]) -> list[Outcome | None]:
+    """Every sketch under one of its strategies, for so many steps, on as many of the ranks as it is for; None on the others."""
+    narrow = sorted({sketch.ranks for sketch, _, _ in plan} - {rank.count})
+    groups = {count: distributed.new_group(list(range(count))) for count in narrow}
+    settle_gloo()
+    found: list[Outcome | None] = []
+    for sketch, number, steps in plan:
+        taking_part = rank.number < sketch.ranks
+        peers = Peers(rank.number, sketch.ranks, groups.get(sketch.ranks)) if taking_part else None
+        found.append(None if peers is None else train(peers, made(sketch), made(sketch).strategies[number], steps, rank.device))
+    return found
 
 
-def train_all_elsewhere(rank: Rank, plan: list[Planned]) -> list[Outcome]:
+def train_all_elsewhere(rank: Rank, plan: list[Planned]) -> list[Outcome | None]:
     """The same on a device that is not the CPU."""
     with elsewhere() as device:
         return train_all(replace(rank, device=device), plan)
@@ -393,36 +403,58 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).float().norm() / other.float().norm().clamp(min=1e-6)) / 1e-5
 
 
-def check(ranks: int, cases: list[Case], kind: Kind = "cpu", target: Callable[[Rank, list[Planned]], list[Outcome]] = train_all) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """A case under one of its strategies, after so many steps, and what its ranks found."""
+
+    case: Case
+    place: int
+    steps: int
+    outcomes: list[Outcome]
+
+
+Target: TypeAlias = Callable[[Rank, list[Planned]], list[Outcome | None]]
+
+
+def trained(cases: list[Case], kind: Kind = "cpu", target: Target = train_all) -> list[Trained]:
+    """All cases, on one start of as many ranks as the widest has."""
     plan = [(case, place, steps) for case, all_steps in zip(cases, steps_of(cases), strict=True) for place, steps in enumerate(all_steps)]
-    outcomes = run_ranks(target, [(case.sketch, place, steps) for case, place, steps in plan], ranks=ranks, kind=kind)
+    ranks = max(case.sketch.ranks for case in cases)
+    found = run_ranks(target, [(case.sketch, place, steps) for case, place, steps in plan], ranks=ranks, kind=kind)
+    outcomes = [[outcome for outcome in of_ranks if outcome is not None] for of_ranks in zip(*found, strict=True)]
+    return [Trained(*planned, of_ranks) for planned, of_ranks in zip(plan, outcomes, strict=True)]
+
+
+def check(found: list[Trained]) -> None:
     references: dict[tuple[int, int], Outcome] = {}
-    for number, (case, place, steps) in enumerate(plan):
-        strategy = case.strategies[place]
+    for number, one in enumerate(found):
+        case, steps, outcomes, ranks = one.case, one.steps, one.outcomes, one.case.sketch.ranks
+        strategy = case.strategies[one.place]
+        assert len(outcomes) == ranks
         if (id(case), steps) not in references:
             references[id(case), steps] = train(Peers(0, 1), case, "single", steps)
         expected = references[id(case), steps]
         for rank in range(ranks):
-            check_outcome(outcomes[rank][number], expected, case.inputs.dtype, f"case {number}, {strategy}, rank {rank}")
-        held = [outcomes[rank][number].copies for rank in range(ranks)]
+            check_outcome(outcomes[rank], expected, case.inputs.dtype, f"case {number}, {strategy}, rank {rank}")
+        held = [outcome.copies for outcome in outcomes]
         with pytest.raises(AssertionError, match="ranks hold different copies") if case.drifting else nullcontext():
             shared = check_replicas(held, f"case {number}, {strategy}")
             assert shared or strategy != "data"
         work = Workload.of_network(case.network)
         layouts = layout.strategy(work, strategy) if isinstance(strategy, str) else strategy
-        handed = {kind: sum(found[number].handed[kind] for found in outcomes) for kind in ("halo", "exchange", "gather", "sum")}
-        assert handed == handed_bytes(case, layouts, ranks, outcomes[0][number].stored), f"case {number}, {strategy}"
-        assert sum(found[number].inferring for found in outcomes) == forward_halo_bytes(case, layouts, ranks), f"case {number}, {strategy}"
+        handed = {kind: sum(outcome.handed[kind] for outcome in outcomes) for kind in ("halo", "exchange", "gather", "sum")}
+        assert handed == handed_bytes(case, layouts, ranks, outcomes[0].stored), f"case {number}, {strategy}"
+        assert sum(outcome.inferring for outcome in outcomes) == forward_halo_bytes(case, layouts, ranks), f"case {number}, {strategy}"
 
 
 def steps_of(cases: Sequence[Case]) -> Iterator[list[int]]:
     """How many steps every strategy of every case is trained for."""
-    seen: set[str] = set()
+    seen: set[tuple[str, int]] = set()
     for case in cases:
-        steps = []
+        steps, kind = [], (case.sketch.name, case.sketch.ranks)
         for strategy in case.strategies:
-            steps.append(STEPS if isinstance(strategy, str) or case.sketch.name not in seen else FEW)
-            seen |= set() if isinstance(strategy, str) else {case.sketch.name}
+            steps.append(STEPS if isinstance(strategy, str) or kind not in seen else FEW)
+            seen |= set() if isinstance(strategy, str) else {kind}
         yield steps
 
 
@@ -491,8 +523,20 @@ def overlapping_cases() -> list[Case]:
     ]
 
 
-def test_two_ranks_train_as_one_process_does() -> None:
-    check(2, [*two_rank_cases(), *overlapping_cases()])
+@pytest.fixture(scope="module")
+def on_three() -> list[Trained]:
+    """All cases of two and of three ranks, on one start of three; two of them are a group of their own."""
+    return trained([*two_rank_cases(), *overlapping_cases(), *three_rank_cases()])
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_train_as_one_process_does(ranks: int, on_three: list[Trained]) -> None:
+    check([one for one in on_three if one.case.sketch.ranks == ranks])
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_all_there_are_train_as_one_process_does() -> None:
+    check(trained([*two_rank_cases(), *overlapping_cases()]))
 
 
 @pytest.mark.gpu
@@ -500,7 +544,7 @@ def test_two_ranks_train_as_one_process_does() -> None:
 def test_ranks_on_gpus_train_as_one_process_does(overlap: bool) -> None:
     """With one GPU the ranks share it and talk through gloo, with more they talk through NCCL."""
     names = ("lenet", "residual", "dropping", "normed")
-    check(2, [make_case(name, 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt"), overlap=overlap) for name in names], kind="cuda")
+    check(trained([make_case(name, 2, DOUBLE, "sgd", 0.6, (*NAMED, "owt"), overlap=overlap) for name in names], kind="cuda"))
 
 
 @pytest.mark.slow
@@ -509,7 +553,7 @@ def test_ranks_elsewhere_train_as_one_process_does(overlap: bool) -> None:
     """Nothing is forgotten on the CPU, as far as that shows without a GPU."""
     cases = [make_case(name, 2, DOUBLE, "sgd", 0.6, NAMED, overlap=overlap) for name in NETWORKS]
     cases.append(make_case("mlp", 2, DOUBLE, "adam", 0.5, ("bwb", "ubu", "wub"), compressed=True, overlap=overlap))
-    check(2, cases, target=train_all_elsewhere)
+    check(trained(cases, target=train_all_elsewhere))
 
 
 def test_every_transition_takes_place() -> None:
@@ -522,7 +566,7 @@ def test_every_transition_takes_place() -> None:
     assert found == set(TABLE)
 
 
-def test_three_ranks_train_as_one_process_does() -> None:
+def three_rank_cases() -> list[Case]:
     cases = [make_case("residual", 3, DOUBLE, "sgd", 0.5), make_case("dense", 3, DOUBLE, "sgd", 0.6, ("model",), empty=1)]
     cases += [make_case("forked", 3, DOUBLE, "sgd", 0.6, PAIRS[1:], empty=2)]
     cases += [make_case("lenet", 3, DOUBLE, "sgd", 0.5, ("model", "ubu", "bbu"), empty=1)]
@@ -532,7 +576,7 @@ def test_three_ranks_train_as_one_process_does() -> None:
         make_case("dropping", 3, DOUBLE, "sgd", 0.7, ("owt",), batch=2),
         make_case("normed", 3, DOUBLE, "sgd", 0.5, ("model",), empty=2),
     ]
-    check(3, cases)
+    return cases
 
 
 def test_exchanges_between_units_hand_in_the_communication_volume() -> None:
@@ -584,7 +628,7 @@ STARTS = {**SAMPLES, **START_NETWORKS}
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_layouts_of_any_start_network_train_as_one_process_does(ranks: int, seed: int) -> None:
-    check(ranks, [made(Mixed(name, seed, ranks)) for name in STARTS])
+    check(trained([made(Mixed(name, seed, ranks)) for name in STARTS]))
 
 
 def random_layouts(work: Workload, rng: np.random.Generator) -> Strategy:
