@@ -6,6 +6,7 @@ What a command prints goes to files, as does what its children print; they are f
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,17 +43,34 @@ class Commands:
         assert isinstance(code, int)
         return subprocess.CompletedProcess(arguments, code, self._stdout.read_text(), self._stderr.read_text())
 
+    @contextmanager
+    def without_room(self, size: int) -> Iterator[None]:
+        """Files of more than ``size`` bytes cannot be written, by this process and those that the nursery begins within."""
+        limited = [os.getpid(), self.nursery(Signals())._process.pid]
+        before = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in limited]
+        try:
+            for pid, (_, most) in zip(limited, before, strict=True):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
+            yield
+        finally:
+            for pid, limits in zip(limited, before, strict=True):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
     def close(self) -> None:
         """End the nursery."""
         if self._nursery is not None:
             self._nursery.__exit__(None, None, None)
             self._nursery = None
 
-    def _borrowed(self, signals: Signals) -> nullcontext[Nursery]:
+    def nursery(self, signals: Signals) -> Nursery:
+        """The nursery, which looks for these signals until it is asked for again."""
         if self._nursery is None:
             self._nursery = Nursery(signals).__enter__()
         self._nursery._signals = signals
-        return nullcontext(self._nursery)
+        return self._nursery
+
+    def _borrowed(self, signals: Signals) -> nullcontext[Nursery]:
+        return nullcontext(self.nursery(signals))
 
     @contextmanager
     def _redirected(self) -> Iterator[None]:

@@ -188,9 +188,11 @@ def test_the_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[
 
 
 def test_a_dry_run_shows_what_a_run_would_do_and_leaves_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = ["--study", "digits", "--gpus", "2", "--hardware", "pcie-2", "--set", "steps=60", "--dry-run"]
-    assert _dispatch(["run", *options, "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
+    settings = ["--set", "steps=60", "--set", "pattern=unstructured", "--set", "price=machine"]
+    assert _dispatch(["run", "--study", "digits", "--gpus", "2", "--hardware", "pcie-2", *settings, "--dry-run", "--json"]) == 0
+    said = capfd.readouterr()
+    assert "price plays no role: only pattern 'source_group' has a price" in said.err
+    found = json.loads(said.out)
     assert found["configuration"]["set"]["steps"] == {"value": 60, "source": "command line", "searched": False}
     assert found["search_space"]["devices"] == {"type": "integer", "low": 1, "high": 2, "log": False, "step": 1}
     assert len(found["devices"]["names"]) == 2

@@ -1,7 +1,6 @@
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -10,12 +9,13 @@ import pytest
 from search.errors import RunNotFoundError, StoppedError
 from search.nursery import Nursery
 from search.process import Signals
+from tests.search.in_process import Commands
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(Signals()) as opened:
-        yield opened
+@pytest.fixture
+def nursery(commands: Commands) -> Nursery:
+    """The one that all runs share."""
+    return commands.nursery(Signals())
 
 
 def process_of(nursery: Nursery) -> psutil.Process:

@@ -119,13 +119,6 @@ def test_a_price_that_no_trial_can_have_is_noted(settings: dict[str, object], ra
     assert price_is_idle(settings, ranges, devices) == idle
 
 
-def test_a_run_says_that_its_price_plays_no_role(grow: Grow, tmp_path: Path) -> None:
-    options = ("--gpus", "2", "--hardware", "pcie-2", "--set", "pattern=unstructured", "--set", "price=machine", "--dry-run")
-    done = grow("run", "--study", "digits", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "price plays no role: only pattern 'source_group' has a price" in done.stderr
-
-
 def test_the_planner_leaves_the_second_device_where_the_link_costs_more_than_it_gives() -> None:
     work = Workload.of(mlp(784, 512, 512, 512, 10))
     best = {
