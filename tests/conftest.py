@@ -33,6 +33,22 @@ def nobody_left() -> Iterator[None]:
     assert set(own.children(recursive=True)) <= before
 
 
+SHARED_RUN = "digits"
+"""The fixture that is made once for all processes, while any other one that asks for it waits."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs of the program come first: they take longest, and a process that began them last would keep the others waiting."""
-    items.sort(key=lambda item: "/tests/search/" not in item.path.as_posix())
+    """Whole files in an order in which no process of the tests waits for another.
+
+    What starts processes takes longest: it comes first, so that none begins it last. The first file that needs the shared run makes it
+    while another process has files that do not; those that only read it follow.
+    """
+    sharing = list(dict.fromkeys(item.path for item in items if SHARED_RUN in getattr(item, "fixturenames", ())))
+
+    def place(item: pytest.Item) -> int:
+        if item.path in sharing:
+            return 0 if item.path == sharing[0] else 2
+        folder = item.path.as_posix()
+        return 1 if "/tests/search/" in folder else 3 if "/tests/hardware/" in folder else 4
+
+    items.sort(key=place)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from search.process import noted_signals, said
 from search.rundir import RunFolder
 from search.storage import read_trials
 from tests.search.conftest import Grow
+from tests.search.in_process import Commands
 
 STUDY = """
 import torch
@@ -54,7 +56,9 @@ def circle(folder: Path, *options: str) -> list[str]:
     return ["run", "--study", "circle.py:circle", "--gpus", "1", "--trials", str(TRIALS), "--tolerance", "100", *options]
 
 
-def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
+    grow: Grow, commands: Commands, environment: dict[str, str], tmp_path: Path
+) -> None:
     options = circle(tmp_path, "--hardware", "pcie-2")
     whole = grow(*options, "--name", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
@@ -83,8 +87,8 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(grow: Grow, environmen
     assert "was ended by SIGKILL, and goes on" in stderr.decode()
     assert "goes on from its last checkpoint: " in stderr.decode()
     # Then there is no room: files of more than 8 KiB cannot be written, as the next checkpoint or the journal is.
-    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-m", "search.cli", "resume", "killed"]
-    full = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    with commands.without_room(8192):
+        full = grow("resume", "killed", cwd=tmp_path)
     assert full.returncode == 1
     assert "File too large" in full.stderr.splitlines()[-1]
     assert "make room" in full.stderr.splitlines()[-1]
@@ -231,19 +235,45 @@ def test_a_signal_is_noted_and_ends_with_its_own_code_what_looks_for_it(number: 
     assert stopped.value.exit_code == code
 
 
-@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
-def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(
+STOPPED = ["run", "--study", "digits", "--gpus", "1", "--trials", "2", "--name", "stopped", "--set", "steps=5000", "--hardware", "pcie-2"]
+"""No device is measured."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_process_cleanly_which_names_the_command_that_resumes(
     number: signal.Signals, code: int, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    run = tmp_path / "runs" / "stopped"
-    options = ["run", "--study", "digits", "--gpus", "1", "--trials", "2", "--name", "stopped", "--set", "steps=5000"]
-    options += ["--hardware", "pcie-2"]  # no device is measured
-    with started(options, environment, tmp_path) as parent:
-        until(lambda: bool(read_lines(run / "trials" / "0000" / "metrics.jsonl")), parent)
+    with started(STOPPED, environment, tmp_path) as parent:
+        until(lambda: bool(read_lines(tmp_path / "runs" / "stopped" / "trials" / "0000" / "metrics.jsonl")), parent)
         parent.send_signal(number)
         _, stderr = parent.communicate(timeout=30)
-    assert parent.returncode == code
-    assert stderr.decode().splitlines()[-1] == "grow: stopped; continue with: grow resume stopped"
+    assert_stopped(parent.returncode, stderr.decode(), code, tmp_path / "runs" / "stopped")
+
+
+def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(grow: Grow, tmp_path: Path) -> None:
+    """The signal is this process's own, sent to itself while a worker trains; the slow test sends it to a command's process."""
+    run, ended = tmp_path / "runs" / "stopped", threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.01):
+            if read_lines(run / "trials" / "0000" / "metrics.jsonl"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        done = grow(*STOPPED, cwd=tmp_path)
+    finally:
+        ended.set()
+        sender.join()
+    assert_stopped(done.returncode, done.stderr, 143, run)
+
+
+def assert_stopped(returncode: int, stderr: str, code: int, run: Path) -> None:
+    assert returncode == code
+    assert stderr.splitlines()[-1] == "grow: stopped; continue with: grow resume stopped"
     assert any((run / "trials" / "0000" / "checkpoint").glob("[0-9]*"))
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
 

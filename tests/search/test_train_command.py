@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from torch import distributed
 from grow import checkpoint
 from grow.history import History
 from grow.train import accuracy, train
+from hardware.execute import ranks
 from hardware.execute.ranks import Rank
 from hardware.execute.watch import Watch
 from search import build
@@ -29,7 +31,7 @@ from search.recipe import Recipe
 from search.train import train as train_on_rank
 from tests.search.conftest import Grow, digits_recipe
 
-STEPS = 600
+STEPS = 400
 ROUNDED = ("loss_before", "loss_after", "thresholds")
 ROUNDING = 1e-3
 """Of losses and weights, after all steps in float32."""
@@ -71,6 +73,20 @@ def test_steps_are_watched_as_steps(recipe: Recipe, tmp_path: Path, monkeypatch:
     assert done is not None
     assert done["state"] == "complete"
     assert meanwhile == ["computing"] * 3
+
+
+@pytest.fixture
+def one_rank_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single rank works in this process, without a start of Python and of torch; several are processes of their own."""
+    several = ranks.run_ranks
+
+    def run(target: Any, *arguments: Any, ranks: int, **settings: Any) -> list[Any]:
+        if ranks > 1:
+            return several(target, *arguments, ranks=ranks, **settings)
+        alone = Rank(0, 1, torch.device("cpu"), distributed.HashStore(), lambda rank, reason: None)
+        return [target(alone, *arguments)]
+
+    monkeypatch.setattr(ranks, "run_ranks", run)
 
 
 @pytest.fixture
@@ -145,19 +161,20 @@ def test_bad_input_is_one_line_and_starts_nothing(arguments: tuple[str, ...], co
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.usefixtures("one_rank_here")
 def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on_to_the_same_end(
     recipe: Recipe, file: Path, grow: Grow, environment: dict[str, str]
 ) -> None:
     folder = file.parent / "out"
     with started(environment, sys.executable, "-m", "search.cli", "train", "recipe.json", "--folder", "out", cwd=file.parent) as process:
         await_checkpoint(folder, process)
-        ranks = psutil.Process(process.pid).children()
+        started_ranks = psutil.Process(process.pid).children()
         rank_process(process.pid, 1).send_signal(signal.SIGKILL)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert out == ""
     assert "rank 1 of 2 was killed by SIGKILL; remove the cause and go on from the last checkpoint with --resume" in err
-    assert not any(rank.is_running() for rank in ranks)
+    assert not any(rank.is_running() for rank in started_ranks)
     assert not (folder / "result.json").exists()
 
     resumed = grow("train", "recipe.json", "--folder", "out", "--gpus", "1", "--resume", "--json", cwd=file.parent)
@@ -176,6 +193,7 @@ def test_a_killed_rank_is_named_and_another_number_of_ranks_goes_on_to_the_same_
         torch.testing.assert_close(dict(network.module.named_parameters())[name], parameter, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.usefixtures("one_rank_here")
 @pytest.mark.parametrize(
     ("gpus", "resumed_on", "number", "code"),
     [
@@ -193,7 +211,7 @@ def test_a_signal_ends_all_ranks_after_one_step_with_a_checkpoint_from_which_the
     options = ["train", "recipe.json", "--folder", "out", "--gpus"]
     with started(environment, sys.executable, "-m", "search.cli", *options, str(gpus), cwd=file.parent) as process:
         await_files(lambda: bool(read_lines(folder / "metrics.jsonl")), process)
-        ranks = psutil.Process(process.pid).children()
+        started_ranks = psutil.Process(process.pid).children()
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert process.returncode == code
@@ -201,8 +219,8 @@ def test_a_signal_ends_all_ranks_after_one_step_with_a_checkpoint_from_which_the
     (saved,) = folder.glob("checkpoint/[0-9]*[0-9]")
     assert 0 < int(saved.name) < steps
     assert err.splitlines()[-1] == f"grow: stopped after step {int(saved.name)}; go on with --resume"
-    assert ranks
-    assert not any(rank.is_running() for rank in ranks)
+    assert started_ranks
+    assert not any(rank.is_running() for rank in started_ranks)
     before = [line["step"] for line in read_lines(folder / "metrics.jsonl")]
 
     resumed = grow(*options, str(resumed_on), "--resume", "--json", cwd=file.parent)
@@ -270,12 +288,12 @@ def test_a_stopped_rank_is_named_within_half_a_minute(number: int, file: Path, e
     folder = file.parent / "out"
     with started(environment, sys.executable, "-m", "search.cli", "train", "recipe.json", "--folder", "out", cwd=file.parent) as process:
         await_checkpoint(folder, process)
-        ranks = psutil.Process(process.pid).children()
+        started_ranks = psutil.Process(process.pid).children()
         rank_process(process.pid, number).send_signal(signal.SIGSTOP)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert f"rank {number} of 2 has given no sign of life for" in err
-    assert not any(rank.is_running() for rank in ranks)
+    assert not any(rank.is_running() for rank in started_ranks)
 
 
 def torchrun(*arguments: str) -> list[str]:
@@ -287,9 +305,9 @@ def test_ranks_that_torchrun_starts_train_and_go_on_after_a_death(file: Path, en
     command = [*torchrun("--nproc-per-node", "2", "--max-restarts", "1", "--standalone"), "--json"]
     with started(environment, *command, cwd=file.parent) as process:
         await_checkpoint(file.parent / "out", process)
-        ranks = psutil.Process(process.pid).children()
-        assert len(ranks) == 2
-        ranks[1].send_signal(signal.SIGKILL)
+        started_ranks = psutil.Process(process.pid).children()
+        assert len(started_ranks) == 2
+        started_ranks[1].send_signal(signal.SIGKILL)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     result = json.loads(out)
