@@ -42,8 +42,14 @@ def some_unknown(partition: Partition, seed: int) -> dict[str, IntArray]:
     return {space: np.where(generator.random(len(part)) < 0.3, -1, part) for space, part in partition.parts.items()}
 
 
-@pytest.mark.parametrize("costs", [None, two_servers(4)])
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(
+    ("topology", "costs"),
+    [
+        *((topology, None) for topology in TOPOLOGIES),
+        *((topology, two_servers(4)) for topology in TOPOLOGIES[:2]),
+        *(pytest.param(topology, two_servers(4), marks=pytest.mark.slow) for topology in TOPOLOGIES[2:]),
+    ],
+)
 def test_without_an_edit_nothing_moves(topology: Topology, costs: FloatArray | None) -> None:
     work = Workload.of(sparse(topology, 0.3))
     found = FRESH(work, 4, 0.05, 0, costs)
@@ -75,7 +81,7 @@ def test_every_unit_has_a_part_and_every_space_its_balance(topology: Topology, s
 
 
 @pytest.mark.parametrize("costs", [None, two_servers(4)])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_moves_for_nothing_is_as_good_as_a_fresh_partition(seed: int, costs: FloatArray | None) -> None:
     start = sparse(mlp(3, 40, 40, 40, 2), 0.1, seed)
     old = FRESH(Workload.of(start), 4, 0.05, seed, costs)

@@ -74,11 +74,12 @@ def test_weights_are_drawn_for_the_connections_that_a_unit_has(density: float) -
         assert np.std(weight[weight != 0] * np.sqrt(np.repeat(fan_in, fan_in))) == pytest.approx(1 / sqrt(3), rel=0.1)
 
 
-def test_a_row_tells_the_case_and_what_it_was_measured_against() -> None:
-    found = row(SIDE, seconds=0.05)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_row_tells_the_case_and_what_it_was_measured_against(workers: int) -> None:
+    found = row(replace(SIDE, workers=workers), seconds=0.05)
     assert found["case"] == {
         "units": 40,
-        "workers": 2,
+        "workers": workers,
         "density": 1.0,
         "crossing": 6 / 40,
         "batch": 256,

@@ -67,7 +67,7 @@ INFERRED: list[How] = [("units", 2, "sgd", True), ("data", 2, "sgd", True)]
 def measured() -> dict[How, Throughput]:
     """All jobs, on one start of three ranks."""
     hows = [*TRAINED, *INFERRED]
-    return dict(zip(hows, measure_throughput(job, hows, ranks=3, seconds_per_job=0.1, rounds=3), strict=True))
+    return dict(zip(hows, measure_throughput(job, hows, ranks=3, seconds_per_job=0.03, rounds=3), strict=True))
 
 
 def test_jobs_of_different_widths_share_the_ranks(measured: dict[How, Throughput]) -> None:

@@ -47,6 +47,7 @@ class Case:
     idle: bool = False  # updates that change nothing
     convolutional: bool = False
     learning_rate: float = 0.05
+    steps: int = STEPS
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def make_session(case: Case, history: History) -> Session:
     replaced = schedules.cosine(0.3, 30)
     if case.idle:
         wanted, replaced = schedules.constant(network.topology.connections), schedules.constant(0.0)
-    policy = controller.Policy(STEPS, INTERVAL, 30, wanted, replaced, units, insertions=insertions)
+    policy = controller.Policy(case.steps, INTERVAL, min(30, case.steps), wanted, replaced, units, insertions=insertions)
     pruning = CRITERIA["movement" if case.movement else "magnitude"]
     methods = Methods(CRITERIA["gradient"], pruning, batches=case.batches, divide=rotate if case.rotated else None)
     return Session(
@@ -258,7 +259,7 @@ def test_autocast_and_compiled_networks_are_refused_on_ranks() -> None:
 
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning")
 def test_on_one_rank_they_train_as_without_ranks() -> None:
-    sessions = [make_session(Case("units"), History()) for _ in range(2)]
+    sessions = [make_session(Case("units", steps=2 * INTERVAL + 2), History()) for _ in range(2)]
     for session in sessions:
         session.autocast = torch.bfloat16
         session.network.compile(backend="eager")
@@ -268,7 +269,7 @@ def test_on_one_rank_they_train_as_without_ranks() -> None:
     for _ in training.steps():
         found += training.losses()
     assert found == losses
-    assert len(losses) == STEPS
+    assert len(losses) == 2 * INTERVAL + 2
     weights = [checkpoint.network_tensors(session.network) for session in sessions]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
