@@ -20,7 +20,7 @@ LAYOUTS = ("row-major", "feature-major", "every second entry", "one sample for a
 def structures(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor]:
     """A shape (O, I) and sorted positions in it: empty rows and columns, empty and full layers among them."""
     shape = (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
-    live = draw(st.lists(st.booleans(), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
+    live = np.frombuffer(draw(st.binary(min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])), np.uint8) % 2
     return shape, torch.from_numpy(np.flatnonzero(live))
 
 

@@ -8,16 +8,17 @@ import pytest
 from grow.axes import entry_units
 from grow.seeds import Seed, Structure
 from grow.topology import Topology
+from tests.contracts.crossed import crossed
 from tests.contracts.topologies import branched, convolutional, mlp, with_heads
 
 TOPOLOGIES = {
-    "mlp": mlp(20, 40, 40, 5),
-    "convolutional": convolutional(),
-    "branched": branched(),
-    "heads": with_heads(),
-    "one layer": mlp(6, 4),
+    "mlp": (mlp(20, 40, 40, 5),),
+    "convolutional": (convolutional(),),
+    "branched": (branched(),),
+    "heads": (with_heads(),),
+    "one layer": (mlp(6, 4),),
 }
-DENSITIES = [0.3, 0.6, 1.0]
+DENSITIES = {"lowest": (0.3,), "higher": (0.6,), "dense": (1.0,)}
 """At the lowest, every unit of these topologies can still be reached."""
 
 
@@ -32,8 +33,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
+@pytest.mark.parametrize(("density", "topology"), crossed(DENSITIES, TOPOLOGIES, ("lowest",)))
 class SeedContract:
     @pytest.fixture
     def seed(self) -> Seed:

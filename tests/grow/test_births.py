@@ -12,6 +12,7 @@ from grow.bridge import bridge
 from grow.criteria.units import UNIT_CRITERIA
 from grow.kernels import KERNELS
 from grow.network import Network
+from tests.contracts.crossed import crossed, named
 from tests.contracts.modules import NETWORKS, SAMPLES, Sample
 from tests.grow.test_network import OPTIMIZERS, assert_sound, attached, everything, outputs, some, train
 
@@ -34,17 +35,10 @@ def loss(network: Network, by: Given) -> float:
 # Where the methods that look at delta and z are defined: no pooling between, one row a unit.
 DEFINED = [("perceptron", "0"), ("perceptron", "2"), ("convolutional", "conv1"), ("convolutional", "fc1"), ("coupled", "side")]
 DEFINED += [("coupled", "middle"), ("convolutional coupled", "side")]
-# What an edit carries depends on the storage alone: of kernels that are made for some structures, one place a birth.
-PLAIN = [kernel for kernel in KERNELS if KERNELS[kernel].made_for is None]
-CASES = [
-    pytest.param(birth, *place, kernel, marks=() if kernel in PLAIN or number == row % len(DEFINED) else pytest.mark.slow)
-    for kernel in KERNELS
-    for row, birth in enumerate(BIRTHS)
-    for number, place in enumerate(DEFINED)
-]
+BORN = {f"{birth}-{name}-{space}": (birth, name, space) for birth in BIRTHS for name, space in DEFINED}
 
 
-@pytest.mark.parametrize(("birth", "name", "space", "kernel"), CASES)
+@pytest.mark.parametrize(("kernel", "birth", "name", "space"), crossed(named(KERNELS), BORN, ("csr",)))
 def test_units_are_born_state_survives_and_training_goes_on(birth: str, name: str, space: str, kernel: str) -> None:
     sample = SAMPLES[name]
     network, x = sample.network(kernel=kernel), sample.inputs()

@@ -68,10 +68,10 @@ def loaders(shape: tuple[int, ...]) -> list[DataLoader[Any]]:
     return [DataLoader(part, batch_size=20) for part in parts]
 
 
-INSERTED = ((5, Insertion("0", "deeper", "identity")), (9, Insertion("2", "side", "residual", units=6, fan_in=4, fan_out=4)))
+INSERTED = ((3, Insertion("0", "deeper", "identity")), (5, Insertion("2", "side", "residual", units=6, fan_in=4, fan_out=4)))
 PERCEPTRON: list[dict[str, Any]] = [
     {"density": 0.3, "units": {"0": 12}, "unit_pruning": "weight_taylor", "optimizer": "sgd", "average": 0.9, "batches": 0},
-    {"density": 0.6, "insertions": INSERTED, "allocation": "erk", "epochs": 3},
+    {"density": 0.6, "insertions": INSERTED, "allocation": "erk", "steps": 16},
 ]
 CONVOLUTIONAL: list[dict[str, Any]] = [
     {"density": 0.2, "pruning": "obd", "units": {"first": 4}},
@@ -88,7 +88,7 @@ LONG: list[dict[str, Any]] = [
     *({"density": 0.2, "initial": name} for name in ("radixnet", "erk", "expander")),
     *({"density": 0.25, "pattern": name} for name in ("block_2x2", "2_of_4", "fan_in")),
     {"density": 1.0, "apoptosis": 0.02, "update_interval": 5},
-    {"tolerance": 3.0, "epochs": 5},
+    {"tolerance": 3.0},
     {"density": 0.2, "schedule": "cyclic", "begin": 0.2, "cycles": 2, "allocation": "erk", "smoothing": 0.9, "pruning": "taylor"},
 ]
 
@@ -96,8 +96,9 @@ LONG: list[dict[str, Any]] = [
 def trained(convolutional: bool, settings: dict[str, Any], device: object) -> tuple[dict[str, Tensor], float]:
     torch.manual_seed(1)
     model, shape = (Convolutional(), (1, 2, 5)) if convolutional else (perceptron(), (10,))
+    length: dict[str, Any] = {"epochs": 5} if "tolerance" in settings else {"steps": 12}
     interval = {} if "tolerance" in settings else {"update_interval": 4}
-    found = grow.fit(model, *loaders(shape), **{"epochs": 2, "learning_rate": 0.02, "device": str(device), **interval, **settings})
+    found = grow.fit(model, *loaders(shape), **{**length, "learning_rate": 0.02, "device": str(device), **interval, **settings})
     return {name: here(tensor).detach() for name, tensor in found.network.tensors().items()}, found.accuracy
 
 

@@ -54,7 +54,7 @@ POSSIBLE = 10 * 24 + 24 * 16 + 16 * 2
         {"density": 0.3, "units": {"0": 12}, "optimizer": "sgd", "learning_rate": 0.1},
         {"density": 0.4, "initial": "minimal", "units": {"0": 10, "2": 9}},
         {"density": 0.4, "initial": "minimal", "birth": "gradmax"},
-        {"density": 0.4, "initial": "minimal", "birth": "split", "unit_pruning": "apoz"},
+        {"density": 0.4, "initial": "minimal", "birth": "split", "unit_pruning": "apoz", "epochs": 5},
         {"density": 0.4, "initial": "minimal", "birth": "bridging", "batches": 2},
         {"density": 0.2, "splicing": True, "optimizer": "sgd", "learning_rate": 0.1},
         {"density": 0.2, "splicing": True, "allocation": "erk", "optimizer": "sgd", "learning_rate": 0.1},
@@ -66,7 +66,7 @@ POSSIBLE = 10 * 24 + 24 * 16 + 16 * 2
     ],
 )
 def test_every_way_ends_at_the_density_asked_for_and_has_learnt(settings: dict[str, Any]) -> None:
-    result = grow.fit(model(), *loaders(), **{"epochs": 5, "learning_rate": 0.02, **settings})
+    result = grow.fit(model(), *loaders(), **{"epochs": 3, "learning_rate": 0.02, **settings})
     topology = result.network.topology
     assert topology.connections <= round(settings["density"] * POSSIBLE)
     assert result.density == topology.connections / POSSIBLE

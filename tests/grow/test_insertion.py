@@ -11,6 +11,7 @@ from grow import checkpoint
 from grow.editing.insertion import Insertion
 from grow.kernels import KERNELS
 from grow.network import Network
+from tests.contracts.crossed import STORAGES, crossed, named
 from tests.contracts.modules import SAMPLES, Sample
 from tests.grow.test_network import EDITS, OPTIMIZERS, assert_sound, attached, carry_out, everything, outputs, some, train
 from tests.grow.test_units import copies, zeros
@@ -30,11 +31,10 @@ RESIDUAL = [
     ("coupled", Insertion("side", "new", "residual", units=3, fan_in=2, fan_out=2)),
     ("convolutional coupled", Insertion("side", "new", "residual", kernel=3, units=1, fan_in=9, fan_out=9)),
 ]
-everywhere = pytest.mark.parametrize(("name", "insertion"), IDENTITY + RESIDUAL)
+PLACES = {f"{name}-{insertion.space}-{insertion.kind}": (name, insertion) for name, insertion in IDENTITY + RESIDUAL}
 
 
-@everywhere
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "name", "insertion"), crossed(named(KERNELS), PLACES, STORAGES))
 def test_the_output_stays_the_state_survives_and_the_new_layer_learns(name: str, insertion: Insertion, kernel: str) -> None:
     sample: Sample = SAMPLES[name]
     network, x = sample.network(kernel=kernel), sample.inputs()
@@ -81,7 +81,7 @@ def test_a_residual_layer_has_the_connections_that_were_asked_for() -> None:
     assert network.topology.connections == 5 * 6 + 6 * 4 + 4 * 3 + 3 * (2 + 4)
 
 
-@everywhere
+@pytest.mark.parametrize(("name", "insertion"), PLACES.values(), ids=PLACES)
 def test_every_edit_knows_the_new_layer(name: str, insertion: Insertion) -> None:
     sample = SAMPLES[name]
     network, x = sample.network(), sample.inputs()

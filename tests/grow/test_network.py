@@ -1,7 +1,6 @@
 """Design, section 5: what every edit keeps, for every kind of layer, every optimizer and every storage."""
 
 from collections.abc import Mapping
-from itertools import product
 
 import numpy as np
 import pytest
@@ -17,16 +16,23 @@ from grow.layers import expand
 from grow.network import Network
 from grow.optim import BIRTH
 from grow.topology import Topology
+from tests.contracts.crossed import STORAGES, crossed, named
 from tests.contracts.modules import SAMPLES, Sample
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+STOCK = {"adam": ("adam", torch.optim.Adam), "adamw": ("adamw", torch.optim.AdamW), "sgd": ("sgd", torch.optim.SGD)}
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+NAMED_SAMPLES = {name: (sample,) for name, sample in SAMPLES.items()}
+every_sample_and_kernel = pytest.mark.parametrize(("kernel", "sample"), crossed(named(KERNELS), NAMED_SAMPLES, STORAGES))
+every_sample_and_optimizer = pytest.mark.parametrize(("name", "sample"), crossed(named(OPTIMIZERS), NAMED_SAMPLES, ("adam",)))
 # What an optimizer keeps depends on the storage alone, of which there are two.
-every_optimizer_and_kernel = pytest.mark.parametrize(
-    ("kernel", "name"), [*((kernel, "adam") for kernel in KERNELS), *product(("dense", "csr"), ("sgd", "adamw"))]
-)
+KEPT = {
+    **{kernel: (kernel, "adam") for kernel in KERNELS},
+    **{f"{kernel}-{name}": (kernel, name) for kernel in STORAGES for name in ("sgd", "adamw")},
+}
+every_sample_optimizer_and_kernel = pytest.mark.parametrize(("kernel", "name", "sample"), crossed(KEPT, NAMED_SAMPLES, STORAGES))
 
 
 def attached(network: Network, name: str) -> torch.optim.Optimizer:
@@ -103,8 +109,7 @@ def assert_sound(network: Network, optimizer: torch.optim.Optimizer) -> None:
 # ---------------------------------------------------------------------- (a) the output stays
 
 
-@every_sample
-@every_kernel
+@every_sample_and_kernel
 def test_growing_connections_leaves_the_output(sample: Sample, kernel: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     network.prune_connections(some(network, 0.4))
@@ -113,8 +118,7 @@ def test_growing_connections_leaves_the_output(sample: Sample, kernel: str) -> N
     torch.testing.assert_close(outputs(network, x), before, rtol=1e-12, atol=1e-12)
 
 
-@every_sample
-@every_kernel
+@every_sample_and_kernel
 def test_adding_units_leaves_the_output_and_they_can_learn(sample: Sample, kernel: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, "sgd")
@@ -138,8 +142,7 @@ def test_a_new_unit_has_the_fan_in_and_fan_out_that_were_asked_for() -> None:
     assert new_column.sum() == 2
 
 
-@every_sample
-@every_kernel
+@every_sample_and_kernel
 def test_splitting_units_leaves_the_output(sample: Sample, kernel: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, "adam")
@@ -153,8 +156,7 @@ def test_splitting_units_leaves_the_output(sample: Sample, kernel: str) -> None:
     assert_sound(network, optimizer)
 
 
-@every_sample
-@every_kernel
+@every_sample_and_kernel
 def test_removing_unconnected_units_leaves_the_output(sample: Sample, kernel: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, "adam")
@@ -195,8 +197,7 @@ def test_a_unit_whose_constant_no_bias_can_take_stays() -> None:
 # ---------------------------------------------------------------------- (b) state of what survives
 
 
-@every_sample
-@every_optimizer_and_kernel
+@every_sample_optimizer_and_kernel
 def test_what_survives_keeps_its_weight_gradient_and_state_bit_for_bit(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
@@ -221,8 +222,7 @@ def test_what_survives_keeps_its_weight_gradient_and_state_bit_for_bit(sample: S
                 assert not after[key][pruned[layer]].any()
 
 
-@every_sample
-@every_optimizer_and_kernel
+@every_sample_optimizer_and_kernel
 def test_removing_units_keeps_the_state_of_all_others(sample: Sample, kernel: str, name: str) -> None:
     """The network without a unit trains on exactly as one in which nothing leads out of or into that unit."""
     masked, smaller = (sample.network(kernel=kernel) for _ in range(2))
@@ -242,8 +242,7 @@ def test_removing_units_keeps_the_state_of_all_others(sample: Sample, kernel: st
     torch.testing.assert_close(outputs(smaller, x), outputs(masked, x), rtol=1e-9, atol=1e-9)
 
 
-@every_kernel
-@pytest.mark.parametrize(("name", "stock"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+@pytest.mark.parametrize(("kernel", "name", "stock"), crossed(named(KERNELS), STOCK, STORAGES))
 def test_a_new_connection_moves_as_in_a_fresh_torch_optimizer(kernel: str, name: str, stock: type[torch.optim.Optimizer]) -> None:
     sample = SAMPLES["perceptron"]
     network, x = sample.network(kernel=kernel), sample.inputs()
@@ -279,8 +278,7 @@ def test_new_units_start_with_fresh_state_in_every_tensor(name: str) -> None:
 # ---------------------------------------------------------------------- (c), (d), (e)
 
 
-@every_sample
-@every_optimizer_and_kernel
+@every_sample_optimizer_and_kernel
 def test_what_was_pruned_never_comes_back(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
@@ -303,8 +301,7 @@ def test_no_hidden_space_loses_its_last_connected_unit() -> None:
         network.remove_units("2", range(4))
 
 
-@every_sample
-@every_kernel
+@every_sample_and_kernel
 def test_pruned_connections_have_exactly_no_influence(sample: Sample, kernel: str) -> None:
     """The network computes what the plain module computes whose weights are zero there."""
     network, x = sample.network(kernel=kernel), sample.inputs()
@@ -354,8 +351,7 @@ FAILING = {
 }
 
 
-@every_kernel
-@pytest.mark.parametrize(("edit", "message"), FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize(("kernel", "edit", "message"), crossed(named(KERNELS), FAILING, STORAGES))
 def test_a_failed_edit_leaves_every_byte(kernel: str, edit, message: str) -> None:
     sample = SAMPLES["perceptron"]
     network, x = sample.network(kernel=kernel), sample.inputs()
@@ -374,8 +370,7 @@ def test_a_failed_edit_leaves_every_byte(kernel: str, edit, message: str) -> Non
     train(network, optimizer, x)
 
 
-@every_sample
-@every_optimizer
+@every_sample_and_optimizer
 def test_changing_the_storage_there_and_back_loses_no_bit(sample: Sample, name: str) -> None:
     network, x = sample.network(), sample.inputs()
     optimizer = attached(network, name)
@@ -392,11 +387,10 @@ def test_changing_the_storage_there_and_back_loses_no_bit(sample: Sample, name: 
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@every_sample
-@every_optimizer
+@every_sample_and_optimizer
 def test_both_storages_train_alike(sample: Sample, name: str) -> None:
     found = []
-    for kernel in KERNELS:
+    for kernel in STORAGES:
         network, x = sample.network(kernel=kernel), sample.inputs()
         optimizer = attached(network, name)
         network.prune_connections(some(network, 0.4))
@@ -562,7 +556,7 @@ def carry_out(network: Network, edit: str, seed: int) -> None:
         assert "must keep at least 1" in str(error)  # noqa: PT017 - the only rule that a drawn edit can break
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sample=st.sampled_from(list(SAMPLES.values())),
     name=st.sampled_from(OPTIMIZERS),

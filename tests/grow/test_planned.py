@@ -14,6 +14,7 @@ from grow.editing.insertion import Insertion
 from grow.editing.units import Births, Lines, Merge
 from grow.kernels import KERNELS
 from grow.network import Network
+from tests.contracts.crossed import STORAGES, crossed, named
 
 
 class OutOfMemory(TorchDispatchMode):
@@ -85,8 +86,7 @@ EDITS: Mapping[str, Callable[[Network], object]] = {
 }
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(("kernel", "edit"), crossed(named(KERNELS), named(EDITS), STORAGES))
 def test_an_edit_that_runs_out_of_memory_changes_not_a_byte(edit: str, kernel: str) -> None:
     other, _ = trained(kernel)
     with OutOfMemory() as whole:

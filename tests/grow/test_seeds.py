@@ -353,7 +353,7 @@ def test_widths_that_are_multiples_give_the_papers_net() -> None:
         assert (mask == matrix.T).all()
 
 
-@pytest.mark.parametrize("density", [0.02, 0.05, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.5, *(pytest.param(between, marks=pytest.mark.slow) for between in (0.05, 0.25))])
 def test_the_nearest_net_for_mnist_is_near(density: float) -> None:
     structure = seed("radixnet")(MNIST, density, rng())
     assert structured(MNIST, structure).density == pytest.approx(density, rel=0.06)
@@ -382,7 +382,7 @@ def test_a_convolution_is_sparse_between_channels_and_keeps_all_taps_and_positio
 
 
 def test_where_only_dense_is_near_it_is_dense() -> None:
-    structure = seed("radixnet")(MNIST, 0.95, rng())
+    structure = seed("radixnet")(mlp(196, 256, 256, 10), 0.95, rng())
     assert set(structure.index.values()) == {None}
 
 

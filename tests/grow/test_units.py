@@ -16,6 +16,7 @@ from grow.follow import NewEntry
 from grow.kernels import KERNELS
 from grow.network import Network
 from grow.topology import columns_of, rows_of
+from tests.contracts.crossed import STORAGES, crossed, named
 from tests.contracts.modules import SAMPLES, Sample
 from tests.grow.test_network import (
     EDITS,
@@ -24,16 +25,14 @@ from tests.grow.test_network import (
     attached,
     carry_out,
     dense_state,
-    every_optimizer_and_kernel,
+    every_kernel,
+    every_sample_and_kernel,
+    every_sample_optimizer_and_kernel,
     everything,
     outputs,
     some,
     train,
 )
-
-every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
-every_kernel = pytest.mark.parametrize("kernel", KERNELS)
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 @dataclass
@@ -91,8 +90,7 @@ def test_a_unit_that_is_a_multiple_of_another_merges_without_a_trace(kernel: str
     torch.testing.assert_close(outputs(network, x), before, rtol=1e-6, atol=1e-6)
 
 
-@every_sample
-@every_kernel
+@every_sample_and_kernel
 def test_merging_adds_the_columns_of_what_goes_to_those_that_stay(sample: Sample, kernel: str) -> None:
     network = sample.network(kernel=kernel)
     network.prune_connections(some(network, 0.5))
@@ -117,8 +115,7 @@ def test_merging_adds_the_columns_of_what_goes_to_those_that_stay(sample: Sample
             assert set(np.flatnonzero(weight.flatten())) <= set(network.topology.layer(name).positions())
 
 
-@every_sample
-@every_optimizer_and_kernel
+@every_sample_optimizer_and_kernel
 def test_undoing_a_split_by_a_merge_gives_the_network_back_and_keeps_the_state(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
@@ -137,8 +134,7 @@ def test_undoing_a_split_by_a_merge_gives_the_network_back_and_keeps_the_state(s
     assert_sound(network, optimizer)
 
 
-@every_kernel
-@every_optimizer
+@pytest.mark.parametrize(("kernel", "name"), crossed(named(KERNELS), named(OPTIMIZERS), STORAGES))
 def test_a_constant_unit_goes_into_the_biases_that_read_it(kernel: str, name: str) -> None:
     sample = SAMPLES["convolutional"]
     network, x = sample.network(kernel=kernel), sample.inputs()
@@ -161,8 +157,7 @@ def test_a_constant_unit_goes_into_the_biases_that_read_it(kernel: str, name: st
 # ---------------------------------------------------------------------- births
 
 
-@every_sample
-@every_optimizer_and_kernel
+@every_sample_optimizer_and_kernel
 def test_given_units_compute_what_their_weights_say(sample: Sample, kernel: str, name: str) -> None:
     """A clone with half of a unit's outgoing weights changes the output as much as raising these by half does."""
     network, twin, x = sample.network(kernel=kernel), sample.network(kernel=kernel), sample.inputs()
@@ -186,8 +181,7 @@ def test_given_units_compute_what_their_weights_say(sample: Sample, kernel: str,
     assert_sound(network, optimizer)
 
 
-@every_sample
-@every_optimizer_and_kernel
+@every_sample_optimizer_and_kernel
 def test_births_leave_the_state_of_all_others_bit_for_bit(sample: Sample, kernel: str, name: str) -> None:
     network, x = sample.network(kernel=kernel), sample.inputs()
     optimizer = attached(network, name)
@@ -243,8 +237,7 @@ def test_copies_of_new_entries_are_copied_and_scores_of_new_entries_are_zero() -
         assert scores.tensors["0.bias"].tolist() == [1] * 6 + [0]
 
 
-@every_sample
-@every_kernel
+@every_sample_and_kernel
 def test_an_average_of_equal_networks_stays_equal_through_every_edit(sample: Sample, kernel: str) -> None:
     """Nothing distinguishes a copy from the network: an edit gives both the same values."""
     network = sample.network(kernel=kernel)
@@ -323,8 +316,7 @@ FAILING = {
 }
 
 
-@every_kernel
-@pytest.mark.parametrize(("edit", "message"), FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize(("kernel", "edit", "message"), crossed(named(KERNELS), FAILING, STORAGES))
 def test_a_failed_edit_leaves_every_byte_of_network_optimizer_and_followers(kernel: str, edit, message: str) -> None:
     sample = SAMPLES["perceptron"]
     network, x = sample.network(kernel=kernel), sample.inputs()
