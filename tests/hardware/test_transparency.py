@@ -35,7 +35,8 @@ from tests.elsewhere import elsewhere
 STEPS, FEW = 20, 4
 """Steps under the strategies of `NAMED` where a network is first trained so in a precision, and otherwise.
 
-Those that are slow train for all steps under every name, and under the first other layouts of every network.
+Those that are slow train for all steps under every name, and under the first other layouts of every network; and under all layouts,
+of which the fast ones have `PAIRS` and the first of every other case.
 """
 NAMED = ("model", "data")
 
@@ -422,7 +423,7 @@ Target: TypeAlias = Callable[[Rank, list[Planned]], list[Outcome | None]]
 def trained(cases: list[Case], kind: Kind = "cpu", target: Target = train_all, *, thorough: bool = True) -> list[Trained]:
     """All cases, on one start of as many ranks as the widest has."""
     lengths = zip(cases, steps_of(cases, thorough=thorough), strict=True)
-    plan = [(case, place, steps) for case, all_steps in lengths for place, steps in enumerate(all_steps)]
+    plan = [(case, place, steps) for case, all_steps in lengths for place, steps in enumerate(all_steps) if steps]
     ranks = max(case.sketch.ranks for case in cases)
     found = run_ranks(target, [(case.sketch, place, steps) for case, place, steps in plan], ranks=ranks, kind=kind)
     outcomes = [[outcome for outcome in of_ranks if outcome is not None] for of_ranks in zip(*found, strict=True)]
@@ -452,16 +453,17 @@ def check(found: list[Trained]) -> None:
 
 
 def steps_of(cases: Sequence[Case], *, thorough: bool) -> Iterator[list[int]]:
-    """How many steps every strategy of every case is trained for."""
+    """How many steps every strategy of every case is trained for; 0: not at all."""
     seen: set[tuple[object, ...]] = set()
     for case in cases:
-        steps = []
+        steps, unnamed = list[int](), 0
         for strategy in case.strategies:
             name = strategy if isinstance(strategy, str) else None
             kind = (case.sketch.name, case.sketch.ranks, name, case.inputs.dtype)
             first = kind not in seen
             full = first or name is not None if thorough else first and name in NAMED
-            steps.append(STEPS if full else FEW)
+            unnamed += name is None
+            steps.append(STEPS if full else FEW if thorough or unnamed <= 1 or case.sketch.name == "forked" else 0)
             seen.add(kind)
         yield steps
 
