@@ -17,11 +17,12 @@ Legend: s seconds of this process's monotonic clock; every rank compares signs w
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -234,9 +235,29 @@ def _processor_clock() -> Callable[[], float]:
 
 def _waits() -> bool:
     """Whether a thread of this process, other than those of watches, is in a message to other ranks."""
-    frames = sys._current_frames()
+    frames = _frames()
     watching = {thread.ident for thread in threading.enumerate() if thread.name.startswith("watch_")}
     return any(_in_message(frame) for ident, frame in frames.items() if ident not in watching)
+
+
+_LOOKING = threading.Lock()
+"""Held by who looks at all threads' frames: one at a time."""
+
+
+def _frames() -> Mapping[int, Any]:
+    """What every thread is at, by its number.
+
+    Python holds a lock meanwhile that every thread takes when it begins or ends. Before 3.12 garbage may be collected under it, and a
+    tensor among it lets other threads run: one of them waits for that lock, and this one for its turn, for ever. So none is collected.
+    """
+    with _LOOKING:
+        collected = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if collected:
+                gc.enable()
 
 
 def _in_message(frame: Any) -> bool:

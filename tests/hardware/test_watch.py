@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import subprocess
@@ -89,6 +90,26 @@ def test_a_rank_that_stands_still_hangs_whatever_it_is_at_but_not_one_that_works
         thread.join()
     assert number == 1
     assert reason == f"hangs {where}: for 1 s it has done nothing, and it waits for no other rank"
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_no_garbage_is_collected_while_the_frames_of_all_threads_are_looked_at(collected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a tensor, whose end lets others run, and the interpreter holds a lock then that every new thread waits for."""
+    frames, found = sys._current_frames, []
+
+    def looked() -> object:
+        found.append(gc.isenabled())
+        return frames()
+
+    monkeypatch.setattr(sys, "_current_frames", looked)
+    before = gc.isenabled()
+    try:
+        (gc.enable if collected else gc.disable)()
+        assert not watch._waits()
+        assert gc.isenabled() == collected
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert found == [False]
 
 
 def work(done: Callable[[], bool]) -> None:
