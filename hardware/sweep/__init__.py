@@ -125,7 +125,6 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
     import torch
     from torch import distributed
 
-    from grow.kernels.tiles import tiles_here
     from hardware.sweep.clock import keep_memory
     from hardware.sweep.contention import measure_contention, measure_overlap
     from hardware.sweep.kernels import Bench
@@ -143,7 +142,7 @@ def measure_rank(rank: Rank, dtype: str, grid: Grid) -> Measured:
             bench.overhead(),
             operators=measure_operators(rank.device, bench.dtype, bench.patience),
             unfilled=bench.unfilled(),
-            tile_bytes=tiles_here(),
+            tile_bytes=bench.tile_bytes,
             channel_block=bench.channel_block(),
             unpadded=bench.unpadded(),
         )

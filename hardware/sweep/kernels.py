@@ -223,6 +223,11 @@ class Bench:
                 found[table_name(name, convolution=convolution)] = min(1.0, without / with_it)
         return found
 
+    @property
+    def tile_bytes(self) -> tuple[int, ...]:
+        """What a feature takes in a tile of the compiled kernel."""
+        return tiles_here()
+
     def unfilled(self) -> tuple[float, float]:
         """Seconds by which a batch that fills three quarters of its tile makes a compiled step longer: of any, and of a value in the tiles.
 
@@ -231,7 +236,7 @@ class Bench:
         grid = self.grid
         if TILED not in self.names:
             return 0.0, 0.0
-        whole = tiles_here()[0] // self.dtype.itemsize
+        whole = self.tile_bytes[0] // self.dtype.itemsize
         sides = [(min(grid.rows), min(grid.columns)), (max(grid.rows), max(grid.columns))]
         layers = [self.linear_layer(TILED, *side, min(grid.densities)) for side in sides]
         yardstick, batches = Yardstick(self.device), (whole * 3 // 4, whole)
