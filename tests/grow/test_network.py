@@ -556,7 +556,7 @@ def carry_out(network: Network, edit: str, seed: int) -> None:
         assert "must keep at least 1" in str(error)  # noqa: PT017 - the only rule that a drawn edit can break
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     sample=st.sampled_from(list(SAMPLES.values())),
     name=st.sampled_from(OPTIMIZERS),

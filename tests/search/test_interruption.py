@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -239,8 +238,7 @@ STOPPED = ["run", "--study", "digits", "--gpus", "1", "--trials", "2", "--name",
 """No device is measured."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_a_signal_stops_a_process_cleanly_which_names_the_command_that_resumes(
     number: signal.Signals, code: int, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -249,26 +247,6 @@ def test_a_signal_stops_a_process_cleanly_which_names_the_command_that_resumes(
         parent.send_signal(number)
         _, stderr = parent.communicate(timeout=30)
     assert_stopped(parent.returncode, stderr.decode(), code, tmp_path / "runs" / "stopped")
-
-
-def test_a_signal_stops_cleanly_and_names_the_command_that_resumes(grow: Grow, tmp_path: Path) -> None:
-    """The signal is this process's own, sent to itself while a worker trains; the slow test sends it to a command's process."""
-    run, ended = tmp_path / "runs" / "stopped", threading.Event()
-
-    def send() -> None:
-        while not ended.wait(0.01):
-            if read_lines(run / "trials" / "0000" / "metrics.jsonl"):
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        done = grow(*STOPPED, cwd=tmp_path)
-    finally:
-        ended.set()
-        sender.join()
-    assert_stopped(done.returncode, done.stderr, 143, run)
 
 
 def assert_stopped(returncode: int, stderr: str, code: int, run: Path) -> None:
