@@ -7,11 +7,12 @@ move at several times the rate of a fresh one. Here the step count is kept per c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import log
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from grow.kernels.aged import Rule, update
 
 Name = Literal["sgd", "adam", "adamw", "rmsprop"]
 
@@ -42,23 +43,14 @@ class PerConnectionStep(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _aged_step(self, group: dict[str, Any], parameter: Tensor) -> None:
-        """Kingma and Ba 2015, algorithm 1; decoupled decay as in Loshchilov and Hutter 2019."""
-        state = self.state[parameter]
-        learning_rate, decay, epsilon = float(group["lr"]), float(group["weight_decay"]), float(group["eps"])
-        beta1, beta2 = group["betas"]
-        gradient: Tensor = parameter.grad  # type: ignore[assignment]
+        """One update of a parameter whose elements have births."""
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         state["step"] += 1
-        age = (state["step"] - state[BIRTH]).to(parameter.dtype)
-        if group["decoupled_weight_decay"]:
-            parameter.mul_(1 - learning_rate * decay)
-        elif decay:
-            gradient = gradient.add(parameter, alpha=decay)
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        # 1 - beta^age; the plain difference loses four digits in float32, where beta2 is nearly 1.
-        correction1, correction2 = (torch.expm1(age * log(beta)).neg_() for beta in (beta1, beta2))
-        denominator = state["exp_avg_sq"].sqrt().div_(correction2.sqrt_()).add_(epsilon)
-        parameter.addcdiv_(state["exp_avg"] / correction1, denominator, value=-learning_rate)
+        beta1, beta2 = group["betas"]
+        rate, epsilon, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
+        rule = Rule(rate, (float(beta1), float(beta2)), epsilon, decay, group["decoupled_weight_decay"])
+        update(rule, state["step"], parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state[BIRTH])
 
 
 class Adam(PerConnectionStep, torch.optim.Adam):

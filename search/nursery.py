@@ -142,6 +142,7 @@ class Nursery:
 def _serve(parent: socket.socket) -> None:
     for module in (*MODULES, *_FIRST_NEEDED):
         import_module(module)
+    import_module("grow.kernels.compiled").available()  # numba, where it is installed, and its compiler: as long again
     gc.collect()
     gc.freeze()  # pages that no collection touches stay shared with the children
     while True:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,10 @@ PANEL_COLUMNS = 1024
 
 PANEL_CONNECTIONS = 64
 """Connections of a row in a panel that make up for its sum being written and read once more."""
+
+
+ELEMENTS_OF_A_THREAD = 2**15
+"""Elements that make up for waking a thread, where each is computed alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +95,17 @@ def run(loop: Callable[..., None], lines: Lines, *arguments: int) -> None:
     else:
         for done in [_pool(os.getpid(), len(parts)).submit(loop, *part, *arguments) for part in parts]:
             done.result()
+
+
+def in_parts(part: Callable[[int, int], None], count: int, whole: int) -> None:
+    """Call with first and last of so many elements: all at once, or as many parts as torch has threads, each a multiple of ``whole``."""
+    threads = max(1, min(torch.get_num_threads(), count // ELEMENTS_OF_A_THREAD))
+    if threads == 1:
+        part(0, count)
+        return
+    bounds = [number * count // threads // whole * whole for number in range(threads)] + [count]
+    for done in [_pool(os.getpid(), threads).submit(part, *ends) for ends in pairwise(bounds)]:
+        done.result()
 
 
 @cache

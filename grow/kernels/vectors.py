@@ -99,6 +99,26 @@ def _multiply_add(context: Any, a: Any, b: Any, c: Any) -> tuple[Any, Emit]:
     return a(a, a, a), emit
 
 
+def _divided(context: Any, a: Any, b: Any) -> tuple[Any, Emit]:
+    """``a / b``."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        return builder.fdiv(*arguments)
+
+    return a(a, a), emit
+
+
+def _root(context: Any, value: Any) -> tuple[Any, Emit]:
+    """The square root of every lane."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        vector = _llvm(value.scalar, value.lanes)
+        name = f"llvm.sqrt.v{value.lanes}f{value.scalar.bitwidth}"
+        return builder.call(get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name), arguments)
+
+    return value(value), emit
+
+
 def _clipped(context: Any, value: Any, highest: Any) -> tuple[Any, Emit]:
     """Every lane within 0 and ``highest``, a vector."""
 
@@ -176,4 +196,4 @@ def _intrinsic(emitted: Callable[..., tuple[Any, Emit]]) -> Any:
 
 load, store, zeros, filled = _intrinsic(_load), _intrinsic(_store), _intrinsic(_zeros), _intrinsic(_filled)
 multiply_add, dot, transpose = _intrinsic(_multiply_add), _intrinsic(_dot), _intrinsic(_transpose)
-clipped = _intrinsic(_clipped)
+clipped, divided, root = _intrinsic(_clipped), _intrinsic(_divided), _intrinsic(_root)
