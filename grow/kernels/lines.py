@@ -8,6 +8,7 @@ Legend: E connections.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,6 +86,11 @@ def loops_of(dtype: torch.dtype, batch: int) -> Loops:
     from grow.kernels.loops import loops  # numba takes longer to import than all else
 
     return loops(dtype, batch)
+
+
+def numba_is_loaded() -> bool:
+    """Whether the loops have been imported: what comes out alike without them does not wait for that, which takes longer than all else."""
+    return "grow.kernels.loops" in sys.modules
 
 
 def run(loop: Callable[..., None], lines: Lines, *arguments: int) -> None:

@@ -83,6 +83,7 @@ class Loops:
         return (self._values, types.intp, types.intp)
 
 
+_SCALARS = {torch.float32: types.float32, torch.float64: types.float64}
 _INDICES = types.CPointer(types.int32)
 _PART = (types.intp, types.intp, types.intp)
 
@@ -95,13 +96,20 @@ def loops(dtype: torch.dtype, batch: int) -> Loops:
 
 @cache
 def _loops(dtype: torch.dtype, tile: int) -> Loops:
-    return Loops({torch.float32: types.float32, torch.float64: types.float64}[dtype], tile)
+    return Loops(_SCALARS[dtype], tile)
 
 
 @cache
 def _transposed_of(scalar: Any) -> Compiled:
     values, number = types.CPointer(scalar), types.intp
     return machine_code(_transposed(PART_BYTES * 8 // scalar.bitwidth), number, number, values, number, values, number)
+
+
+@cache
+def masked(dtype: torch.dtype) -> Compiled:
+    """Elements first..last of values times a mask of bytes, 0 or 1."""
+    scalar = _SCALARS[dtype]
+    return machine_code(_masked(scalar), types.intp, types.intp, types.CPointer(scalar), types.CPointer(types.uint8))
 
 
 def machine_code(function: Callable[..., None], *arguments: Any) -> Compiled:
@@ -216,3 +224,12 @@ def _transposed(side: int) -> Any:
                             target[j * target_pitch + i] = source[i * pitch + j]
 
     return transposed
+
+
+def _masked(scalar: Any) -> Any:
+    def masked(first, last, values, mask):  # type: ignore[no-untyped-def]
+        """A product, since what is no number stays none."""
+        for place in range(first, last):
+            values[place] = values[place] * scalar(mask[place])
+
+    return masked

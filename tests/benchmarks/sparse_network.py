@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.sparse_network [--json] [--only KEY=VALUE ...] [--rounds 7] [--kernel NAME]
 
-Forward, backward and a step of SGD with momentum on drawn data, one thread. Every layer has the same share of its connections, drawn at
-random, and the kernel that the profile of this machine names for it (measured now where the cache has none), or that ``--kernel`` names
-for all. Dense is the same network of torch's own layers with the same optimizer. Both are timed in turns in one run; a turn is a step,
-or as many as take `TURN_S`. A ratio is one round's; above 1 ours is faster.
+Forward, backward and a step of SGD with momentum or of Adam on drawn data, one thread. Every layer has the same share of its connections,
+drawn at random, and the kernel that the profile of this machine names for it (measured now where the cache has none), or that
+``--kernel`` names for all. With Adam a fifth of them has been replaced after the first step, so that connections differ in age. Dense is
+the same network of torch's own layers with torch's optimizer. Both are timed in turns in one run; a turn is a step, or as many as take
+`TURN_S`. A ratio is one round's; above 1 ours is faster.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grow import optim
 from grow.kernels import KernelCase
 from grow.network import Network
 from hardware.cache import obtain
@@ -49,8 +51,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] =
 }
 """Start network, shape of a sample, units of the widest layer, batch."""
 
+REPLACED = 0.2
+"""Share of the connections that are younger than the others under Adam."""
+
 CASES: list[Case] = [
-    {"net": name, "units": units, "batch": batch, "density": 0.05, "device": "cpu"} for name, (_, _, units, batch) in NETWORKS.items()
+    {"net": name, "optimizer": optimizer, "units": NETWORKS[name][2], "batch": NETWORKS[name][3], "density": density, "device": "cpu"}
+    for optimizer, density, names in (
+        ("sgd", 0.05, tuple(NETWORKS)),
+        ("adam", 0.05, ("lenet-300-100", "wide-mlp")),
+        ("adam", 0.5, ("lenet-300-100", "wide-mlp")),
+        ("adam", 0.9, ("lenet-300-100", "wide-mlp")),
+    )
+    for name in names
 ]
 
 
@@ -63,9 +75,15 @@ def sparse(module: nn.Module, case: Case, shape: tuple[int, ...], choose: Callab
     return network
 
 
-def step_of(network: nn.Module, x: Tensor, targets: Tensor) -> Step:
+def optimizer_of(case: Case, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all parameters: the project's for a network of its own, else torch's."""
+    if case["optimizer"] == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    return (optim.Adam if isinstance(network, Network) else torch.optim.Adam)(network.parameters(), lr=1e-4)
+
+
+def step_of(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, targets: Tensor) -> Step:
     """A training step of all parameters."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -73,6 +91,17 @@ def step_of(network: nn.Module, x: Tensor, targets: Tensor) -> Step:
         optimizer.step()
 
     return training(network, step)
+
+
+def replace(network: Network, share: float) -> None:
+    """Remove a share of every layer's connections, and add as many others."""
+    generator = np.random.default_rng(1)
+    positions = {layer.layer: layer.positions() for layer in network.topology.layers}
+    gone = {name: np.sort(generator.choice(held, round(share * len(held)), replace=False)) for name, held in positions.items()}
+    absent = {layer.layer: np.setdiff1d(np.arange(layer.possible), layer.positions()) for layer in network.topology.layers}
+    network.prune_connections(gone)
+    chosen = {name: generator.choice(free, min(len(free), len(gone[name])), replace=False) for name, free in absent.items()}
+    network.grow_connections({name: np.sort(found) for name, found in chosen.items()})
 
 
 def seconds(step: Step, repeats: int) -> float:
@@ -89,7 +118,12 @@ def measured(case: Case, rounds: int, choose: Callable[[KernelCase], str]) -> di
     torch.manual_seed(0)
     dense, x, targets = make(), torch.randn(batch, *shape), torch.randint(10, (batch,))
     ours = sparse(dense, case, shape, choose)
-    steps = {"dense": step_of(dense, x, targets), "ours": step_of(ours, x, targets)}
+    optimizer = optimizer_of(case, ours)
+    ours.attach(optimizer)
+    steps = {"dense": step_of(dense, optimizer_of(case, dense), x, targets), "ours": step_of(ours, optimizer, x, targets)}
+    if case["optimizer"] == "adam":
+        steps["ours"]()
+        replace(ours, REPLACED)
     repeats = {}
     for name, step in steps.items():
         step()
