@@ -41,11 +41,25 @@ class PerConnectionStep(torch.optim.Optimizer):
         for parameter, gradient in aged:
             parameter.grad = gradient
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which gives all state the parameter's dtype; but births are steps, and stay float32."""
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for parameter, number in zip(group["params"], saved["params"], strict=True):
+                birth = state_dict["state"].get(number, {}).get(BIRTH)
+                if birth is not None:
+                    self.state[parameter][BIRTH] = birth.to(parameter.device, torch.float32, copy=True)
+
     @torch.no_grad()
     def _aged_step(self, group: dict[str, Any], parameter: Tensor) -> None:
         """One update of a parameter whose elements have births."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
+        if gradient.is_sparse:
+            shape = tuple(parameter.shape)
+            raise ValueError(
+                f"gradient of a parameter of shape {shape} is sparse, but must be dense; make the embedding without sparse=True"
+            )
         state["step"] += 1
         beta1, beta2 = group["betas"]
         rate, epsilon, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])

@@ -4,8 +4,9 @@
             ^                                                                    (ends at once)           |
             +------------------- adopts the child, being the subreaper of all that it started ------------+
 
-The nursery imports and does nothing else: there is no thread, no CUDA context and no random number that a child could inherit. A child
-is the parent's own, so that it is waited for, signalled and outlived as if it had been spawned, whatever becomes of the nursery.
+The nursery imports, readies numba's compiler and does nothing else: there is no thread, no CUDA context and no random number that a child
+could inherit. A child is the parent's own, so that it is waited for, signalled and outlived as if it had been spawned, whatever becomes of
+the nursery.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ class Nursery:
 def _serve(parent: socket.socket) -> None:
     for module in (*MODULES, *_FIRST_NEEDED):
         import_module(module)
-    import_module("grow.kernels.compiled").available()  # numba, where it is installed, and its compiler: as long again
+    with suppress(Exception):  # what is wrong with numba is for the trial to say that needs it
+        import_module("grow.kernels.compiled").available()  # imports numba and its compiler, where they are
     gc.collect()
     gc.freeze()  # pages that no collection touches stay shared with the children
     while True:

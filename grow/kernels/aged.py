@@ -1,8 +1,8 @@
 """Adam's update of a tensor whose elements came into being at different steps, each corrected by its own age.
 
-On the CPU one pass of compiled code, which takes two thirds of the time of torch's own Adam. Elsewhere, and without numba, by torch's
-operations: they go through the memory sixteen times and take two exponentials of each element, three times as long for hundreds of
-elements, and ten for a million.
+On the CPU one pass of compiled code: 0.5 ms for 300,000 elements on one thread of a Zen 3. Torch's operations go through the memory
+sixteen times and take two exponentials of each element: 8 ms; torch's own Adam, for elements of one age, takes 0.7 ms, its fused one 0.3.
+Elsewhere, and without numba, torch's operations.
 
 Legend: N elements, A ages that are told apart.
 """
@@ -10,7 +10,7 @@ Legend: N elements, A ages that are told apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import ceil, log
 
 import numpy as np
@@ -20,8 +20,8 @@ from torch import Tensor
 from grow.kernels.compiled import available
 from grow.kernels.lines import in_parts
 
-LANES = 32
-"""Elements that the loop computes at a time: what it holds of them fits the registers of AVX2."""
+PASS_BYTES = 128
+"""Of a tensor's elements that the loop computes at a time."""
 
 MOST_AGES = 2**19
 """More ages than these have no table: float64 tells so many apart where a beta is above 0.9999."""
@@ -47,7 +47,7 @@ def update(rule: Rule, step: Tensor, parameter: Tensor, gradient: Tensor, mean: 
 
     Kingma and Ba 2015, algorithm 1; decoupled decay as in Loshchilov and Hutter 2019.
     """
-    tensors = (parameter, gradient.contiguous(), mean, square, birth)
+    tensors = (parameter, gradient, mean, square, birth)
     if _looped(rule, tensors):
         _by_loop(rule, int(step), tensors)
     else:
@@ -55,8 +55,8 @@ def update(rule: Rule, step: Tensor, parameter: Tensor, gradient: Tensor, mean: 
 
 
 def by_operations(rule: Rule, step: Tensor, parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, birth: Tensor) -> None:
-    """The same by torch's operations, on any device and in any dtype."""
-    age = (step - birth).to(parameter.dtype)
+    """The same by torch's operations, on any device and in any dtype; but for rounding."""
+    age = (step - birth).clamp(min=1).to(parameter.dtype)
     if rule.decoupled:
         parameter.mul_(1 - rule.learning_rate * rule.decay)
     elif rule.decay:
@@ -71,46 +71,58 @@ def by_operations(rule: Rule, step: Tensor, parameter: Tensor, gradient: Tensor,
 
 
 def _looped(rule: Rule, tensors: tuple[Tensor, ...]) -> bool:
-    """Whether the loop can update them."""
-    *values, birth = tensors
-    if any(held.device.type != "cpu" or not held.is_contiguous() for held in tensors) or birth.dtype != torch.float32:
+    """Whether the loop can update them: all of one shape, and what is not read alone in one order in memory, without gaps."""
+    parameter, gradient, mean, square, birth = tensors
+    dtype, shape = parameter.dtype, parameter.shape
+    if any(held.device.type != "cpu" or held.shape != shape or held.layout != torch.strided for held in tensors):
         return False
-    dtype = values[0].dtype
-    alike = dtype in _LOOPED and all(held.dtype == dtype for held in values)
-    return alike and told_apart(rule.betas, dtype) <= MOST_AGES and available()
+    if dtype not in _LOOPED or any(held.dtype != dtype for held in (gradient, mean, square)) or birth.dtype != torch.float32:
+        return False
+    if not (parameter.is_contiguous() or (parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last))):
+        return False
+    if any(held.stride() != parameter.stride() for held in (mean, square, birth)):
+        return False
+    return max(told_apart(beta, dtype) for beta in rule.betas) <= MOST_AGES and available()
 
 
 def _by_loop(rule: Rule, step: int, tensors: tuple[Tensor, ...]) -> None:
-    from grow.kernels.aged_loops import BLOCK, aged  # numba takes longer to import than all else
+    # Numba takes longer to import than all else. The steps to come make up for it, and all of them must round alike.
+    from grow.kernels.aged_loops import BLOCK, aged
 
-    dtype = tensors[0].dtype
-    table, most = corrections(rule.betas, dtype)
-    (beta1, beta2), rate = rule.betas, rule.learning_rate
+    parameter, gradient, *others = tensors
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    dtype, (beta1, beta2), rate = parameter.dtype, rule.betas, rule.learning_rate
+    first_table, second_table = corrections(beta1, dtype), corrections(beta2, dtype, root=True)
     shrunk, pulled = (1 - rate * rule.decay, 0.0) if rule.decoupled else (1.0, rule.decay)
-    settings = torch.tensor([1 - beta1, beta2, 1 - beta2, -rate, rule.epsilon, shrunk, pulled, -1.0], dtype=dtype)
-    places = [held.data_ptr() for held in (*tensors, table, settings)]
+    given = [beta1, 1 - beta1, beta2, 1 - beta2, -rate, rule.epsilon, shrunk, pulled]
+    settings = torch.tensor(given, dtype=dtype, device="cpu")
+    lanes = PASS_BYTES // dtype.itemsize
+    loop, rest = aged(dtype, lanes), aged(dtype, 1)
 
     def part(first: int, last: int) -> None:
-        room = torch.empty(2 * BLOCK, dtype=dtype)  # every thread's own
-        whole = last - (last - first) % LANES
-        aged(dtype, LANES)(first, whole, step, most, *places, room.data_ptr())
+        room = torch.empty(2 * BLOCK, dtype=dtype, device="cpu")  # every thread's own
+        places = [held.data_ptr() for held in (parameter, gradient, *others)]
+        for table in (first_table, second_table):
+            places += [len(table) - 1, table.data_ptr()]
+        places += [settings.data_ptr(), room.data_ptr()]
+        whole = last - (last - first) % lanes
+        loop(first, whole, step, *places)
         if whole < last:
-            aged(dtype, 1)(whole, last, step, most, *places, room.data_ptr())
+            rest(whole, last, step, *places)
 
-    in_parts(part, tensors[0].numel(), LANES)
-
-
-@cache
-def told_apart(betas: tuple[float, float], dtype: torch.dtype) -> int:
-    """The age from which on no correction differs from 1."""
-    least = log(torch.finfo(dtype).eps / 4)
-    return max(1 if beta == 0 else ceil(least / log(beta)) for beta in betas)
+    in_parts(part, parameter.numel(), lanes)
 
 
-@cache
-def corrections(betas: tuple[float, float], dtype: torch.dtype) -> tuple[Tensor, int]:
-    """By age, from 0 to A: 1 / (1 - beta1^age) and 1 / sqrt(1 - beta2^age), (A + 1, 2), and A. Nothing is of age 0: it counts as 1."""
-    most = told_apart(betas, dtype)
+def told_apart(beta: float, dtype: torch.dtype) -> int:
+    """A, the age from which on 1 - beta^age does not differ from 1."""
+    return 1 if beta == 0 else ceil(log(torch.finfo(dtype).eps / 4) / log(beta))
+
+
+@lru_cache(maxsize=16)  # schedules may change a beta at every step
+def corrections(beta: float, dtype: torch.dtype, root: bool = False) -> Tensor:
+    """1 / (1 - beta^age), or its square root, by age from 0 to A, (A + 1,). Nothing is of age 0, which counts as 1."""
+    most = told_apart(beta, dtype)
     age = np.arange(most + 1, dtype=np.float64).clip(min=1)
-    first, second = (-np.expm1(age * log(beta)) if beta else np.ones(most + 1) for beta in betas)
-    return torch.from_numpy(np.stack([1 / first, 1 / np.sqrt(second)], 1)).to(dtype), most
+    left = -np.expm1(age * log(beta)) if beta else np.ones(most + 1)
+    return torch.from_numpy(1 / (np.sqrt(left) if root else left)).to(dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
@@ -88,7 +88,7 @@ def loops_of(dtype: torch.dtype, batch: int) -> Loops:
     return loops(dtype, batch)
 
 
-def numba_is_loaded() -> bool:
+def loops_are_loaded() -> bool:
     """Whether the loops have been imported: what comes out alike without them does not wait for that, which takes longer than all else."""
     return "grow.kernels.loops" in sys.modules
 
@@ -99,18 +99,30 @@ def run(loop: Callable[..., None], lines: Lines, *arguments: int) -> None:
     if len(parts) == 1:
         loop(*parts[0], *arguments)
     else:
-        for done in [_pool(os.getpid(), len(parts)).submit(loop, *part, *arguments) for part in parts]:
-            done.result()
+        _on_threads(lambda first, last: loop(first, last, *arguments), parts)
 
 
 def in_parts(part: Callable[[int, int], None], count: int, whole: int) -> None:
-    """Call with first and last of so many elements: all at once, or as many parts as torch has threads, each a multiple of ``whole``."""
-    threads = max(1, min(torch.get_num_threads(), count // ELEMENTS_OF_A_THREAD))
-    if threads == 1:
+    """Call with first and last of so many elements: all at once, or as many parts as torch has threads, each a multiple of ``whole``.
+
+    ``part`` must hold what it writes to: after an interrupt it may go on while the caller is gone.
+    """
+    parts = max(1, min(torch.get_num_threads(), count // ELEMENTS_OF_A_THREAD))
+    if parts == 1:
         part(0, count)
-        return
-    bounds = [number * count // threads // whole * whole for number in range(threads)] + [count]
-    for done in [_pool(os.getpid(), threads).submit(part, *ends) for ends in pairwise(bounds)]:
+    else:
+        _on_threads(part, list(pairwise([number * count // parts // whole * whole for number in range(parts)] + [count])))
+
+
+def _on_threads(part: Callable[[int, int], None], bounds: list[tuple[int, int]]) -> None:
+    """Call for all bounds at once, and wait for all of them even where one fails or the wait is interrupted: they write to memory."""
+    begun = [_pool(os.getpid(), torch.get_num_threads()).submit(part, *ends) for ends in bounds]
+    try:
+        wait(begun)
+    except BaseException:
+        wait(begun)
+        raise
+    for done in begun:
         done.result()
 
 

@@ -1,13 +1,15 @@
 """Adam's update of elements of different ages: compiled against torch's operations, and against fresh optimizers (test_optim)."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from time import sleep
 
 import pytest
 import torch
 from torch import Tensor
 
-from grow.kernels import aged
+from grow.kernels import aged, lines
 from grow.kernels.aged import Rule
 
 RULE = Rule(0.01, (0.9, 0.999), 1e-8, 0.0, decoupled=False)
@@ -26,7 +28,7 @@ def tensors(count: int, dtype: torch.dtype = torch.float32, oldest: int = STEP) 
 
 def updated(rule: Rule, held: tuple[Tensor, ...], by: object = aged.update, step: int = STEP) -> tuple[Tensor, ...]:
     copies = tuple(tensor.clone() for tensor in held)
-    by(rule, torch.tensor(float(step)), *copies)  # type: ignore[operator]
+    by(rule, torch.tensor(float(step), device="cpu"), *copies)  # type: ignore[operator]
     return copies
 
 
@@ -67,7 +69,7 @@ def test_it_does_so_by_every_rule(changed: dict[str, object], request: pytest.Fi
 
 
 def test_ages_beyond_the_table_are_as_good_as_infinite(request: pytest.FixtureRequest) -> None:
-    most, held = aged.told_apart(RULE.betas, torch.float32), tensors(100)
+    most, held = aged.told_apart(RULE.betas[1], torch.float32), tensors(100)
     expected = updated(RULE, held, aged.by_operations, step=10 * most)
     request.getfixturevalue("no_operations")
     torch.testing.assert_close(updated(RULE, held, step=10 * most), expected, rtol=2e-6, atol=2e-6)
@@ -98,21 +100,90 @@ def test_threads_change_no_bit(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.usefixtures("no_operations")
-def test_births_that_no_training_has_read_nothing_outside_the_table() -> None:
+def test_births_that_no_training_has_read_nothing_outside_the_tables() -> None:
     held = (*tensors(4)[:4], torch.tensor([float("nan"), float("inf"), -1e30, STEP + 5.0]))
-    assert all(tensor[3:].isfinite().all() for tensor in updated(RULE, held))
+    fresh, old = (updated(RULE, (*held[:4], torch.full((4,), birth))) for birth in (STEP - 1.0, -1e9))
+    for tensor, young, oldest in zip(updated(RULE, held)[:4], fresh, old, strict=False):
+        assert torch.equal(tensor[[1, 3]], young[[1, 3]])  # from the future: as if of this step
+        assert torch.equal(tensor[[0, 2]], oldest[[0, 2]])
+
+
+@pytest.mark.usefixtures("no_operations")
+def test_the_order_in_memory_changes_no_bit() -> None:
+    held = tuple(tensor.reshape(4, 3, 5, 2) for tensor in tensors(120))
+    expected = updated(RULE, held)
+    turned = [tensor.to(memory_format=torch.channels_last) for tensor in held]
+    turned[1] = held[1].clone()  # a gradient in another order
+    for tensor, other in zip(updated(RULE, tuple(turned)), expected, strict=True):
+        assert torch.equal(tensor, other)
+
+
+@pytest.mark.usefixtures("no_operations")
+def test_a_beta_of_zero_forgets_what_was() -> None:
+    parameter, gradient, square, birth = torch.zeros(2), torch.ones(2), torch.ones(2), torch.zeros(2)
+    mean = torch.full((2,), 1e8)
+    updated(rule := replace(RULE, betas=(0.0, 0.999)), (parameter, gradient, mean, square, birth))
+    moved = updated(rule, (parameter, gradient, mean, square, birth))
+    assert moved[2].tolist() == [1, 1]
+    assert (moved[0] < -0.005).all()
+
+
+@pytest.mark.usefixtures("no_operations")
+def test_the_default_device_plays_no_role() -> None:
+    held = tensors(40)
+    expected = updated(RULE, held)
+    torch.set_default_device("meta")
+    try:
+        found = updated(replace(RULE, betas=(0.9, 0.998)), held)  # tables are made anew
+        again = updated(RULE, held)
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, expected, strict=True))
+    assert not torch.equal(found[3], expected[3])
+
+
+def test_a_schedule_of_betas_keeps_few_tables() -> None:
+    for number in range(40):
+        updated(replace(RULE, betas=(0.85 + number / 1000, 0.999)), tensors(8))
+    info = aged.corrections.cache_info()
+    assert info.maxsize is not None
+    assert info.currsize <= info.maxsize == 16
 
 
 def test_what_the_loop_does_not_know_is_left_to_torchs_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
-        raise AssertionError("the loop was called")
-
-    monkeypatch.setattr(aged, "_by_loop", refused)
+    monkeypatch.delattr(aged, "_by_loop")
     held = tensors(64)
     lower = tuple(tensor.bfloat16() for tensor in held[:4])
     turned = tuple(tensor.reshape(8, 8).t() for tensor in held)
     slow = replace(RULE, betas=(0.9, 0.999999))
     for rule, given in ((RULE, (*lower, held[4])), (RULE, turned), (slow, held)):
-        assert not torch.equal(updated(rule, given)[0], given[0])
+        expected = updated(rule, given, aged.by_operations)
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(updated(rule, given), expected, strict=True))
     monkeypatch.setattr(aged, "available", lambda: False)
-    assert not torch.equal(updated(RULE, held)[0], held[0])
+    assert torch.equal(updated(RULE, held)[0], updated(RULE, held, aged.by_operations)[0])
+
+
+def test_state_of_another_shape_is_refused_by_torch_and_not_written_to() -> None:
+    parameter, gradient, mean, square, _ = tensors(40)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        updated(RULE, (parameter, gradient, mean, square, torch.zeros(10)))
+
+
+def test_an_interrupted_wait_ends_after_all_parts(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("two_threads")
+    done, waits = [], []
+
+    def interrupted(futures: list[Future[None]]) -> None:
+        waits.append(len(futures))
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        wait(futures)
+
+    def part(first: int, last: int) -> None:
+        sleep(0.2)
+        done.append((first, last))
+
+    monkeypatch.setattr(lines, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lines.in_parts(part, 2**17, whole=32)
+    assert sorted(done) == [(0, 2**16), (2**16, 2**17)]

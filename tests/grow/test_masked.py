@@ -1,6 +1,6 @@
 """A gradient is cleared where the mask is zero: by a loop where numba is loaded, by torch's operations elsewhere, to the same bits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from grow.kernels import compiled, dense, lines
 
 
 @pytest.fixture
-def threads() -> object:
+def threads() -> Iterator[Callable[[int], None]]:
     yield torch.set_num_threads
     torch.set_num_threads(1)
 
@@ -38,7 +38,7 @@ def test_the_loop_and_torchs_operations_clear_the_same_bits(
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_numba_is_not_imported_for_a_mask(loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "numba_is_loaded", lambda: loaded)
+    monkeypatch.setattr(dense, "loops_are_loaded", lambda: loaded)
     if not (loaded and compiled.available()):
         monkeypatch.delattr(dense, "by_loop")
     weight, mask = torch.ones(2, 2, requires_grad=True), torch.tensor([[True, False], [False, True]])
@@ -47,5 +47,17 @@ def test_numba_is_not_imported_for_a_mask(loaded: bool, monkeypatch: pytest.Monk
     assert torch.equal(weight.grad, mask.float())
 
 
-def test_numba_is_loaded_once_the_loops_are() -> None:
-    assert lines.numba_is_loaded() or not compiled.available()
+def test_loops_are_loaded_once_the_loops_are() -> None:
+    assert lines.loops_are_loaded() or not compiled.available()
+
+
+def test_many_gradients_at_once_are_cleared_as_well() -> None:
+    weight, mask, x = torch.randn(3, 4, requires_grad=True), torch.rand(3, 4) < 0.5, torch.randn(4)
+
+    def product(held: Tensor) -> Tensor:
+        return dense.masked(held, mask) @ x
+
+    found = torch.autograd.functional.jacobian(product, weight, vectorize=True)
+    assert isinstance(found, Tensor)
+    assert torch.equal(found, torch.autograd.functional.jacobian(product, weight))
+    assert found[:, ~mask].eq(0).all()

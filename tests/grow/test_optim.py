@@ -86,16 +86,31 @@ def test_gradients_are_still_there_after_the_step() -> None:
     assert parameter.grad is gradient
 
 
-def test_the_state_survives_being_saved_and_loaded() -> None:
-    parameter = nn.Parameter(torch.ones(2))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_state_survives_being_saved_and_loaded(dtype: torch.dtype) -> None:
+    parameter = nn.Parameter(torch.ones(2, dtype=dtype))
     optimizer = optim.Adam([parameter])
-    trained(optimizer, parameter, gradients(2, 2, torch.float32))
-    optimizer.state[parameter][BIRTH] = torch.tensor([0.0, 2])
+    trained(optimizer, parameter, gradients(2, 2, dtype))
+    optimizer.state[parameter]["step"] += 1000
+    optimizer.state[parameter][BIRTH] = torch.tensor([0.0, 1001])
     twin = nn.Parameter(parameter.detach().clone())
     other = optim.Adam([twin])
     other.load_state_dict(deepcopy(optimizer.state_dict()))
-    more = gradients(3, 2, torch.float32)
+    assert torch.equal(other.state[twin][BIRTH], optimizer.state[parameter][BIRTH])
+    assert other.state[twin][BIRTH].dtype == torch.float32
+    more = gradients(3, 2, dtype)
     assert torch.equal(trained(optimizer, parameter, more), trained(other, twin, more))
+
+
+def test_a_sparse_gradient_is_refused_before_the_step_is_counted() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = optim.Adam([parameter])
+    trained(optimizer, parameter, gradients(1, 2, torch.float32))
+    optimizer.state[parameter][BIRTH] = torch.tensor([0.0, 1])
+    parameter.grad = torch.ones(2).to_sparse()
+    with pytest.raises(ValueError, match=r"gradient of a parameter of shape \(2,\) is sparse, but must be dense"):
+        optimizer.step()
+    assert optimizer.state[parameter]["step"] == 1
 
 
 def test_optimizers_are_made_by_name() -> None:
