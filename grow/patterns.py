@@ -12,13 +12,14 @@ Legend: N candidates of all layers together, K keys = (value of any unit, target
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grow.axes import IntArray, Segment
-from grow.topology import Connections, Topology
+from grow.axes import IntArray, Segment, entry_units
+from grow.topology import Connections, Topology, among
 
 BoolArray: TypeAlias = NDArray[np.bool_]
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -58,7 +59,7 @@ def lowest_groups(
     the next that fits, and only when none fits, a part of one is taken.
     """
     scores = checked_scores(scored, count)
-    keys = _whole(_remote_keys(scored, topology, parts, price), topology, parts)
+    keys = _whole(_remote_keys(scored, topology, parts, price), scored, topology, parts)
     group = _groups(keys, key_count(topology, parts))  # (N,)
     sizes = np.bincount(group)
     costs = np.zeros(len(sizes))
@@ -117,15 +118,15 @@ def highest_balanced(
     What `highest_priced` would give to a target space is shared out so that the incoming connections of its parts come as near to
     equal as they can. Without this the larger part, which has more places to grow into, outgrows the others.
     """
-    values, spaces = _all_worth(scored, topology, parts, price, count, ways), list(parts)
+    values, spaces = np.negative(_all_worth(scored, topology, parts, price, count, ways)), list(parts)
     labels = (target_labels(topology.layer(layer), positions, parts, spaces) for layer, (positions, _) in scored.items())
-    kind = np.concatenate([np.zeros(0, np.int64), *labels])
+    kind = np.concatenate([np.zeros(0, np.int32), *labels])
     kinds = len(spaces) * part_count(parts) + 1
-    places, free = np.bincount(kind, minlength=kinds), np.bincount(kind[smallest(-values, count)], minlength=kinds)
+    places, free = np.bincount(kind, minlength=kinds), np.bincount(kind[np.flatnonzero(smallest(values, count))], minlength=kinds)
     chosen = np.zeros(len(values), bool)
     for number, share in enumerate(share_out(free, places, topology, parts, spaces).tolist()):
         members = np.flatnonzero(kind == number)
-        chosen[members[smallest(-values[members], share)]] = True
+        chosen[members[np.flatnonzero(smallest(values[members], share))]] = True
     return as_choice(scored, chosen)
 
 
@@ -133,7 +134,7 @@ def _all_worth(
     scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, ways: FloatArray | None
 ) -> FloatArray:
     """Scores of absent connections less the price of the halo units that they would add, (N,)."""
-    cost = price * _median(checked_scores(scored, count))
+    cost = price * _median(_joined(scored, count))
     check_parts(topology, parts, price)
     halo = existing_halo(topology, parts)
     values = (worth(topology.layer(layer), p, s, topology, parts, halo, cost, ways) for layer, (p, s) in scored.items())
@@ -142,11 +143,10 @@ def _all_worth(
 
 def existing_halo(topology: Topology, parts: Mapping[str, IntArray]) -> BoolArray:
     """Marks the keys of which a connection exists, (K,)."""
-    halo = np.zeros(key_count(topology, parts), bool)
+    halo = np.zeros(key_count(topology, parts) + 1, bool)  # the last one takes what is not remote, whose key is -1
     for layer in topology.layers:
-        existing = layer_keys(layer, layer.positions(), topology, parts)
-        halo[existing[existing >= 0]] = True
-    return halo
+        halo[layer_keys(layer, layer.positions(), topology, parts)] = True
+    return halo[:-1]
 
 
 def worth(
@@ -160,20 +160,23 @@ def worth(
     ways: FloatArray | None = None,
 ) -> FloatArray:
     """Scores of absent connections of a layer, less ``cost`` where a connection would add a unit to a halo, (N,)."""
-    keys = layer_keys(layer, positions, topology, parts)
-    adds = keys >= 0
-    adds[adds] = ~halo[keys[adds]]
-    values = scores.astype(np.float64)
-    values[adds] -= cost * _way(keys[adds], topology, parts, ways)
+    values, keys = scores.astype(np.float64), _keys(layer, topology, parts)
+    if keys is None:
+        return values
+    adds = np.append(~halo, False)[keys]  # the last one is read for -1
+    costs = np.zeros(keys.shape)
+    costs[adds] = cost * _way(keys[adds], topology, parts, ways)
+    values -= costs.take(_places(layer, positions, parts))
     return values
 
 
-def target_labels(layer: Connections, positions: IntArray, parts: Mapping[str, IntArray], spaces: list[str]) -> IntArray:
+def target_labels(layer: Connections, positions: IntArray, parts: Mapping[str, IntArray], spaces: list[str]) -> NDArray[np.int32]:
     """(space, part) that each position leads into, as one number, (N,); the last number for what leads into no part."""
     k = part_count(parts)
     if layer.target_space is None or layer.target_space not in parts:
-        return np.full(len(positions), len(spaces) * k)
-    return spaces.index(layer.target_space) * k + parts[layer.target_space][layer.rows_and_columns(positions)[0]]
+        return np.full(len(positions), len(spaces) * k, np.int32)
+    labels = (spaces.index(layer.target_space) * k + parts[layer.target_space]).astype(np.int32)
+    return labels.take(positions // prod(layer.shape[1:]))
 
 
 def share_out(free: IntArray, places: IntArray, topology: Topology, parts: Mapping[str, IntArray], spaces: list[str]) -> IntArray:
@@ -292,36 +295,51 @@ def bounds(scores: FloatArray | NDArray[np.float32], n: int) -> tuple[float, flo
     return low, sample[int(rank + margin)] if rank + margin < len(sample) else np.inf
 
 
-def _median(scores: FloatArray) -> float:
-    return float(np.median(scores)) if len(scores) else 0.0
+def _median(scores: FloatArray | NDArray[np.float32]) -> float:
+    """Of the two in the middle the mean, in double precision."""
+    if not len(scores):
+        return 0.0
+    middle = float(nth_smallest(scores, (len(scores) + 1) // 2))
+    return middle if len(scores) % 2 else (middle + float(nth_smallest(scores, len(scores) // 2 + 1))) / 2
 
 
 def _fitting(values: FloatArray, sizes: IntArray, count: int) -> BoolArray:
-    """Marks groups in ascending value whose sizes add up to ``count`` at most; a group that does not fit is passed over."""
-    single = np.flatnonzero(sizes == 1)
-    within = np.flatnonzero(sizes > 1)
-    # More than count groups of one are never needed: the sort below stays as small as the edit.
-    reachable = np.concatenate([within, single[smallest(values[single], min(count, len(single)))]])
-    order = reachable[np.lexsort((reachable, values[reachable]))]
-    taken = np.zeros(len(values), bool)
-    left = count
-    while left and len(order):
-        order = order[sizes[order] <= left]  # what does not fit now never will: left only shrinks
-        fit = int(np.searchsorted(np.cumsum(sizes[order]), left, side="right"))
-        taken[order[:fit]] = True
-        left -= int(sizes[order[:fit]].sum())
-        order = order[fit:]
+    """Marks groups in ascending value whose sizes add up to ``count`` at most; a group that does not fit is passed over.
+
+    Of equal values the first comes first.
+    """
+    single, within = np.flatnonzero(sizes == 1), np.flatnonzero(sizes > 1)
+    order = within[np.argsort(values[within], kind="stable")]
+    low = _ordered_before(values, single, order)
+    taken, held = np.zeros(len(values), bool), 0
+    for group, before, size in zip(order.tolist(), low.tolist(), sizes[order].tolist(), strict=True):
+        left = count - held - before  # groups of one always fit
+        if left <= 0:
+            break
+        if size <= left:
+            taken[group] = True
+            held += size
+    taken[single[np.flatnonzero(smallest(values[single], min(count - held, len(single))))]] = True
     return taken
 
 
-def _whole(keys: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
-    """The keys, but -1 where connections that have the same key are missing among the candidates."""
-    existing = np.zeros(key_count(topology, parts), np.int64)
+def _ordered_before(values: FloatArray, single: IntArray, groups: IntArray) -> IntArray:
+    """How many of the ``single`` ones come before each of the ``groups``, by value and of equal ones by number."""
+    ascending, own = np.sort(values[single]), values[groups]
+    before, through = (np.searchsorted(ascending, own, side) for side in ("left", "right"))
+    for at in np.flatnonzero(before < through).tolist():
+        before[at] += np.count_nonzero(single[values[single] == own[at]] < groups[at])
+    return before
+
+
+def _whole(keys: IntArray, scored: Scored, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
+    """The keys of all candidates, but -1 where connections that have the same key are missing among them."""
+    missing = np.zeros(key_count(topology, parts) + 1, bool)  # the last one is for -1
     for layer in topology.layers:
-        found = layer_keys(layer, layer.positions(), topology, parts)
-        existing += np.bincount(found[found >= 0], minlength=len(existing))
-    among = np.bincount(keys[keys >= 0], minlength=len(existing))
-    return np.where((keys >= 0) & (among[keys] == existing[keys]), keys, -1)
+        positions, _ = scored.get(layer.layer, (np.zeros(0, np.int64), None))
+        if len(positions) < layer.count:
+            missing[layer_keys(layer, layer.positions()[~among(layer, positions)], topology, parts)] = True
+    return np.where(missing[keys], -1, keys)
 
 
 def _way(keys: IntArray, topology: Topology, parts: Mapping[str, IntArray], ways: FloatArray | None) -> FloatArray | float:
@@ -365,19 +383,36 @@ def check_parts(topology: Topology, parts: Mapping[str, IntArray], price: float)
 
 def layer_keys(layer: Connections, positions: IntArray, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray:
     """Key of each position of one layer, -1 where it is not remote."""
+    table = _keys(layer, topology, parts)
+    return np.full(len(positions), -1) if table is None else table.take(_places(layer, positions, parts))
+
+
+def _keys(layer: Connections, topology: Topology, parts: Mapping[str, IntArray]) -> IntArray | None:
+    """What connections from each source entry into each part have for a key, -1 where that is the entry's own part or it has none.
+
+    (source entries, k). None where the layer computes no space that is divided.
+    """
     if layer.target_space is None or layer.target_space not in parts:
-        return np.full(len(positions), -1)
-    segments, units, rows = topology.connected_units(layer, positions)
-    starts = dict(_halo_starts(topology))
-    target_parts = parts[layer.target_space][rows]
-    keys = np.full(len(positions), -1)
+        return None
+    k, starts = part_count(parts), dict(_halo_starts(topology))
+    segment_of, unit_of = entry_units(layer.reads, topology.units)
+    table = np.full((len(unit_of), k), -1)
     for number, segment in enumerate(layer.source):
         if segment.space in parts:
-            inside = segments == number
-            remote = inside.copy()
-            remote[inside] = parts[segment.space][units[inside]] != target_parts[inside]
-            keys[remote] = (starts[_read(layer, number, segment)] + units[remote]) * part_count(parts) + target_parts[remote]
-    return keys
+            (inside,) = np.nonzero(segment_of == number)
+            first = (starts[_read(layer, number, segment)] + unit_of[inside]) * k
+            remote = parts[segment.space][unit_of[inside]][:, None] != np.arange(k)
+            table[inside] = np.where(remote, first[:, None] + np.arange(k), -1)
+    return table
+
+
+def _places(layer: Connections, positions: IntArray, parts: Mapping[str, IntArray]) -> IntArray:
+    """Where each position stands in a flattened table of source entries and parts."""
+    assert layer.target_space is not None
+    rows, columns = layer.rows_and_columns(positions)
+    places: IntArray = (rows if layer.depthwise else columns) * part_count(parts)
+    places += parts[layer.target_space][rows]
+    return places
 
 
 Read: TypeAlias = tuple[str, str, int]

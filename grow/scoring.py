@@ -13,10 +13,13 @@ from grow.candidates import Candidates
 from grow.criteria import Criterion
 from grow.evidence import Evidence
 from grow.network import Network
-from grow.patterns import Choice, lowest, lowest_groups
+from grow.patterns import Choice, highest_balanced, lowest, lowest_groups
 from grow.streams import Part
 from grow.structured import Pattern
 from grow.topology import Connections, Topology
+
+HELD = 2**22
+"""Absent connections whose scores are held at once where a price makes them be looked at three times: up to 150 MB for a moment."""
 
 
 def to_prune(
@@ -95,6 +98,8 @@ def to_grow(
 
     if network.parts is None or price is None:
         return streams.highest(above, candidates.layers, count, candidates.total)
+    if candidates.total <= HELD:
+        return highest_balanced(candidates.scored(score), topology, network.parts, price, count, network.ways)
     return streams.highest_balanced(stream, candidates.layers, topology, network.parts, price, count, network.ways)
 
 

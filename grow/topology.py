@@ -114,8 +114,10 @@ class Connections:
     def rows_and_columns(self, positions: IntArray) -> tuple[IntArray, IntArray]:
         """Axis-0 and axis-1 entry of each position; the kernel taps are dropped."""
         taps = prod(self.shape[2:])
-        rows, rest = np.divmod(positions, self.shape[1] * taps)
-        return rows, rest // taps
+        width = self.shape[1] * taps
+        rows: IntArray = positions // width  # numpy has a fast way by a single divisor, but none for both results
+        rest = positions - rows * width
+        return rows, rest if taps == 1 else rest // taps
 
 
 @dataclass(frozen=True, eq=False)

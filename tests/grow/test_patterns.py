@@ -13,6 +13,7 @@ from grow.patterns import (
     MANY,
     Choice,
     Scored,
+    _fitting,
     even_out,
     highest,
     highest_balanced,
@@ -205,8 +206,10 @@ def test_what_crosses_the_dearer_way_goes_first() -> None:
     assert lists(lowest_groups(scored, topology, parts, 1.0, 2)) == {"fc2": [1, 2]}
 
 
-def reference_groups(scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int) -> set[tuple[str, int]]:
-    """The contract of `lowest_groups`, connection by connection."""
+def reference_groups(
+    scored: Scored, topology: Topology, parts: Mapping[str, IntArray], price: float, count: int, broken: frozenset[object] = frozenset()
+) -> set[tuple[str, int]]:
+    """The contract of `lowest_groups`, connection by connection. broken: keys of which a connection is no candidate."""
     groups: dict[object, list[tuple[float, int, tuple[str, int]]]] = {}
     order, remote, scores = numbers(), set(), np.concatenate([s for _, s in scored.values()]).astype(float)
     for name, (positions, layer_scores) in scored.items():
@@ -217,8 +220,8 @@ def reference_groups(scored: Scored, topology: Topology, parts: Mapping[str, Int
             here, there = (parts[s][u] if s in parts else None for s, u in ((source, unit), (layer.target_space, row)))
             place = next(order)
             key: object = ("alone", place)
-            if here is not None and there is not None and here != there:
-                key = (source, unit, there)
+            if here is not None and there is not None and here != there and (source, int(unit), int(there)) not in broken:
+                key = (source, int(unit), int(there))
                 remote.add(key)
             groups.setdefault(key, []).append((float(score), place, (name, int(position))))
     worth = price * float(np.median(scores)) if len(scores) else 0.0
@@ -243,6 +246,36 @@ def test_pruning_by_groups_equals_its_description(scored: Scored, share: float, 
     chosen = groups(scored, TOPOLOGY, PARTS, price, count)
     found = {(layer, position) for layer, positions in lists(chosen).items() for position in positions}
     assert found == reference_groups(scored, TOPOLOGY, PARTS, price, count)
+
+
+@settings(deadline=None)
+@given(candidates(), st.floats(0, 1), st.integers(0, 10**6))
+def test_a_group_of_which_a_connection_is_no_candidate_is_none(scored: Scored, share: float, seed: int) -> None:
+    draw, left, broken = np.random.default_rng(seed), {}, set[object]()
+    topology = TOPOLOGY.with_index({name: positions for name, (positions, _) in scored.items()})
+    for name, (positions, scores) in scored.items():
+        layer, protected = topology.layer(name), draw.random(len(positions)) < 0.15
+        left[name] = positions[~protected], scores[~protected]
+        segments, units, rows = topology.connected_units(layer, positions[protected])
+        for segment, unit, row in zip(segments, units, rows, strict=True):
+            source, target = layer.source[segment].space, layer.target_space
+            if source in PARTS and target in PARTS:
+                broken.add((source, int(unit), int(PARTS[target][row])))
+    count = round(share * total(left))
+    found = {(layer, position) for layer, chosen in lists(lowest_groups(left, topology, PARTS, 1.0, count)).items() for position in chosen}
+    assert found == reference_groups(left, topology, PARTS, 1.0, count, frozenset(broken))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([1, 1, 1, 2, 3, 7])), max_size=30), st.integers(0, 60))
+def test_groups_are_taken_in_ascending_value_where_they_fit(groups: list[tuple[int, int]], count: int) -> None:
+    expected, left = set(), count
+    for _, number, size in sorted((value, number, size) for number, (value, size) in enumerate(groups)):
+        if size <= left:
+            expected.add(number)
+            left -= size
+    values, sizes = np.array([value for value, _ in groups], float), np.array([size for _, size in groups], np.int64)
+    assert set(np.flatnonzero(_fitting(values, sizes, count)).tolist()) == expected
 
 
 # ---------------------------------------------------------------- priced growth

@@ -69,10 +69,13 @@ def test_growth_in_blocks_of_rows_chooses_what_growth_at_once_would(
 
 @pytest.mark.parametrize("name", ["gradient", "random"])
 @pytest.mark.parametrize("values", [1, 70])
+@pytest.mark.parametrize("held", [0, 10**6])
 def test_growth_with_a_price_in_blocks_of_rows_chooses_what_it_would_at_once(
-    name: str, values: int, monkeypatch: pytest.MonkeyPatch
+    name: str, values: int, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("grow.evidence.base.BLOCK_VALUES", values)
+    monkeypatch.setattr("grow.scoring.HELD", held)
+    monkeypatch.delattr("grow.scoring.highest_balanced" if held == 0 else "grow.streams.highest_balanced")
     found = network()
     parts = {space.name: np.arange(space.units) % 3 // 2 for space in found.topology.hidden}
     found.assign(parts)
