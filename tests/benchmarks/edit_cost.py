@@ -1,11 +1,12 @@
 """What does control cost: edits and the scoring before them, as a share of the training time?
 
     python -m tests.benchmarks.edit_cost [--data-dir DIR] [--steps 1000] [--repeats 5] [--network NAME]
-        [--pruning NAME] [--update-interval 100] [--evidence-batches 1] [--only kernels=profile] [--json]
+        [--pruning NAME] [--update-interval 100] [--evidence-batches 1] [--price P] [--only kernels=profile] [--json]
 
 LeNet-300-100 (or another network) on MNIST, batch 128, one thread, Adam: gradually pruned to 5 % while 30 % of the connections are
 replaced at every update. Once with the dense kernel everywhere, once with the kernels that the profile of this machine names, as a user
-gets them: chosen when the training starts, and again for layers that an update has changed by more than a fifth.
+gets them: chosen when the training starts, and again for layers that an update has changed by more than a fifth. With ``--price`` the
+network is divided between two devices, and a unit that crosses costs so many median scores.
 
 One run each repeat; the time between two stretches of steps (evidence, scores, choice, edit, probes of the loss, choosing kernels) is set
 against the time of the training steps of the same run, so what else the machine does weighs on both. What an edit leaves to the next step
@@ -54,10 +55,12 @@ class Spent:
 
 def recipe(arguments: argparse.Namespace) -> Recipe:
     """The training that is timed; updates go on to its end."""
+    divided = {} if arguments.price is None else {"devices": 2, "strategy": "units", "pattern": "source_group", "price": arguments.price}
     return recipe_of(
         "mnist",
         arguments.network,
         arguments.data_dir,
+        **divided,
         density=0.05,
         update_interval=arguments.update_interval,
         updates_end=1.0,
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--pruning", default="magnitude")
     parser.add_argument("--evidence-batches", type=int, default=1)
     parser.add_argument("--update-interval", type=int, default=100)
+    parser.add_argument("--price", type=float, help="of a crossing unit, in median scores; without it there is one device")
     add_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -122,6 +126,7 @@ def main() -> None:
             "update_interval": arguments.update_interval,
             "pruning": arguments.pruning,
             "evidence_batches": arguments.evidence_batches,
+            "price": "none" if arguments.price is None else arguments.price,
             "steps": arguments.steps,
         }
         for kernels in KERNELS
@@ -130,7 +135,7 @@ def main() -> None:
     for case in selected(cases, arguments.only):
         profile, first = None, 0.0
         if case["kernels"] == "profile":
-            profile, first = obtain(discover("cpu").devices), first_use_s()
+            profile, first = obtain(discover("cpu", 1 if arguments.price is None else 2).devices), first_use_s()
         runs = [spent(arguments, profile) for _ in range(arguments.repeats)]
         shares = [run.control_s / run.steps_s for run in runs]
         told = {"share": median(shares), "share_min": min(shares), "share_max": max(shares), "first_use_s": first}
