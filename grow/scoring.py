@@ -18,8 +18,9 @@ from grow.streams import Part
 from grow.structured import Pattern
 from grow.topology import Connections, Topology
 
-HELD = 2**22
-"""Absent connections whose scores are held at once where a price makes them be looked at three times: up to 150 MB for a moment."""
+HELD = 3 * 2**20
+"""Absent connections whose scores are held at once where a price makes them be looked at three times: 50 bytes each, up to
+160 MB for a moment."""
 
 
 def to_prune(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from numba import types
 
-from grow.kernels.loops import Compiled, machine_code
+from grow.kernels.loops import SCALARS, Compiled, machine_code
 from grow.kernels.vectors import divided, filled, load, multiply_add, root, store, zeros
 
 BLOCK = 512
@@ -26,7 +26,7 @@ def aged(dtype: torch.dtype, lanes: int) -> Compiled:
     Takes first and last element, the step, parameter, gradient, both averages and births (float32), all (N,); the greatest age A that each
     of two tables tells apart, and the corrections of both averages, (A + 1,); eight settings (see `_aged`); room for 2 * `BLOCK` values.
     """
-    values = types.CPointer({torch.float32: types.float32, torch.float64: types.float64}[dtype])
+    values = types.CPointer(SCALARS[dtype])
     births, tensors = types.CPointer(types.float32), (values, values, values, values)
     return machine_code(_aged(lanes), *[types.intp] * 3, *tensors, births, types.intp, values, types.intp, values, values, values)
 

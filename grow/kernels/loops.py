@@ -83,7 +83,8 @@ class Loops:
         return (self._values, types.intp, types.intp)
 
 
-_SCALARS = {torch.float32: types.float32, torch.float64: types.float64}
+SCALARS = {torch.float32: types.float32, torch.float64: types.float64}
+"""Numba's names of the dtypes that loops know."""
 _INDICES = types.CPointer(types.int32)
 _PART = (types.intp, types.intp, types.intp)
 
@@ -96,7 +97,7 @@ def loops(dtype: torch.dtype, batch: int) -> Loops:
 
 @cache
 def _loops(dtype: torch.dtype, tile: int) -> Loops:
-    return Loops(_SCALARS[dtype], tile)
+    return Loops(SCALARS[dtype], tile)
 
 
 @cache
@@ -108,7 +109,7 @@ def _transposed_of(scalar: Any) -> Compiled:
 @cache
 def masked(dtype: torch.dtype) -> Compiled:
     """Elements first..last of values times a mask of bytes, 0 or 1."""
-    scalar = _SCALARS[dtype]
+    scalar = SCALARS[dtype]
     return machine_code(_masked(scalar), types.intp, types.intp, types.CPointer(scalar), types.CPointer(types.uint8))
 
 

@@ -5,12 +5,15 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 from time import sleep
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grow.kernels import aged, lines
 from grow.kernels.aged import Rule
+from grow.network import Network
+from grow.optim import BIRTH, Adam
 
 RULE = Rule(0.01, (0.9, 0.999), 1e-8, 0.0, decoupled=False)
 STEP = 2001
@@ -187,3 +190,36 @@ def test_an_interrupted_wait_ends_after_all_parts(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         lines.in_parts(part, 2**17, whole=32)
     assert sorted(done) == [(0, 2**16), (2**16, 2**17)]
+
+
+@pytest.mark.skipif(not aged.available(), reason="numba is not installed")
+@pytest.mark.parametrize("kernel", ["dense", "compiled"])
+def test_a_network_that_grows_and_prunes_trains_as_by_torchs_operations(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = trained_weights(kernel, monkeypatch, looped=False)
+    for name, weight in trained_weights(kernel, monkeypatch, looped=True).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-9, atol=1e-12)
+
+
+def trained_weights(kernel: str, monkeypatch: pytest.MonkeyPatch, *, looped: bool) -> dict[str, Tensor]:
+    """Weights, zero where no connection exists, after three replacements of a part of the connections under Adam."""
+    torch.manual_seed(0)
+    network = Network(nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 3)), torch.zeros(1, 20)).double()
+    network.use_kernels(lambda case: kernel, 16)
+    optimizer = Adam(network.parameters(), lr=0.01)
+    network.attach(optimizer)
+    draw, x = np.random.default_rng(0), torch.randn(16, 20, dtype=torch.float64)
+    with monkeypatch.context() as patch:
+        patch.delattr(aged, "by_operations" if looped else "_by_loop")
+        if not looped:
+            patch.setattr(aged, "available", lambda: False)
+        for _ in range(3):
+            positions = {layer.layer: layer.positions() for layer in network.topology.layers}
+            network.prune_connections({name: np.sort(draw.choice(held, len(held) // 3, replace=False)) for name, held in positions.items()})
+            absent = {layer.layer: np.setdiff1d(np.arange(layer.possible), layer.positions()) for layer in network.topology.layers}
+            network.grow_connections({name: free[::3] for name, free in absent.items()})
+            for _ in range(5):
+                optimizer.zero_grad()
+                network(x).square().mean().backward()
+                optimizer.step()
+    assert any(len(state[BIRTH].unique()) > 2 for state in optimizer.state.values() if BIRTH in state)
+    return {name: layer.dense_weight() for name, layer in network.layers.items()}

@@ -36,7 +36,7 @@ STEPS, FEW = 20, 4
 """Steps under the strategies of `NAMED` where a network is first trained so in a precision, and otherwise.
 
 Those that are slow train for all steps under every name, and under the first other layouts of every network; and under all layouts,
-of which the fast ones have `PAIRS` and the first of every other case.
+of which the fast ones have those of the cases that have nothing else (`PAIRS` among them) and the first of every other case.
 """
 NAMED = ("model", "data")
 
@@ -457,13 +457,14 @@ def steps_of(cases: Sequence[Case], *, thorough: bool) -> Iterator[list[int]]:
     seen: set[tuple[object, ...]] = set()
     for case in cases:
         steps, unnamed = list[int](), 0
+        mixed = not any(isinstance(strategy, str) for strategy in case.strategies)  # what the case is there for
         for strategy in case.strategies:
             name = strategy if isinstance(strategy, str) else None
             kind = (case.sketch.name, case.sketch.ranks, name, case.inputs.dtype)
             first = kind not in seen
             full = first or name is not None if thorough else first and name in NAMED
             unnamed += name is None
-            steps.append(STEPS if full else FEW if thorough or unnamed <= 1 or case.sketch.name == "forked" else 0)
+            steps.append(STEPS if full else FEW if thorough or mixed or unnamed <= 1 else 0)
             seen.add(kind)
         yield steps
 
