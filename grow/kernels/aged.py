@@ -1,8 +1,8 @@
 """Adam's update of a tensor whose elements came into being at different steps, each corrected by its own age.
 
-On the CPU one pass of compiled code: 0.5 ms for 300,000 elements on one thread of a Zen 3. Torch's operations go through the memory
-sixteen times and take two exponentials of each element: 8 ms; torch's own Adam, for elements of one age, takes 0.7 ms, its fused one 0.3.
-Elsewhere, and without numba, torch's operations.
+On the CPU one pass of compiled code, which takes 0.6 to 1.3 times as long as torch's own Adam does for elements of one age (300,000 and a
+million of them, one thread). Elsewhere, and without numba, torch's operations: they go through the memory sixteen times and take two
+exponentials of each element, 15 to 20 times as long for 300,000 elements and twice for 300.
 
 Legend: N elements, A ages that are told apart.
 """
