@@ -31,10 +31,8 @@ class Commands:
 
     def __call__(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Give the command ``grow`` with these arguments in a folder."""
-        with pytest.MonkeyPatch.context() as patch, self._redirected():
+        with pytest.MonkeyPatch.context() as patch, self._redirected(), self.surroundings():
             patch.chdir(cwd)
-            for name, value in {**self._environment, DEBUG_VARIABLE: ""}.items():
-                patch.setenv(name, value)
             patch.setattr(sys, "argv", ["grow", *arguments])
             patch.setattr(parent, "Nursery", self._borrowed)
             with pytest.raises(SystemExit) as ended:
@@ -44,9 +42,18 @@ class Commands:
         return subprocess.CompletedProcess(arguments, code, self._stdout.read_text(), self._stderr.read_text())
 
     @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """The environment of every command. A nursery that begins, as one does for one that was killed, begins within."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**self._environment, DEBUG_VARIABLE: ""}.items():
+                patch.setenv(name, value)
+            yield
+
+    @contextmanager
     def without_room(self, size: int) -> Iterator[None]:
         """Files of more than ``size`` bytes cannot be written, by this process and those that the nursery begins within."""
-        limited = [os.getpid(), self.nursery(Signals())._process.pid]
+        with self.surroundings():
+            limited = [os.getpid(), self.nursery(Signals())._process.pid]
         before = [resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in limited]
         try:
             for pid, (_, most) in zip(limited, before, strict=True):

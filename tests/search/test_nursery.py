@@ -1,6 +1,7 @@
 import fcntl
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,9 +14,10 @@ from tests.search.in_process import Commands
 
 
 @pytest.fixture
-def nursery(commands: Commands) -> Nursery:
-    """The one that all runs share."""
-    return commands.nursery(Signals())
+def nursery(commands: Commands) -> Iterator[Nursery]:
+    """The one that all runs share; should it be replaced, then by its like."""
+    with commands.surroundings():
+        yield commands.nursery(Signals())
 
 
 def process_of(nursery: Nursery) -> psutil.Process:
