@@ -6,6 +6,8 @@ connections up to the target:
 
     train ... | prune -> shed -> merge -> tidy -> insert -> units -> grow | train ... | prune -> ...
 
+Where growth goes by the gradient of a training step (`Report.by_step`), that is the step between the rest of the update and its growth.
+
 By tolerance (`Tolerance`), what is pruned is accepted or taken back: see `grow.tolerance`.
 """
 
@@ -40,7 +42,7 @@ class Policy:
     """When and how much.
 
     connections: target number of the whole network at a step. drop_fraction: share of the live connections replaced at an update.
-    units: target number of units of the spaces that may gain or lose some. No update comes after ``last_update``; 0 means none at
+    units: target number of units of the spaces that may gain or lose some. No update begins after ``last_update``; 0 means none at
     all. merge: redundant units are merged at every update. regrow: whether connections are added up to the target; without, it is an
     upper bound only. insertions: (step, layer) in order: the layer is inserted at the first update from that step on.
     first_update: its step, 0 being before training; None: ``update_interval``. tidy_from: step before which units
@@ -121,6 +123,8 @@ def decide(policy: AnyPolicy, report: Report, state: AnyState) -> tuple[Decision
             return Stop(f"{policy.steps} steps made"), state
         return Train(min(state.next_update, policy.steps)), state
     decision, after = _update(policy, report, state), _after(policy, state)
+    if isinstance(decision, Grow) and state.phase == "grow" and report.by_step and report.step < min(state.next_update + 1, policy.steps):
+        return Train(report.step + 1), state
     if isinstance(decision, InsertLayer):
         after = replace(state, inserted=state.inserted + 1)  # there may be more
     return decide(policy, report, after) if decision is None else (decision, after)
@@ -160,8 +164,9 @@ def _update(policy: Policy, report: Report, state: State) -> Edit | None:
             more = _affordable_units(policy, report)
             return Grow(0, more, "the schedule of units wants them") if more else None
         case "grow":
-            missing = _target(policy, report) - report.connections
-            return Grow(missing, {}, f"{_target(policy, report)} connections wanted") if policy.regrow and missing > 0 else None
+            target = max(1, round(policy.connections(state.next_update)))
+            missing = target - report.connections
+            return Grow(missing, {}, f"{target} connections wanted") if policy.regrow and missing > 0 else None
         case _:
             return None
 

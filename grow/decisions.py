@@ -15,7 +15,8 @@ class Report:
     """What the controller is told: steps made, live connections, units of every space, whether some lost their last path.
 
     unit_connections: how many connections a new unit of a space brings along. accuracy: share of the validation samples, where the
-    controller's state asks for it.
+    controller's state asks for it. by_step: whether growth goes by the gradient of a training step, and so comes one step after the rest
+    of an update.
     """
 
     step: int
@@ -24,6 +25,7 @@ class Report:
     unconnected: bool
     unit_connections: Mapping[str, int] = field(default_factory=dict)
     accuracy: float | None = None
+    by_step: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ RULES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("epochs", "above 0", lambda value: value > 0),
     ("steps", "at least 1", lambda value: value >= 1),
     ("update_interval", "at least 1", lambda value: value >= 1),
-    ("batches", "at least 0; with 0 growth goes by the gradient of the step before", lambda value: value >= 0),
+    ("batches", "at least 0; with 0 growth goes by the gradient of a training step", lambda value: value >= 0),
     ("apoptosis", "in [0, 1), a share of the next layer's pre-activations", lambda value: 0 <= value < 1),
     ("learning_rate", "above 0", lambda value: value > 0),
     ("momentum", "in [0, 1)", lambda value: 0 <= value < 1),
@@ -98,7 +98,7 @@ class Settings:
       the schedules that prune at once and retrain: one_shot, iterative, cyclic).
     - *what*: pruning and growth, names of `grow.criteria.CRITERIA` (pruning also of `TWO_STAGE`) or criteria of your own; smoothing, the
       decay of a running mean of the scores of pruning; splicing, whether what was pruned too early comes back with its weight; batches of
-      evidence at an edit (0: growth by the gradient takes that of the step before, all else one); allocation, a name of
+      evidence at an edit (0: growth by the gradient takes that of the step after the pruning, all else one); allocation, a name of
       `grow.allocate.ALLOCATIONS` (None: global); pattern, a name of `grow.structured.PATTERNS` or a pattern of your own.
     - *units*: final units by space; birth, a name of `grow.births.BIRTHS`; unit_pruning, a name of `grow.criteria.units.UNIT_CRITERIA`;
       apoptosis, the change of the next layer's pre-activations, as a share, up to which redundant units are merged at every update;

@@ -14,7 +14,7 @@ from grow.apoptosis import Method as Merging
 from grow.average import WeightAverage
 from grow.births import BIRTHS, Birth
 from grow.checkpoint_file import Checkpoint
-from grow.controller import AnyPolicy, AnyState, Policy, State
+from grow.controller import AnyPolicy, AnyState, State
 from grow.criteria import Criterion
 from grow.criteria.units import FAN_IN_NORM, UnitCriterion
 from grow.evidence.step import StepGradients
@@ -43,7 +43,7 @@ class Methods:
     """How decisions are carried out.
 
     growth, pruning: what connections are worth. batches: of the coming steps, as evidence at every edit; 0 costs least: growth by the
-    gradient takes that of the last training step, before the pruning, where it could be watched (`Session.watches`), all else one batch.
+    gradient takes that of the training step after the pruning, where that can be watched (`Session.grows_by_step`), all else one batch.
     allocation: density of every layer at every edit; None: global, the scores alone say where. kept: layers whose connections and spaces
     are left as they are. unit_pruning: what units are worth. apoptosis, merging, stand_ins: bound, method and breadth of merges, see
     `grow.apoptosis.find`. pattern: how scores become a choice; None: one connection at a time, by the price. birth: how units come into
@@ -68,7 +68,7 @@ class Methods:
 
     def __post_init__(self) -> None:
         if self.batches < 0:
-            raise ValueError(f"batches is {self.batches}, but must be at least 0; with 0 growth goes by the gradient of the step before")
+            raise ValueError(f"batches is {self.batches}, but must be at least 0; with 0 growth goes by the gradient of a training step")
 
     @property
     def passes(self) -> int:
@@ -110,25 +110,22 @@ class Session:
     """The validation samples that are probed."""
 
     stepped: StepGradients | None = field(default=None, repr=False)
-    """The gradients of the last step, if an update comes next that grows by them."""
+    """The gradients of the last step, if growth goes by them next."""
+
+    @property
+    def grows_by_step(self) -> bool:
+        """Whether growth goes by the gradient of the training step after the pruning, and needs no pass of its own.
+
+        That of a compiled network cannot be watched, and under autocast it is coarser than the weights.
+        """
+        growth = self.methods.growth
+        alone = growth.needs == {"gradient"} and not growth.later and self.methods.batches == 0
+        return alone and self.autocast is None and not self.network.compiled
 
     @property
     def watches(self) -> bool:
-        """Whether the gradients of the coming step are what the update behind it grows by."""
-        return self.step == self.watched_step
-
-    @property
-    def watched_step(self) -> int | None:
-        """The step whose gradients the next update grows by, the one before it; None where it grows by others.
-
-        Those of a compiled network cannot be watched, and under autocast they are coarser than the weights.
-        """
-        if not isinstance(self.policy, Policy) or not isinstance(self.state, State):
-            return None
-        growth = self.methods.growth
-        alone = growth.needs == {"gradient"} and not growth.later and self.methods.batches == 0
-        watched = alone and self.policy.regrow and self.autocast is None and not self.network.compiled
-        return self.state.next_update - 1 if watched else None
+        """Whether growth waits for the gradients of the coming step."""
+        return isinstance(self.state, State) and self.state.phase == "grow" and self.grows_by_step
 
     @property
     def watched(self) -> dict[str, SparseLinear | SparseConv2d]:

@@ -59,8 +59,8 @@ def train(session: Session) -> Iterator[Progress]:
 def next_training(session: Session) -> Train | Stop:
     """Decide and edit until it is time to train, or to stop.
 
-    After edits, kernels are chosen anew for layers that have changed by more than `CHANGED`, and units are divided anew, if the methods
-    say how.
+    After an update, kernels are chosen anew for layers that have changed by more than `CHANGED`, and units are divided anew, if the
+    methods say how.
     """
     if isinstance(session.learning_rate, ReduceLROnPlateau):
         raise ValueError(
@@ -70,7 +70,7 @@ def next_training(session: Session) -> Train | Stop:
     before = session.network.topology
     decision = _edited(session)
     session.note(None)
-    if session.network.topology is not before:
+    if session.network.topology is not before and not session.watches:  # else the update ends after the next step
         if session.methods.timings is not None:
             choose_kernels(session.network, session.methods.timings, session.task.batch_size, CHANGED)
         if session.methods.divide is not None:
@@ -140,7 +140,7 @@ def train_step(session: Session) -> float:
 
 
 def _watching(session: Session) -> AbstractContextManager[None]:
-    """Within it, the gradients that the next update grows by are noted, if the step is the one before it."""
+    """Within it, the gradients that growth waits for are noted."""
     if not session.watches:
         return nullcontext()
     stepped = StepGradients()
@@ -190,7 +190,7 @@ def report(session: Session) -> Report:
         return Report(session.step, topology.connections, topology.units, unconnected=False)
     costs = {space: birth_connections(topology, space) for space in policy.units}
     dead = state.phase in ("train", "prune", "shed", "merge", "tidy") and _some_unconnected(session)
-    return Report(session.step, topology.connections, topology.units, dead, costs)
+    return Report(session.step, topology.connections, topology.units, dead, costs, by_step=session.grows_by_step)
 
 
 def _some_unconnected(session: Session) -> bool:

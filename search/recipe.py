@@ -53,7 +53,7 @@ class Recipe:
     between updates. drop_fraction: share of the live connections replaced at one update. price: of one more halo unit, in
     median saliencies; ``machine``: as many as the connections that the machine computes in the time of sending it, by the profile.
     schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of evidence at every
-    update; with 0, the cheapest, growth takes the gradient of the step before, which 1 has measured anew after the pruning. birth: of
+    update; with 0, the cheapest, growth takes the gradient of the training step after the pruning, and comes one step later. birth: of
     units. apoptosis: bound of merging redundant units, 0 merges none.
     devices, strategy, partitioner, imbalance: how the final network is split; ``layouts``: of every space, where the strategy is
     ``mixed``, which is every one without a name. repartition: whether units are divided anew after every

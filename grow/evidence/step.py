@@ -1,9 +1,8 @@
-"""The gradient of the last training step as evidence: what every layer read in it, and the gradient of what it gave out.
+"""The gradient of a training step as evidence: what every layer read in it, and the gradient of what it gave out.
 
-An update's own pass through the network costs as much as a training step, and the step before it has just made one: with the weights that
-it began with, on its own batch, with dropout and the statistics of that batch. RigL, too, grows by a gradient from before the drop (Evci et
-al. 2019, arXiv 1911.11134), but by that at the present weights, whose step it leaves out. Held are the factors of the gradients, as large
-as the activations, and no products.
+An update's own pass through the network costs as much as a training step. Where growth waits for the step after the pruning, that step is
+the pass: with the weights that it begins with, on its own batch, with dropout and the statistics of that batch. Held are the factors of the
+gradients, as large as the activations, and no products.
 
 Legend: B samples, O / I target and source entries of a weight (O, I, *kernel).
 """
@@ -19,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from grow.axes import IntArray, Segment, SpaceAxis, axis_moves, select
+from grow.axes import IntArray
 from grow.evidence.base import Evidence, Layer, Need
 from grow.evidence.products import Products
 from grow.evidence.watch import output_gradients, watched
 from grow.layers import SparseLayer
 from grow.network import Network
 from grow.task import Batch
-from grow.topology import Connections, Topology
+from grow.topology import Topology
 
 Factors = tuple[Tensor, Tensor]
 """What a layer read (B, ..., I) or (B, I, H, W), and the gradient of the mean loss in what it gave out, (B, ..., O) or (B, O, H', W')."""
@@ -34,10 +33,10 @@ KINDS = ("read", "gradient")
 
 
 class StepGradients:
-    """The factors of every call of some layers in one step. As a record of its network it follows edits that remove units.
+    """The factors of every call of some layers in one step. A record of its network, whose units must stay as they are.
 
-    valid: False where an edit has added units or layers of which the step knows nothing, or where the step itself changed something after
-    a layer had read it. Evidence must then come from another pass.
+    valid: False where an edit has moved units since, or where the step itself changed something after a layer had read it. Evidence must
+    then come from another pass.
     """
 
     def __init__(self, factors: Mapping[str, list[Factors]] | None = None) -> None:
@@ -101,16 +100,9 @@ class StepGradients:
     # ------------------------------------------------------------------ through edits and checkpoints
 
     def edited(self, before: Topology, after: Topology, moves: Mapping[str, IntArray] | None) -> None:
-        """Follow an edit: of what is left all stays known, of what is new nothing."""
-        if moves is None or any((old < 0).any() for old in moves.values()):
+        """Edits of connections leave what was read and given out; others make it void."""
+        if moves is None or moves:
             self.valid, self._factors = False, {}
-            return
-        for layer in before.layers if moves else ():
-            if layer.layer in self._factors:
-                calls = self._factors[layer.layer]
-                self._factors[layer.layer] = [
-                    (_left(x, _read(layer, x), before, moves), _left(g, layer.target, before, moves)) for x, g in calls
-                ]
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is held, for a checkpoint, by layer, call and kind; nothing where it is not valid."""
@@ -147,16 +139,3 @@ def _removed(handle: RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _read(layer: Connections, x: Tensor) -> SpaceAxis:
-    """The axis of the channels that a layer read. Those of a depthwise one have several rows each."""
-    if not layer.depthwise:
-        return layer.source
-    return tuple(Segment(segment.space, segment.repeat * x.shape[1] // layer.shape[0]) for segment in layer.target)
-
-
-def _left(tensor: Tensor, axis: SpaceAxis, before: Topology, moves: Mapping[str, IntArray]) -> Tensor:
-    """The features or channels whose units are left."""
-    entries = axis_moves(axis, moves, before.units)
-    return tensor if entries is None else select(tensor, 1 if tensor.dim() == 4 else -1, entries)

@@ -79,7 +79,7 @@ class Training:
         self._local: Local | None = None
         self._shares: list[Tensor] = []
         self._losses: list[float] = []  # of steps that are made alone
-        self._noted: int | None = None  # the step whose gradients the next update grows by
+        self._noted: int | None = None  # the step whose gradients growth waits for
         self._asked_at, self._ask_every, self._ask_step = time.monotonic(), 1, 0
 
     def steps(self) -> Iterator[int]:
@@ -173,7 +173,8 @@ class Training:
             edited = self._local is None or self.session.network.topology is not before
             if edited and until is not None:
                 parts = self._divide(self.session.network)
-            told = {"until": until, "edited": edited, "divided": parts is not None, "noted": self.session.watched_step}
+            noted = self.session.step if self.session.watches else None
+            told = {"until": until, "edited": edited, "divided": parts is not None, "noted": noted}
         heard = broadcast_json(told, self.peers, self._device)
         self._noted = heard["noted"]  # of rank 0 alone the state goes on with updates that change nothing
         if heard["edited"]:
@@ -213,7 +214,7 @@ class Training:
         self._local = Local.of(self.session, local)
 
     def _note_gradients(self) -> None:
-        """Let rank 0 make the coming step on the whole network beforehand, as far as its gradients: the next update grows by them."""
+        """Let rank 0 make the coming step on the whole network beforehand, as far as its gradients: growth goes by them."""
         with self.busy("gathering evidence"):
             self.collect_weights()
             session = self.session

@@ -10,9 +10,9 @@ from grow.controller import Grow, Policy, Prune, Report, State, Stop, Train, beg
 from grow.schedules import constant, cosine, cubic
 
 
-def follow(policy: Policy, connections: int) -> list[tuple[int, Train | Prune | Grow | Stop, int]]:
+def follow(policy: Policy, connections: int, by_step: bool = False) -> list[tuple[int, Train | Prune | Grow | Stop, int]]:
     """Carry decisions out on a bare number of connections: (step, decision, connections after it)."""
-    report, state, course = Report(0, connections, {}, unconnected=False), begin(policy), []
+    report, state, course = Report(0, connections, {}, unconnected=False, by_step=by_step), begin(policy), []
     while not course or not isinstance(course[-1][1], Stop):
         decision, state = decide(policy, report, state)
         match decision:
@@ -42,6 +42,19 @@ def test_the_target_is_met_exactly_and_nothing_changes_after_the_last_update() -
     assert course[-1][2] == 100
     assert max(edits) <= 75
     assert course[-1][0] == 100
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 40))
+def test_growth_by_the_gradient_of_a_step_is_the_same_growth_one_step_later(interval: int, steps: int, last: int) -> None:
+    """But for an update at the end, after which there is no step."""
+    last = min(last, steps)
+    plan = Policy(steps, interval, last, cubic(1000, 300, 0, max(1, last)), cosine(0.3, max(1, last)), {})
+    alone, waiting = (
+        [(step, decision) for step, decision, _ in follow(plan, 1000, by_step) if not isinstance(decision, Train)]
+        for by_step in (False, True)
+    )
+    later = [(step + (isinstance(decision, Grow) and step < steps), decision) for step, decision in alone]
+    assert waiting == later
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000))
