@@ -102,11 +102,14 @@ class Tiles:
         tiles = (x.new_empty if filled else x.new_zeros)(count, features, tile)
         if x.stride(1) != 1 and x.stride(0) != 1:
             x = x.contiguous()
-        for n in range(count):
-            part = x[n * tile : (n + 1) * tile]
-            if x.stride(1) == 1:
-                loops.transposed(len(part), features, part.data_ptr(), x.stride(0), tiles[n].data_ptr(), tile)
-            else:
+        if x.stride(1) == 1:
+            source, target, pitch, size = x.data_ptr(), tiles.data_ptr(), x.stride(0), x.element_size()
+            for first in range(0, batch, tile):  # by addresses: views take as long as a small tile
+                given = source + first * pitch * size, pitch, target + first * features * size, tile
+                loops.transposed(min(tile, batch - first), features, *given)
+        else:
+            for n in range(count):
+                part = x[n * tile : (n + 1) * tile]
                 tiles[n, :, : len(part)] = part.t()
         return Tiles(tiles, count, features * tile, tile)
 
@@ -153,6 +156,35 @@ def _gradients(
     return dx, dvalues, dbias
 
 
+def _gradients_tile_by_tile(
+    x: Tiles, values: Tensor, upstream: Tensor, structure: Structure, of_bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same, all but perhaps the bias, where what was read and what comes back (B, O) are row-major, on one thread.
+
+    A tile comes, is used and goes while it lies in the core's own cache.
+    """
+    loops, (batch, outputs), (lines, order) = loops_of(values.dtype, len(upstream)), upstream.shape, structure.by_columns
+    inputs, tile, size = structure.shape[1], loops.tile, upstream.element_size()
+    dy, dx = upstream.new_empty(outputs * tile), upstream.new_empty(inputs * tile)
+    gradient, dvalues = upstream.new_empty(batch, inputs), torch.zeros_like(values)
+    dbias = values.new_zeros(outputs) if of_bias else None
+    come, go, read = upstream.data_ptr(), gradient.data_ptr(), x.tensor.data_ptr()
+    given, found = (dy.data_ptr(), 0, tile), (dx.data_ptr(), 0, tile)
+    for number, first in enumerate(range(0, batch, tile)):
+        samples = min(tile, batch - first)
+        if samples < tile:
+            dy.zero_()
+        loops.transposed(samples, outputs, come + first * upstream.stride(0) * size, upstream.stride(0), given[0], tile)
+        source = read + number * x.step * size, 0, x.pitch
+        loops.gradients(
+            0, lines.rows, 1, *lines.addresses, order.data_ptr(), values.data_ptr(), *source, *given, *found, dvalues.data_ptr()
+        )
+        if dbias is not None:
+            loops.row_sums(0, outputs, 1, *given, dbias.data_ptr())
+        loops.transposed(inputs, samples, found[0], tile, go + first * inputs * size, inputs)
+    return gradient, dvalues, dbias
+
+
 class CompiledProduct(torch.autograd.Function):
     """``y = x W^T + b`` with W given by its structure and values."""
 
@@ -169,9 +201,12 @@ class CompiledProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (B, I), the values (E,) and the bias (O,)."""
-        stored, values = ctx.saved_tensors
-        dx, dvalues, dbias = _gradients(Tiles(stored, *ctx.tiles), values, gradients[0], ctx.structure, *ctx.needs_input_grad[:3])
-        loops = loops_of(values.dtype, len(gradients[0]))
+        (stored, values), (upstream, *_) = ctx.saved_tensors, gradients
+        x, needed = Tiles(stored, *ctx.tiles), ctx.needs_input_grad[:3]
+        if needed[0] and needed[1] and ctx.row_major and upstream.stride(1) == 1 and torch.get_num_threads() == 1:
+            return *_gradients_tile_by_tile(x, values, upstream, ctx.structure, needed[2]), None
+        dx, dvalues, dbias = _gradients(x, values, upstream, ctx.structure, *needed)
+        loops = loops_of(values.dtype, len(upstream))
         return None if dx is None else _like_input(dx, ctx.row_major, loops), dvalues, dbias, None
 
 

@@ -31,9 +31,9 @@ import torch
 from numba import cfunc, types
 from numba.core.caching import FunctionCache
 
-from grow.kernels import vectors
+from grow.kernels import registers, vectors
 from grow.kernels.tiles import tile_bytes, tiles_here
-from grow.kernels.vectors import PART_BYTES, dot, filled, load, multiply_add, store, transpose, zeros
+from grow.kernels.vectors import dot, filled, load, multiply_add, store, transpose, zeros
 
 Compiled: TypeAlias = Callable[..., None]
 """Takes integers and addresses, and lets other threads run meanwhile."""
@@ -69,10 +69,10 @@ class Loops:
         """Sums over the batch."""
         return machine_code(_row_sums(self.tile, self.scalar), *_PART, *self._tiles, self._values)
 
-    @property
+    @cached_property
     def transposed(self) -> Compiled:
         """A matrix the other way round."""
-        return _transposed_of(self.scalar)
+        return _transposed_of(self.scalar, registers.block_side(self.scalar.bitwidth // 8))
 
     @property
     def _values(self) -> Any:
@@ -101,9 +101,9 @@ def _loops(dtype: torch.dtype, tile: int) -> Loops:
 
 
 @cache
-def _transposed_of(scalar: Any) -> Compiled:
+def _transposed_of(scalar: Any, side: int) -> Compiled:
     values, number = types.CPointer(scalar), types.intp
-    return machine_code(_transposed(PART_BYTES * 8 // scalar.bitwidth), number, number, values, number, values, number)
+    return machine_code(_transposed(side), number, number, values, number, values, number)
 
 
 @cache
@@ -214,15 +214,19 @@ def _row_sums(tile: int, scalar: Any) -> Any:
 
 def _transposed(side: int) -> Any:
     def transposed(rows, columns, source, pitch, target, target_pitch):  # type: ignore[no-untyped-def]
-        """Source (rows, columns) -> target (columns, rows), block by block through registers."""
-        for row in range(0, rows, side):
-            for column in range(0, columns, side):
-                if row + side <= rows and column + side <= columns:
-                    transpose(source, row * pitch + column, pitch, target, column * target_pitch + row, target_pitch)
-                else:
-                    for i in range(row, min(row + side, rows)):
-                        for j in range(column, min(column + side, columns)):
-                            target[j * target_pitch + i] = source[i * pitch + j]
+        """Source (rows, columns) -> target (columns, rows), block by block through registers, along the longer side."""
+        whole_rows, whole_columns = rows - rows % side, columns - columns % side
+        if rows > columns:
+            for column in range(0, whole_columns, side):
+                for row in range(0, whole_rows, side):
+                    transpose(source, row * pitch + column, pitch, target, column * target_pitch + row, target_pitch, side)
+        else:
+            for row in range(0, whole_rows, side):
+                for column in range(0, whole_columns, side):
+                    transpose(source, row * pitch + column, pitch, target, column * target_pitch + row, target_pitch, side)
+        for row in range(rows):
+            for column in range(whole_columns if row < whole_rows else 0, columns):
+                target[column * target_pitch + row] = source[row * pitch + column]
 
     return transposed
 

@@ -11,3 +11,8 @@ def wide() -> bool:
     import torch
 
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def block_side(element_size: int) -> int:
+    """Elements of a side of the blocks that a matrix is transposed by: as many rows as can be held at once, with those that they become."""
+    return 64 // element_size if wide() else 8

@@ -150,12 +150,12 @@ def _dot(context: Any, a: Any, b: Any) -> tuple[Any, Emit]:
     return a.scalar(a, a), emit
 
 
-def _transpose(context: Any, source: Any, at: Any, pitch: Any, target: Any, to: Any, step: Any) -> tuple[Any, Emit]:
-    """Transpose a square block with a register's lanes a side: rows ``pitch`` apart at the source, ``step`` apart at the target.
+def _transpose(context: Any, source: Any, at: Any, pitch: Any, target: Any, to: Any, step: Any, sides: Any) -> tuple[Any, Emit]:
+    """Transpose a square block of ``sides`` elements a side: rows ``pitch`` apart at the source, ``step`` apart at the target.
 
     Blocks of half the side change places across the diagonal, then blocks of a quarter, down to single elements.
     """
-    side = PART_BYTES * 8 // source.dtype.bitwidth
+    side = sides.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
         vector, align = _llvm(source.dtype, side), source.dtype.bitwidth // 8
@@ -174,10 +174,10 @@ def _transpose(context: Any, source: Any, at: Any, pitch: Any, target: Any, to: 
                     rows[number], rows[number + half] = (builder.shuffle_vector(*pair, lanes) for lanes in (low, high))
             half //= 2
         for number, value in enumerate(rows):
-            builder.store(value, row(number, *arguments[3:]), align=align)
+            builder.store(value, row(number, *arguments[3:6]), align=align)
         return context.get_dummy_value()
 
-    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), emit
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp, sides), emit
 
 
 def _fused(builder: Any, scalar: types.Float, lanes: int, a: Any, b: Any, c: Any) -> Any:

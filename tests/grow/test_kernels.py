@@ -87,14 +87,17 @@ class TestCompiled(KernelContract):
             torch.testing.assert_close(source.grad, back @ weight)
             torch.testing.assert_close(stored.grad, (back.T @ given).flatten()[at])
 
-    def test_any_number_of_threads_computes_the_same_bits(self, kernel: Kernel) -> None:
+    @pytest.mark.parametrize("batch", [1, 16, 70, 128])
+    @pytest.mark.parametrize("row_major", [False, True], ids=["feature-major", "row-major"])
+    def test_any_number_of_threads_computes_the_same_bits(self, kernel: Kernel, batch: int, row_major: bool) -> None:
         positions = torch.arange(0, 40 * 30, 3)
-        x, values = torch.randn(70, 30, requires_grad=True), torch.randn(len(positions), requires_grad=True)
+        x, values, bias = (torch.randn(shape, requires_grad=True) for shape in ((batch, 30), (len(positions),), (40,)))
+        upstream = torch.randn(batch, 40) if row_major else torch.randn(40, batch).t()
         product = kernel.prepare(positions, (40, 30))
 
         def run() -> list[torch.Tensor]:
-            y = product(x, values, None)
-            return [y, *torch.autograd.grad(y.square().sum(), (x, values))]
+            y = product(x, values, bias)
+            return [y, *torch.autograd.grad(y, (x, values, bias), upstream)]
 
         alone = run()
         torch.set_num_threads(3)

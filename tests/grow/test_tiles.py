@@ -41,6 +41,24 @@ def test_the_compiled_product_and_its_gradients_are_the_dense_ones(wide: bool) -
     assert max(seen) * 4 == max(tiles.tiles_here()) == (512 if wide else 256)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_matrix_is_turned_whatever_its_shape(wide: bool, dtype: torch.dtype) -> None:
+    turn = loops.loops(dtype, 64).transposed
+    for rows, columns, before, after in (
+        (1, 1, 0, 0),
+        (16, 40, 3, 0),
+        (40, 16, 0, 5),
+        (7, 50, 1, 1),
+        (50, 7, 0, 0),
+        (0, 5, 0, 0),
+        (33, 33, 0, 2),
+    ):
+        source, target = torch.randn(rows, columns + before, dtype=dtype), torch.full((columns, rows + after), 7.0, dtype=dtype)
+        turn(rows, columns, source.data_ptr(), columns + before, target.data_ptr(), rows + after)
+        assert torch.equal(target[:, :rows], source[:, :columns].t())
+        assert (target[:, rows:] == 7).all()
+
+
 def test_a_stack_is_what_its_layers_compute_one_after_the_other(wide: bool) -> None:
     generator = np.random.default_rng(0)
     rows = random_array((16, 64), density=0.3, rng=generator, dtype=np.float32).toarray()
