@@ -73,6 +73,18 @@ def test_shapes_are_compared_at_as_many_connections_whatever_more_of_them_cost()
     assert table.seconds(800, 100, 24, 0.05) == pytest.approx(3.0 + (3.0 - 1.0) / 300 * 400)  # beyond, by the slope at the same density
 
 
+def test_what_a_small_shape_has_no_room_for_is_not_told_by_its_noise() -> None:
+    """A layer of 100 x 300 with 27,000 connections, between 10 x 64, which has room for 640, and 256 x 512."""
+
+    def seconds(rows: int, columns: int, density: float) -> float:
+        return 2e-4 + 2e-8 * rows * columns * density
+
+    points = product((10, 256), (64, 512), (64, 128), (0.01, 0.1, 0.5))
+    rows = [KernelTime("compiled", r, c, b, d, seconds(r, c, d) * (0.9 if (r, c, d) == (10, 64, 0.5) else 1.0)) for r, c, b, d in points]
+    for density in (0.1, 0.5, 0.9):
+        assert KernelTable(rows).seconds(100, 300, 128, density) == pytest.approx(seconds(100, 300, density), rel=0.1)
+
+
 def test_between_shapes_no_time_is_less_than_in_proportion_to_the_fewest_connections_measured() -> None:
     measured = {0.01: 1e-6, 0.1: 20e-6, 0.5: 100e-6}  # of the larger one; the smaller one takes next to nothing
     points = product((256, 2048), measured)
