@@ -79,7 +79,7 @@ def spent(arguments: argparse.Namespace, profile: Profile | None) -> Spent:
         before, start = session.network.topology, perf_counter()
         decision = train.next_training(session)
         control_s += perf_counter() - start
-        updates += session.network.topology is not before
+        updates += session.network.topology is not before and not session.watches  # else it ends after the next step
         if not isinstance(decision, Train):
             return Spent(control_s, steps_s, session.step, updates)
         start = perf_counter()
