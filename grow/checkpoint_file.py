@@ -34,7 +34,7 @@ class Checkpoint:
     """What a checkpoint holds: ``meta`` is the JSON, ``tensors`` by name.
 
     network.*, positions.*, parts.*, optimizer.*, random and, of a network on a GPU, random_cuda; of a training also followers/NAME/*,
-    splice/LAYER/*, between the last step and an update that grows by its gradients stepped/LAYER/*, and, under accepted/, all but these of
+    splice/LAYER/*, between a step and the growth that goes by its gradients stepped/LAYER/*, and, under accepted/, all but these of
     the network last accepted.
     """
 

@@ -6,7 +6,8 @@ connections up to the target:
 
     train ... | prune -> shed -> merge -> tidy -> insert -> units -> grow | train ... | prune -> ...
 
-Where growth goes by the gradient of a training step (`Report.by_step`), that is the step between the rest of the update and its growth.
+Where growth goes by the gradient of a training step (`Report.by_step`), that is the step between the rest of the update and its growth;
+where there is none, at the end or between updates at every step, growth comes at once, by a pass of its own.
 
 By tolerance (`Tolerance`), what is pruned is accepted or taken back: see `grow.tolerance`.
 """
@@ -123,11 +124,16 @@ def decide(policy: AnyPolicy, report: Report, state: AnyState) -> tuple[Decision
             return Stop(f"{policy.steps} steps made"), state
         return Train(min(state.next_update, policy.steps)), state
     decision, after = _update(policy, report, state), _after(policy, state)
-    if isinstance(decision, Grow) and state.phase == "grow" and report.by_step and report.step < min(state.next_update + 1, policy.steps):
+    if isinstance(decision, Grow) and report.by_step and _waits(policy, report.step, state):
         return Train(report.step + 1), state
     if isinstance(decision, InsertLayer):
         after = replace(state, inserted=state.inserted + 1)  # there may be more
     return decide(policy, report, after) if decision is None else (decision, after)
+
+
+def _waits(policy: Policy, step: int, state: State) -> bool:
+    """Whether growth waits for the coming step: one that is no update itself, and not the last, so that what is grown is trained."""
+    return state.phase == "grow" and step == state.next_update and policy.update_interval > 1 and step + 1 < policy.steps
 
 
 def _after(policy: Policy, state: State) -> State:

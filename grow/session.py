@@ -133,7 +133,7 @@ class Session:
         return {name: layer for name, layer in self.network.layers.items() if name not in self.kept}
 
     def note(self, stepped: StepGradients | None) -> None:
-        """Take in the gradients of the last step, which then follow every edit; None: let them go."""
+        """Take in the gradients of the last step, which edits of connections leave as they are; None: let them go."""
         if self.stepped is not None:
             self.network.forget(self.stepped)
         self.stepped = stepped

@@ -39,7 +39,7 @@ class KernelTable:
 
     Rows and columns are compared at as many connections, not at the density: what a connection costs depends on the cache that all of them
     fit into, and a layer of 1,000 units has a quarter of those that one of 2,000 has at the same density. What is more than a measured
-    shape has room for costs what a connection more costs the largest one near: of a shape that has few, that is mostly noise.
+    shape has room for costs what a connection more costs the next larger one: of a shape that has few, that is mostly noise.
 
     cost_of: of a batch, where a step does not take longer with every single sample, as with kernels that compute whole tiles of them.
     """
@@ -71,19 +71,19 @@ class KernelTable:
         """Of the four nearest shapes, each with as many connections as are asked for; beyond them with as large a share of its own."""
         row_axis, column_axis, cost_axis, _ = self._axes
         rows_in, columns_in = (axis[0] <= x <= axis[-1] for axis, x in ((row_axis, rows), (column_axis, columns)))
-        costs, row_places, column_places = _neighbours(cost_axis, cost), _neighbours(row_axis, rows), _neighbours(column_axis, columns)
-        each, found = self._of_one_more(row_places[-1][0], column_places[-1][0], costs), 0.0
-        for i, of_row in row_places:
-            for j, of_column in column_places:
+        costs, found = _neighbours(cost_axis, cost), 0.0
+        for i, of_row in _neighbours(row_axis, rows):
+            for j, of_column in _neighbours(column_axis, columns):
                 as_dense = density * (rows / row_axis[i] if rows_in else 1) * (columns / column_axis[j] if columns_in else 1)
-                without_room = max(0.0, as_dense - 1) * row_axis[i] * column_axis[j]
-                found += of_row * of_column * (self._along(i, j, costs, min(as_dense, 1.0)) + each * without_room)
+                seconds = self._along(i, j, costs, min(as_dense, 1.0))
+                if as_dense > 1 and len(self._axes[3]) > 1:
+                    seconds += self._of_one_more(i, j, costs) * (as_dense - 1) * row_axis[i] * column_axis[j]
+                found += of_row * of_column * seconds
         return found
 
     def _of_one_more(self, i: int, j: int, costs: Sequence[tuple[int, float]]) -> float:
-        """What a connection more costs one shape, where it has most."""
-        if len(self._axes[3]) == 1:
-            return 0.0
+        """What a connection costs that a shape has no room for: one more of the next larger shape, where that has most."""
+        i, j = (min(place + 1, len(axis) - 1) for place, axis in ((i, self._axes[0]), (j, self._axes[1])))
         fewer, more = (sum(of * self._seconds[i][j][n][d] for n, of in costs) for d in (-2, -1))
         connections = (self._axes[3][-1] - self._axes[3][-2]) * self._axes[0][i] * self._axes[1][j]
         return max(0.0, more - fewer) / connections

@@ -200,16 +200,15 @@ class WeightCarrier:
 
     def __init__(self, layer: SparseLinear | SparseConv2d, after: Connections, storage: Storage, slots: IntArray) -> None:
         self._after, self._storage, self._count = after, storage, len(slots)
-        kept = np.flatnonzero(slots >= 0)
+        kept, device = np.flatnonzero(slots >= 0), layer.weight.device
         self.adds = len(kept) < len(slots)
-        device = layer.weight.device
         self._sources = torch.from_numpy(slots[kept] if self.adds else slots).to(device)
-        self._kept = torch.from_numpy(kept).to(device)
+        self._kept = torch.from_numpy(kept).to(device) if self.adds else None
 
     def __call__(self, tensor: Tensor, fill: float) -> Tensor:
         """``fill`` where a connection is new, 0 where none exists. As large as what is stored, before or after, never larger."""
         values = tensor.reshape(-1).index_select(0, self._sources)
-        if self.adds:
+        if self._kept is not None:
             values = _put(values, self._kept, values.new_full((self._count,), fill))
         if self._storage == "compressed":
             return values

@@ -55,7 +55,7 @@ class StepGradients:
     def _called(self, name: str, layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         # As in `grow.evidence.watch`: of a view, a change in place would not be seen.
         output = output.clone() if output._is_view() else output
-        # What the step reads of its batch may be refilled before the update: a task may have one buffer for all batches.
+        # What the step reads of its batch may be refilled before the growth: a task may have one buffer for all batches.
         given = args[0].detach()
         read = given if args[0].requires_grad else given.clone()
         if output.requires_grad:

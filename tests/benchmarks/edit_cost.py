@@ -10,9 +10,9 @@ network is divided between two devices, and a unit that crosses costs so many me
 
 One run each repeat; the time between two stretches of steps (evidence, scores, choice, edit, probes of the loss, choosing kernels) is set
 against the time of the training steps of the same run, so what else the machine does weighs on both. What an edit leaves to the next step
-(a kernel's structure, prepared at its first use), and what the step before it keeps for it, count among the steps. Importing numba and
-loading or compiling the machine code of the compiled kernel happens once a process, whether anything is ever edited or not: it is done
-before the clock starts, and told as ``first_use_s``. The ratio is the time of the steps over that of control, ``share`` its inverse,
+(a kernel's structure, prepared at its first use), and what a step keeps for the growth that goes by it, count among the steps. Importing
+numba and loading or compiling the machine code of the compiled kernel happens once a process, whether anything is ever edited or not: it is
+done before the clock starts, and told as ``first_use_s``. The ratio is the time of the steps over that of control, ``share`` its inverse,
 ``step_ms`` and ``update_ms`` a step and all that is done at one update.
 """
 

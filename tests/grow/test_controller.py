@@ -46,14 +46,14 @@ def test_the_target_is_met_exactly_and_nothing_changes_after_the_last_update() -
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 40))
 def test_growth_by_the_gradient_of_a_step_is_the_same_growth_one_step_later(interval: int, steps: int, last: int) -> None:
-    """But for an update at the end, after which there is no step."""
+    """But for updates at every step, and at the end."""
     last = min(last, steps)
     plan = Policy(steps, interval, last, cubic(1000, 300, 0, max(1, last)), cosine(0.3, max(1, last)), {})
     alone, waiting = (
         [(step, decision) for step, decision, _ in follow(plan, 1000, by_step) if not isinstance(decision, Train)]
         for by_step in (False, True)
     )
-    later = [(step + (isinstance(decision, Grow) and step < steps), decision) for step, decision in alone]
+    later = [(step + (isinstance(decision, Grow) and interval > 1 and step + 1 < steps), decision) for step, decision in alone]
     assert waiting == later
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not compiled.available(), reason="numba is not i
 def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """The registers that the loops are made for."""
     monkeypatch.setattr(registers, "wide", lambda: request.param)
-    caches = (loops.loops, stack_loops.layer_on_tile)
+    caches = (loops.loops, loops._loops, stack_loops.layer_on_tile)
     for kept in caches:
         kept.cache_clear()
     yield request.param

@@ -209,6 +209,22 @@ def test_growth_takes_what_has_the_largest_gradients_in_a_pass_or_in_the_step_af
     assert chosen == {(number, at) for number, name in enumerate(scores) for at in new[name].tolist()}
 
 
+def test_kernels_are_chosen_and_units_divided_once_an_update_when_it_has_grown() -> None:
+    session, divided, chosen = make_session(History(), batches=0), list[int](), list[int]()
+
+    def timed(kernel: str, case: KernelCase) -> float | None:
+        chosen.append(session.step)
+        return None
+
+    session.methods = replace(session.methods, timings=timed, divide=lambda network: divided.append(session.step))
+    finish(session)
+    grown = [event.step for event in session.history.events if event.what == "grow_connections"]
+    assert {step % 10 for step in grown} == {1}
+    assert divided == grown
+    assert set(chosen) <= set(grown)
+    assert chosen
+
+
 def held(layer: SparseLayer) -> np.ndarray:
     """Where the weights of the connections stand in the layer's storage."""
     assert layer.positions is not None

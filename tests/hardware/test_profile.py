@@ -3,6 +3,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from grow.kernels import KernelCase
@@ -83,6 +84,17 @@ def test_what_a_small_shape_has_no_room_for_is_not_told_by_its_noise() -> None:
     rows = [KernelTime("compiled", r, c, b, d, seconds(r, c, d) * (0.9 if (r, c, d) == (10, 64, 0.5) else 1.0)) for r, c, b, d in points]
     for density in (0.1, 0.5, 0.9):
         assert KernelTable(rows).seconds(100, 300, 128, density) == pytest.approx(seconds(100, 300, density), rel=0.1)
+
+
+def test_times_have_no_jumps_where_shapes_were_measured() -> None:
+    noise = np.random.default_rng(0)
+    points = product((10, 256, 2048), (64, 512, 2048), (64, 128), (0.01, 0.1, 0.5))
+    table = KernelTable([KernelTime("compiled", *at, (2e-4 + 2e-8 * at[0] * at[1] * at[3]) * noise.uniform(0.8, 1.2)) for at in points])
+    for rows, columns, density in product((10, 100, 256, 1000, 2048), (64, 300, 512, 2048), (0.005, 0.3, 0.9)):
+        here = table.seconds(rows, columns, 100, density)
+        for near in (-1e-7, 1e-7):
+            assert table.seconds(rows * (1 + near), columns, 100, density) == pytest.approx(here, rel=1e-4)
+            assert table.seconds(rows, columns * (1 + near), 100, density) == pytest.approx(here, rel=1e-4)
 
 
 def test_between_shapes_no_time_is_less_than_in_proportion_to_the_fewest_connections_measured() -> None:

@@ -31,7 +31,7 @@ class Commands:
 
     def __call__(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Give the command ``grow`` with these arguments in a folder."""
-        with pytest.MonkeyPatch.context() as patch, self._redirected(), self.surroundings():
+        with pytest.MonkeyPatch.context() as patch, self.surroundings():
             patch.chdir(cwd)
             patch.setattr(sys, "argv", ["grow", *arguments])
             patch.setattr(parent, "Nursery", self._borrowed)
@@ -43,8 +43,8 @@ class Commands:
 
     @contextmanager
     def surroundings(self) -> Iterator[None]:
-        """The environment of every command. A nursery that begins, as one does for one that was killed, begins within."""
-        with pytest.MonkeyPatch.context() as patch:
+        """The environment of every command, and where it writes to. A nursery begins within, also one in place of one that was killed."""
+        with pytest.MonkeyPatch.context() as patch, self._redirected():
             for name, value in {**self._environment, DEBUG_VARIABLE: ""}.items():
                 patch.setenv(name, value)
             yield
