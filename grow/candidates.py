@@ -94,9 +94,9 @@ class Candidates:
                 if finite and highest <= floor():
                     continue
                 scores, taken = flat.cpu().numpy(), self._taken(layer, block.rows, width)
-                if finite and self.within is None and floor() == -np.inf:
+                if finite and self.within is None:
                     scores = scores.copy()  # they may be the criterion's own
-                    scores[taken] = -np.inf  # not among the ``most`` highest
+                    scores[taken] = -np.inf  # no floor is below it
                     local = _high(scores, floor(), most)
                 else:
                     high = _high(scores, floor(), len(scores)) if finite else np.arange(len(scores))  # what is wrong is for the reader

@@ -42,8 +42,9 @@ RANDOM_BIRTH = BIRTHS["random"]
 class Methods:
     """How decisions are carried out.
 
-    growth, pruning: what connections are worth. batches: of the coming steps, as evidence at every edit; 0 costs least: growth by the
-    gradient takes that of the training step after the pruning, where that can be watched (`Session.grows_by_step`), all else one batch.
+    growth, pruning: what connections are worth. batches: of the coming steps, as evidence at every edit; 0 costs least in one process:
+    growth by the gradient takes that of the training step after the pruning, where that can be watched (`Session.grows_by_step`), all else
+    one batch.
     allocation: density of every layer at every edit; None: global, the scores alone say where. kept: layers whose connections and spaces
     are left as they are. unit_pruning: what units are worth. apoptosis, merging, stand_ins: bound, method and breadth of merges, see
     `grow.apoptosis.find`. pattern: how scores become a choice; None: one connection at a time, by the price. birth: how units come into

@@ -53,8 +53,8 @@ class Recipe:
     between updates. drop_fraction: share of the live connections replaced at one update. price: of one more halo unit, in
     median saliencies; ``machine``: as many as the connections that the machine computes in the time of sending it, by the profile.
     schedule, schedule_begin, schedule_end, updates_end, rounds, cycles: see `grow.plan.Plan`. evidence_batches: of evidence at every
-    update; with 0, the cheapest, growth takes the gradient of the training step after the pruning, and comes one step later. birth: of
-    units. apoptosis: bound of merging redundant units, 0 merges none.
+    update; with 0, the cheapest on one device, growth takes the gradient of the training step after the pruning, and comes one step later.
+    birth: of units. apoptosis: bound of merging redundant units, 0 merges none.
     devices, strategy, partitioner, imbalance: how the final network is split; ``layouts``: of every space, where the strategy is
     ``mixed``, which is every one without a name. repartition: whether units are divided anew after every
     update, as far as it pays. autocast: whether products are computed in bfloat16 (by kernels that know it; others stay in float32),

@@ -14,5 +14,5 @@ def wide() -> bool:
 
 
 def block_side(element_size: int) -> int:
-    """Elements of a side of the blocks that a matrix is transposed by: as many rows as can be held at once, with those that they become."""
+    """Elements of a side of the blocks by which a matrix is transposed: a wide register's; else what was fastest on Zen 3."""
     return 64 // element_size if wide() else 8
